@@ -1,0 +1,320 @@
+"""One picture and one box -> a list of pictures, best first: each hides more of the box than the one before.
+
+Pure Pillow. Level k of a list of L hides k/(L-1) of the box (k = 0 .. L-1) under solid black and marks the
+hidden part with the outline of a red ellipse; level 0 is the picture itself. ``PictureFiles``,
+``HiddenBox`` and ``PictureAndCrop`` say where the pictures of a record come from; nothing is opened before
+``load()``.
+"""
+
+import math
+import os
+import random
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from PIL import ExifTags, Image, ImageDraw, ImageOps, UnidentifiedImageError
+
+Grow = Literal["longer_side", "left_to_right", "top_to_bottom"]
+VisualPrompt = Literal["ellipse", "none"]
+
+# Part of every describe(): raise it when the rules of this file give other pixels for the same settings, so
+# that values cached for the old pixels are not used for the new ones.
+_RULES = "ranked images, rules 1"
+
+_RED = (255, 0, 0)
+
+
+class PictureError(ValueError):
+    """A picture cannot be used; the message names the file and the cause."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle in pixels of the upright picture; ``right`` and ``bottom`` are exclusive."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def width(self) -> int:
+        """Pixels across."""
+        return self.right - self.left
+
+    @property
+    def height(self) -> int:
+        """Pixels down."""
+        return self.bottom - self.top
+
+    def fits(self, width: int, height: int) -> bool:
+        """Whether the box holds at least one pixel and lies inside a picture of this size."""
+        return 0 <= self.left < self.right <= width and 0 <= self.top < self.bottom <= height
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a list is drawn: pictures in a list, marker of the hidden part, direction in which it grows.
+
+    ``longer_side`` grows along the longer side of the box, from its left or top end (a square: from the
+    left).
+    """
+
+    list_size: int = 5
+    visual_prompt: VisualPrompt = "ellipse"
+    grow: Grow = "longer_side"
+
+    def __post_init__(self) -> None:
+        if self.list_size < 2:
+            raise ValueError(f"list_size is {self.list_size}; a ranked list needs at least 2 pictures")
+        if self.visual_prompt not in get_args(VisualPrompt):
+            raise ValueError(
+                f"visual_prompt is {self.visual_prompt!r}; choose {' or '.join(get_args(VisualPrompt))}"
+            )
+        if self.grow not in get_args(Grow):
+            raise ValueError(f"grow is {self.grow!r}; choose {' or '.join(get_args(Grow))}")
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The picture upright (EXIF orientation applied) in mode RGB, without metadata; of several frames the
+    first.
+
+    Transparent parts are laid on white: pictures with transparency are mostly made for white pages, and
+    black is what marks a hidden region here. 16-bit grey is scaled to 8 bits, 65535 to 255. Wider integers
+    are taken as 16-bit when they fit, floats as 0..1, 0..255 or 0..65535, whichever is the first that holds
+    them; values outside these ranges are stretched from lowest to highest.
+
+    Raises:
+        PictureError: the file is missing, empty, not a picture, damaged or too large.
+    """
+    try:
+        with Image.open(path) as file:
+            picture = _to_rgb(ImageOps.exif_transpose(file))
+    except Exception as error:  # Pillow's decoders meet damaged files with many kinds of exceptions
+        raise PictureError(f"{path}: {_cause(path, error)}") from error
+    picture.info = {}
+    return picture
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """(width, height) of the upright picture, read from the file's header without decoding the pixels.
+
+    Raises:
+        PictureError: as in ``open_picture``, as far as the header shows it.
+    """
+    try:
+        with Image.open(path) as file:
+            if file.format == "TIFF":  # Pillow has already turned the size of a TIFF
+                return file.size
+            if file.format == "PNG" and _has_late_metadata(path):
+                file.load()
+            # The PNG class's own getexif would decode the whole picture first.
+            orientation = Image.Image.getexif(file).get(ExifTags.Base.Orientation, 1)
+            width, height = file.size
+    except Exception as error:
+        raise PictureError(f"{path}: {_cause(path, error)}") from error
+    return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+
+
+def hidden_region(box: Box, level: int, drawing: Drawing) -> Box | None:
+    """The part of the box that ``level`` (0 .. list_size-1) hides: level/(list_size-1) of it; None when
+    empty.
+
+    It grows along one axis from the left or top end and has the box's full extent on the other. The number
+    of hidden columns or rows is rounded half up at every level alike, so each level contains the one
+    before.
+    """
+    last = drawing.list_size - 1
+    if not 0 <= level <= last:
+        raise ValueError(f"level {level} is outside 0..{last}")
+    across = drawing.grow == "left_to_right" or (drawing.grow == "longer_side" and box.width >= box.height)
+    side = box.width if across else box.height
+    hidden = (2 * side * level + last) // (2 * last)
+    if hidden == 0:
+        return None
+    if across:
+        return Box(box.left, box.top, box.left + hidden, box.bottom)
+    return Box(box.left, box.top, box.right, box.top + hidden)
+
+
+def ranked_images(picture: Image.Image, box: Box, drawing: Drawing) -> tuple[Image.Image, ...]:
+    """``drawing.list_size`` pictures, best first; the first is ``picture`` itself, untouched.
+
+    No pixel outside a level's hidden region differs from ``picture`` (mode RGB). The ellipse touches the
+    sides of the hidden rectangle from within. Its outline is 3 pixels wide on a picture whose longer side
+    is 640 and scales with it, at least 1 and at most a quarter of the rectangle's shorter side, so that the
+    black stays visible; the method gives no width, this one is the project's choice.
+
+    Raises:
+        ValueError: the box does not lie inside the picture.
+    """
+    if not box.fits(*picture.size):
+        raise ValueError(f"{box} does not lie inside a picture of {picture.width} x {picture.height} pixels")
+    levels = (hidden_region(box, level, drawing) for level in range(1, drawing.list_size))
+    return (picture, *(_hide(picture, region, drawing.visual_prompt) for region in levels))
+
+
+def random_crop(picture: Image.Image, key: str) -> Image.Image:
+    """mDPO's bad image: a crop of at most 20 % of the picture's area, resized to the picture's own size
+    (bilinear).
+
+    Area 1 to 20 % and aspect 3/4 to 4/3 are drawn as in mDPO's RandomResizedCrop, whose fallback for long
+    pictures (a central crop of any area) is replaced by cutting the crop to the picture. The key decides
+    everything: the same key and size give the same crop. At least 1 x 1 pixel, which is more than 20 % of a
+    picture below 5 pixels.
+    """
+    draw = random.Random(key)
+    area = picture.width * picture.height * draw.uniform(0.01, 0.2)
+    aspect = math.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
+    # Rounded down, so that the crop never exceeds its share.
+    width = min(max(1, int(math.sqrt(area * aspect))), picture.width)
+    height = min(max(1, int(math.sqrt(area / aspect))), picture.height)
+    left = draw.randint(0, picture.width - width)
+    top = draw.randint(0, picture.height - height)
+    crop = picture.crop((left, top, left + width, top + height))
+    return crop.resize(picture.size, Image.Resampling.BILINEAR)
+
+
+@dataclass(frozen=True)
+class PictureFiles:
+    """Pictures made beforehand: one file per level, best first; a single file is a list of one."""
+
+    paths: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def files(self) -> tuple[Path, ...]:
+        """The files whose content decides the pixels."""
+        return self.paths
+
+    def describe(self) -> str:
+        """Everything besides the files' content that decides the pixels, as one text."""
+        return f"{_RULES}; files as they are"
+
+    def load(self) -> tuple[Image.Image, ...]:
+        """The pictures, best first; raises PictureError."""
+        return tuple(open_picture(path) for path in self.paths)
+
+
+@dataclass(frozen=True)
+class HiddenBox:
+    """One picture and the box that is hidden in it step by step."""
+
+    path: Path
+    box: Box
+    drawing: Drawing
+
+    def __len__(self) -> int:
+        return self.drawing.list_size
+
+    def files(self) -> tuple[Path, ...]:
+        """The files whose content decides the pixels."""
+        return (self.path,)
+
+    def describe(self) -> str:
+        """Everything besides the file's content that decides the pixels, as one text."""
+        return f"{_RULES}; {self.box}; {self.drawing}"
+
+    def load(self) -> tuple[Image.Image, ...]:
+        """The pictures, best first; raises PictureError, and ValueError when the box does not fit the picture."""
+        return ranked_images(open_picture(self.path), self.box, self.drawing)
+
+
+@dataclass(frozen=True)
+class PictureAndCrop:
+    """One picture, and a random crop of it that the key decides."""
+
+    path: Path
+    key: str
+
+    def __len__(self) -> int:
+        return 2
+
+    def files(self) -> tuple[Path, ...]:
+        """The files whose content decides the pixels."""
+        return (self.path,)
+
+    def describe(self) -> str:
+        """Everything besides the file's content that decides the pixels, as one text."""
+        return f"{_RULES}; crop {self.key!r}"
+
+    def load(self) -> tuple[Image.Image, ...]:
+        """The picture, then its crop; raises PictureError."""
+        picture = open_picture(self.path)
+        return picture, random_crop(picture, self.key)
+
+
+RankedImages = PictureFiles | HiddenBox | PictureAndCrop
+
+
+def _hide(picture: Image.Image, region: Box | None, visual_prompt: VisualPrompt) -> Image.Image:
+    drawn = picture.copy()
+    if region is None:
+        return drawn
+    # Drawn on a rectangle of its own, the ellipse cannot reach a pixel outside it.
+    black = Image.new("RGB", (region.width, region.height))
+    if visual_prompt == "ellipse":
+        scaled = round(3 * max(picture.size) / 640)
+        outline = max(1, min(scaled, min(black.size) // 4))
+        corners = (0, 0, black.width - 1, black.height - 1)
+        ImageDraw.Draw(black).ellipse(corners, outline=_RED, width=outline)
+    drawn.paste(black, (region.left, region.top))
+    return drawn
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        return _to_8_bits(picture).convert("RGB")
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    if picture.mode == "La":  # grey multiplied by its alpha reaches RGBA only by way of LA
+        picture = picture.convert("LA")
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+
+
+def _to_8_bits(picture: Image.Image) -> Image.Image:
+    values = picture.convert("F")
+    low, high = values.getextrema()
+    assert isinstance(low, float) and isinstance(high, float)  # one band
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("holds values that are not finite")
+    tops = (1.0, 255.0, 65535.0) if picture.mode == "F" else (65535.0,)
+    top = next((top for top in tops if low >= 0 and high <= top), None)
+    if top is not None:
+        low, high = 0.0, top
+    scale = 255 / (high - low) if high > low else 0.0
+    # "F" to "L" cuts the fraction off; the half makes it rounding.
+    return values.point(lambda value: value * scale + (0.5 - low * scale)).convert("L")
+
+
+def _has_late_metadata(path: Path) -> bool:
+    """Whether a PNG holds chunks behind its pixels that can carry an orientation (EXIF or XMP)."""
+    with path.open("rb") as file:
+        file.seek(8)
+        pixels_seen = False
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            pixels_seen = pixels_seen or kind == b"IDAT"
+            if pixels_seen and kind in (b"eXIf", b"iTXt", b"zTXt", b"tEXt"):
+                return True
+            file.seek(length + 4, os.SEEK_CUR)
+    return False
+
+
+def _cause(path: Path, error: Exception) -> str:
+    """Why a picture could not be read, for someone who does not know Pillow."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, UnidentifiedImageError):
+        return (
+            "the file is empty" if path.stat().st_size == 0 else "not a picture in a format that Pillow reads"
+        )
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too large: {error}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"cannot be decoded: {error or type(error).__name__}"
