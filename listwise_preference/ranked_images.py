@@ -78,8 +78,7 @@ class Drawing:
 
 
 def open_picture(path: Path) -> Image.Image:
-    """The picture upright (EXIF orientation applied) in mode RGB, without metadata; of several frames the
-    first.
+    """The picture upright (EXIF orientation applied), in RGB, without metadata; of several frames the first.
 
     Transparent parts are laid on white: pictures with transparency are mostly made for white pages, and
     black is what marks a hidden region here. 16-bit grey is scaled to 8 bits, 65535 to 255. Wider integers
@@ -119,12 +118,11 @@ def upright_size(path: Path) -> tuple[int, int]:
 
 
 def hidden_region(box: Box, level: int, drawing: Drawing) -> Box | None:
-    """The part of the box that ``level`` (0 .. list_size-1) hides: level/(list_size-1) of it; None when
-    empty.
+    """The part of the box that ``level`` (0 .. list_size-1) hides, level/(list_size-1) of it, or None.
 
     It grows along one axis from the left or top end and has the box's full extent on the other. The number
-    of hidden columns or rows is rounded half up at every level alike, so each level contains the one
-    before.
+    of hidden columns or rows is rounded half up at every level alike, so each level contains the one before;
+    None when that number is 0.
     """
     last = drawing.list_size - 1
     if not 0 <= level <= last:
@@ -145,7 +143,8 @@ def ranked_images(picture: Image.Image, box: Box, drawing: Drawing) -> tuple[Ima
     No pixel outside a level's hidden region differs from ``picture`` (mode RGB). The ellipse touches the
     sides of the hidden rectangle from within. Its outline is 3 pixels wide on a picture whose longer side
     is 640 and scales with it, at least 1 and at most a quarter of the rectangle's shorter side, so that the
-    black stays visible; the method gives no width, this one is the project's choice.
+    black stays visible (a side of 1 or 2 pixels has no room for both: all of it is outline). The method gives
+    no width; this one is the project's choice.
 
     Raises:
         ValueError: the box does not lie inside the picture.
@@ -157,8 +156,7 @@ def ranked_images(picture: Image.Image, box: Box, drawing: Drawing) -> tuple[Ima
 
 
 def random_crop(picture: Image.Image, key: str) -> Image.Image:
-    """mDPO's bad image: a crop of at most 20 % of the picture's area, resized to the picture's own size
-    (bilinear).
+    """mDPO's bad image: a crop of at most 20 % of the picture's area, resized (bilinear) to its size.
 
     Area 1 to 20 % and aspect 3/4 to 4/3 are drawn as in mDPO's RandomResizedCrop, whose fallback for long
     pictures (a central crop of any area) is replaced by cutting the crop to the picture. The key decides
@@ -219,7 +217,7 @@ class HiddenBox:
         return f"{_RULES}; {self.box}; {self.drawing}"
 
     def load(self) -> tuple[Image.Image, ...]:
-        """The pictures, best first; raises PictureError, and ValueError when the box does not fit the picture."""
+        """The pictures, best first; raises PictureError, or ValueError when the box does not fit."""
         return ranked_images(open_picture(self.path), self.box, self.drawing)
 
 
