@@ -625,7 +625,7 @@ def _sum_up(
         rest = f"--on_bad_record drop leaves these records out and uses the other {len(records)}."
         raise DataError(f"{report}\n{rest}")
     if bad:
-        report += f"\nLeft out (--on_bad_record drop); {len(records)} records are used."
+        report += f"\nLeft out (--on_bad_record drop); records used: {len(records)}."
     return Records(tuple(records), dropped=len(bad), without_box=without_box, report=report)
 
 

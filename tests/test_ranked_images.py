@@ -1,0 +1,388 @@
+import itertools
+import random
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageChops, ImageCms
+
+from listwise_preference.ranked_images import (
+    Box,
+    Drawing,
+    HiddenBox,
+    PictureAndCrop,
+    PictureError,
+    PictureFiles,
+    hidden_region,
+    open_picture,
+    random_crop,
+    ranked_images,
+    upright_size,
+)
+
+RED, BLACK, WHITE = (255, 0, 0), (0, 0, 0), (255, 255, 255)
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    """A picture without red or black pixels, so that every drawn pixel is a changed one."""
+    values = random.Random(seed).choices(range(1, 255), k=3 * width * height)
+    return Image.frombytes("RGB", (width, height), bytes(values))
+
+
+def pixels(picture: Image.Image) -> list[tuple[int, ...]]:
+    return [picture.getpixel((x, y)) for y in range(picture.height) for x in range(picture.width)]
+
+
+# Hidden share
+
+
+def test_hidden_share_by_hand() -> None:
+    # 10 columns in 4 steps: 0, 2.5, 5, 7.5, 10; halves round up.
+    box = Box(3, 4, 13, 9)
+    regions = [hidden_region(box, level, Drawing(list_size=5)) for level in range(5)]
+    assert regions == [None, *(Box(3, 4, 3 + width, 9) for width in (3, 5, 8, 10))]
+    # 7 rows in 3 steps: 0, 2.33, 4.67, 7.
+    tall = Box(0, 0, 5, 7)
+    regions = [hidden_region(tall, level, Drawing(list_size=4)) for level in range(4)]
+    assert regions == [None, *(Box(0, 0, 5, height) for height in (2, 5, 7))]
+
+
+@pytest.mark.parametrize(
+    ("box", "grow", "half"),
+    [
+        (Box(0, 0, 8, 4), "longer_side", Box(0, 0, 4, 4)),
+        (Box(0, 0, 4, 8), "longer_side", Box(0, 0, 4, 4)),
+        (Box(0, 0, 6, 6), "longer_side", Box(0, 0, 3, 6)),
+        (Box(0, 0, 4, 8), "left_to_right", Box(0, 0, 2, 8)),
+        (Box(0, 0, 8, 4), "top_to_bottom", Box(0, 0, 8, 2)),
+    ],
+)
+def test_direction(box: Box, grow: str, half: Box) -> None:
+    assert hidden_region(box, 1, Drawing(list_size=3, grow=grow)) == half
+
+
+def test_each_level_contains_the_one_before_and_the_last_is_the_box() -> None:
+    draw = random.Random(1)
+    for _ in range(2000):
+        left, top = draw.randrange(50), draw.randrange(50)
+        box = Box(left, top, left + draw.randint(1, 60), top + draw.randint(1, 60))
+        grow = draw.choice(["longer_side", "left_to_right", "top_to_bottom"])
+        drawing = Drawing(list_size=draw.randint(2, 12), grow=grow)
+        regions = [hidden_region(box, level, drawing) for level in range(drawing.list_size)]
+        assert regions[0] is None and regions[-1] == box
+        shown = [region for region in regions if region]
+        assert regions == [None] * (len(regions) - len(shown)) + shown
+        for small, large in itertools.pairwise(shown):
+            assert (small.left, small.top) == (large.left, large.top) == (box.left, box.top)
+            assert small.right <= large.right and small.bottom <= large.bottom
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ValueError, match="at least 2"):
+        Drawing(list_size=1)
+    with pytest.raises(ValueError, match="ellipse or none"):
+        Drawing(visual_prompt="circle")
+    with pytest.raises(ValueError, match="longer_side or left_to_right or top_to_bottom"):
+        Drawing(grow="up")
+    with pytest.raises(ValueError, match=r"outside 0\.\.4"):
+        hidden_region(Box(0, 0, 4, 4), 5, Drawing())
+
+
+# Drawing
+
+
+def test_without_ellipse_the_region_is_black_and_the_rest_untouched() -> None:
+    picture = noise(6, 4)
+    middle = ranked_images(picture, Box(1, 1, 5, 3), Drawing(list_size=3, visual_prompt="none"))[1]
+    for x in range(6):
+        for y in range(4):
+            hidden = x in (1, 2) and y in (1, 2)
+            assert middle.getpixel((x, y)) == (BLACK if hidden else picture.getpixel((x, y)))
+
+
+def test_nothing_outside_the_hidden_region_changes() -> None:
+    draw = random.Random(2)
+    sides = [1, 2, 3, 4, 5, 9, 30]
+    for width, height in [(w, h) for w in sides for h in sides]:
+        picture = noise(40, 40, seed=width * 100 + height)
+        before = picture.tobytes()
+        left, top = draw.randint(0, 40 - width), draw.randint(0, 40 - height)
+        box = Box(left, top, left + width, top + height)
+        drawing = Drawing(list_size=draw.randint(2, 6))
+        levels = ranked_images(picture, box, drawing)
+        assert levels[0].tobytes() == picture.tobytes() == before
+        for level, image in enumerate(levels):
+            region = hidden_region(box, level, drawing)
+            # The picture has no black and no red, so the changed pixels' bounds are the region itself.
+            changed = ImageChops.difference(image, picture).getbbox()
+            expected = (region.left, region.top, region.right, region.bottom) if region else None
+            assert changed == expected
+            if region:
+                inside = image.crop(expected)
+                assert set(pixels(inside)) <= {RED, BLACK}
+                assert RED in pixels(inside)
+
+
+def test_the_ellipse_is_inscribed() -> None:
+    image = ranked_images(noise(64, 64), Box(10, 20, 51, 41), Drawing(list_size=2))[1]
+    # 41 x 21 pixels: the outline touches the middle of each side; corners and centre stay black.
+    for touched in [(30, 20), (30, 40), (10, 30), (50, 30)]:
+        assert image.getpixel(touched) == RED
+    for black in [(10, 20), (50, 20), (10, 40), (50, 40), (30, 30)]:
+        assert image.getpixel(black) == BLACK
+
+
+@pytest.mark.parametrize(("width", "expected"), [(200, 1), (640, 3), (1280, 6)])
+def test_the_outline_scales_with_the_picture(width: int, expected: int) -> None:
+    image = ranked_images(Image.new("RGB", (width, 100), WHITE), Box(0, 0, 100, 51), Drawing(list_size=2))[1]
+    column = [image.getpixel((50, y)) for y in range(25)]
+    assert column == [RED] * expected + [BLACK] * (25 - expected)
+
+
+def test_a_box_outside_the_picture_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not lie inside a picture of 10 x 8 pixels"):
+        ranked_images(noise(10, 8), Box(0, 0, 10, 9), Drawing())
+
+
+# Reading
+
+
+def saved(folder: Path, picture: Image.Image, name: str, **options: object) -> Path:
+    path = folder / name
+    picture.save(path, **options)
+    return path
+
+
+def opened(path: Path) -> list[tuple[int, ...]]:
+    picture = open_picture(path)
+    assert picture.mode == "RGB"
+    assert upright_size(path) == picture.size
+    return pixels(picture)
+
+
+def of_mode(mode: str, *values: object) -> Image.Image:
+    picture = Image.new(mode, (len(values), 1))
+    for x, value in enumerate(values):
+        picture.putpixel((x, 0), value)
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("picture", "name", "expected"),
+    [
+        (of_mode("RGB", (1, 2, 3)), "p.png", [(1, 2, 3)]),
+        (of_mode("L", 0, 77, 255), "p.png", [BLACK, (77, 77, 77), WHITE]),
+        (of_mode("1", 0, 255), "p.png", [BLACK, WHITE]),
+        # Alpha 0 shows the white below, alpha 255 the colour; 51/255 is one fifth black: 255 * 4/5 = 204.
+        (of_mode("RGBA", (9, 9, 9, 0), (9, 8, 7, 255), (0, 0, 0, 51)), "p.png",
+         [WHITE, (9, 8, 7), (204, 204, 204)]),
+        (of_mode("LA", (0, 0), (60, 255), (0, 51)), "p.png", [WHITE, (60, 60, 60), (204, 204, 204)]),
+        # No ink is white; full cyan takes all red away; full key is black.
+        (of_mode("CMYK", (0, 0, 0, 0), (255, 0, 0, 0), (0, 0, 0, 255)), "p.tif",
+         [WHITE, (0, 255, 255), BLACK]),
+        # 16 bits: v / 257. 128 / 257 is below a half, 129 / 257 above; 32896 = 128 * 257.
+        (of_mode("I;16", 0, 128, 129, 32896, 65535), "p.png", [(v, v, v) for v in (0, 0, 1, 128, 255)]),
+        (of_mode("I;16", 0, 257, 65535), "p.tif", [(v, v, v) for v in (0, 1, 255)]),
+        (of_mode("I", 0, 32896, 65535), "p.tif", [(v, v, v) for v in (0, 128, 255)]),
+        # Outside 16 bits: from lowest to highest, -100 .. 155 being 255 wide.
+        (of_mode("I", -100, 0, 155), "p.tif", [(v, v, v) for v in (0, 100, 255)]),
+        (of_mode("F", 0.0, 0.4, 1.0), "p.tif", [(v, v, v) for v in (0, 102, 255)]),
+        (of_mode("F", 0.0, 7.0, 200.0), "p.tif", [(v, v, v) for v in (0, 7, 200)]),
+        (of_mode("F", 0.0, 2570.0), "p.tif", [(v, v, v) for v in (0, 10)]),
+        (of_mode("F", -3.0, -3.0), "p.tif", [BLACK, BLACK]),
+    ],
+    ids=lambda value: f"{value.mode}" if isinstance(value, Image.Image) else None,
+)  # fmt: skip
+def test_every_mode_becomes_rgb(
+    tmp_path: Path, picture: Image.Image, name: str, expected: list[tuple[int, int, int]]
+) -> None:
+    assert opened(saved(tmp_path, picture, name)) == expected
+
+
+def test_palette_with_and_without_transparency(tmp_path: Path) -> None:
+    picture = Image.new("P", (3, 1))
+    picture.putpalette([10, 20, 30, 40, 50, 60, 0, 0, 0])
+    picture.putdata([0, 1, 2])
+    assert opened(saved(tmp_path, picture, "p.png")) == [(10, 20, 30), (40, 50, 60), BLACK]
+    # One alpha per palette entry, and one transparent index as GIF has it.
+    alpha = saved(tmp_path, picture, "alpha.png", transparency=bytes([255, 0, 51]))
+    assert opened(alpha) == [(10, 20, 30), WHITE, (204, 204, 204)]
+    assert opened(saved(tmp_path, picture, "p.gif", transparency=1)) == [(10, 20, 30), WHITE, BLACK]
+    rgb = saved(tmp_path, of_mode("RGB", (1, 2, 3), (4, 5, 6)), "key.png", transparency=(4, 5, 6))
+    assert opened(rgb) == [(1, 2, 3), WHITE]
+
+
+def test_lab_becomes_rgb(tmp_path: Path) -> None:
+    srgb, to_lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    lab = ImageCms.profileToProfile(of_mode("RGB", (200, 100, 50)), srgb, to_lab, outputMode="LAB")
+    (pixel,) = opened(saved(tmp_path, lab, "p.tif"))
+    assert all(abs(a - b) <= 4 for a, b in zip(pixel, (200, 100, 50), strict=True))  # LAB in 8 bits is coarse
+
+
+# The picture that must come out, as rows, and how a camera stores it under each EXIF orientation.
+UPRIGHT = ["ab", "cd", "ef"]
+STORED = {
+    1: ["ab", "cd", "ef"],
+    2: ["ba", "dc", "fe"],
+    3: ["fe", "dc", "ba"],
+    4: ["ef", "cd", "ab"],
+    5: ["ace", "bdf"],
+    6: ["bdf", "ace"],
+    7: ["fdb", "eca"],
+    8: ["eca", "fdb"],
+}
+COLOURS = {"a": (250, 0, 0), "b": (0, 250, 0), "c": (0, 0, 250), "d": BLACK, "e": WHITE, "f": (9, 99, 199)}
+
+
+def of_rows(rows: list[str]) -> Image.Image:
+    return Image.frombytes(
+        "RGB", (len(rows[0]), len(rows)), bytes(v for c in "".join(rows) for v in COLOURS[c])
+    )
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("name", ["p.png", "p.tif", "p.webp"])
+def test_exif_orientation(tmp_path: Path, name: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lossless = {"lossless": True} if name == "p.webp" else {}
+    path = saved(tmp_path, of_rows(STORED[orientation]), name, exif=exif, **lossless)
+    assert opened(path) == pixels(of_rows(UPRIGHT))
+    assert 0x0112 not in open_picture(path).getexif()
+    again = saved(tmp_path, open_picture(path), f"again-{name}", **lossless)
+    assert opened(again) == pixels(of_rows(UPRIGHT))
+
+
+def test_exif_orientation_of_a_photograph(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: stored 32 x 16, its left side is the picture's top
+    stored = Image.new("RGB", (32, 16), "blue")
+    stored.paste((255, 255, 0), (0, 0, 16, 16))
+    path = saved(tmp_path, stored, "p.jpg", exif=exif, quality=95)
+    picture = open_picture(path)
+    assert picture.size == upright_size(path) == (16, 32)
+    assert picture.getpixel((8, 4))[0] > 240 and picture.getpixel((8, 28))[0] < 15
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def test_orientation_behind_the_pixels_of_a_png(tmp_path: Path) -> None:
+    # PNG allows eXIf after IDAT; the header alone would say 3 x 2.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = saved(tmp_path, of_rows(STORED[6]), "p.png")
+    plain = path.read_bytes()
+    late = chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    path.write_bytes(plain[:-12] + late + plain[-12:])
+    assert opened(path) == pixels(of_rows(UPRIGHT))
+
+
+def test_the_size_needs_no_pixels(tmp_path: Path) -> None:
+    for name in ("p.jpg", "p.png"):
+        whole = saved(tmp_path, noise(300, 200), name)
+        cut = tmp_path / f"cut-{name}"
+        cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+        assert upright_size(cut) == (300, 200)
+        with pytest.raises(PictureError, match=rf"cut-{name}: cannot be decoded"):
+            open_picture(cut)
+
+
+def test_unusable_pictures_name_file_and_cause(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("hello")
+    # A header of 20,000 x 10,000 pixels, above Pillow's limit of about 179 million.
+    header = struct.pack(">IIBBBBB", 20_000, 10_000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    causes = {
+        "missing.png": "no such file",
+        "empty.png": "the file is empty",
+        "text.jpg": "not a picture in a format that Pillow reads",
+        "bomb.png": "too large: .*200000000 pixels",
+        "": "Is a directory",
+    }
+    for name, cause in causes.items():
+        path = tmp_path / name
+        for read in (open_picture, upright_size):
+            with pytest.raises(PictureError, match=f"^{path}: {cause}"):
+                read(path)
+
+
+# mDPO's crop
+
+
+def position_coded(width: int, height: int) -> Image.Image:
+    """Red is the column, green the row: a crop's corners can be read off its colours."""
+    return Image.frombytes("RGB", (width, height), bytes(v for y in range(height) for x in range(width)
+                                                         for v in (x, y, 0)))  # fmt: skip
+
+
+def test_same_key_and_size_same_crop() -> None:
+    picture = noise(60, 40)
+    assert random_crop(picture, "7/a").tobytes() == random_crop(picture.copy(), "7/a").tobytes()
+    assert random_crop(picture, "7/a").size == (60, 40)
+    assert len({random_crop(picture, f"7/{record}").tobytes() for record in range(50)}) == 50
+
+
+def test_crop_covers_at_most_a_fifth_at_many_sizes() -> None:
+    shares = []
+    for key in range(300):
+        crop = random_crop(position_coded(200, 150), str(key))
+        (first_x, last_x), (first_y, last_y), _ = crop.getextrema()
+        width, height = last_x - first_x + 1, last_y - first_y + 1
+        shares.append(width * height / (200 * 150))
+        assert 0.7 < width / height < 1.45  # 3/4 .. 4/3, and one pixel of rounding
+    assert 0.005 < min(shares) < 0.03 and 0.17 < max(shares) <= 0.2
+    # uniform between 0.01 and 0.2: mean 0.105, standard error 0.055 / sqrt(300) = 0.003
+    assert abs(sum(shares) / 300 - 0.105) < 0.012
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 200), (200, 3)])
+def test_crop_of_small_and_long_pictures(size: tuple[int, int]) -> None:
+    for key in range(20):
+        crop = random_crop(position_coded(*size), str(key))
+        assert crop.size == size
+        (first_x, last_x), (first_y, last_y), _ = crop.getextrema()
+        area = (last_x - first_x + 1) * (last_y - first_y + 1)
+        assert area <= max(1, 0.2 * size[0] * size[1])
+
+
+# Sources
+
+
+def test_sources_load_what_they_describe(tmp_path: Path) -> None:
+    good = saved(tmp_path, noise(20, 10, seed=1), "good.png")
+    bad = saved(tmp_path, noise(20, 10, seed=2), "bad.png")
+    files = PictureFiles((good, bad))
+    assert [image.tobytes() for image in files.load()] == [noise(20, 10, seed=s).tobytes() for s in (1, 2)]
+
+    boxed = HiddenBox(good, Box(0, 0, 20, 10), Drawing(list_size=3))
+    drawn = ranked_images(noise(20, 10, seed=1), Box(0, 0, 20, 10), Drawing(list_size=3))
+    assert [image.tobytes() for image in boxed.load()] == [image.tobytes() for image in drawn]
+
+    cropped = PictureAndCrop(good, "7/a")
+    assert cropped.load()[1].tobytes() == random_crop(noise(20, 10, seed=1), "7/a").tobytes()
+
+    assert files.files() == (good, bad) and boxed.files() == cropped.files() == (good,)
+    for source in (files, boxed, cropped):
+        assert len(source) == len(source.load())
+
+
+def test_what_changes_the_pixels_changes_the_description() -> None:
+    path = Path("p.png")
+    sources = [
+        PictureFiles((path,)),
+        HiddenBox(path, Box(0, 0, 9, 9), Drawing()),
+        HiddenBox(path, Box(0, 0, 9, 8), Drawing()),
+        HiddenBox(path, Box(0, 0, 9, 9), Drawing(list_size=4)),
+        HiddenBox(path, Box(0, 0, 9, 9), Drawing(visual_prompt="none")),
+        HiddenBox(path, Box(0, 0, 9, 9), Drawing(grow="left_to_right")),
+        PictureAndCrop(path, "1/1"),
+        PictureAndCrop(path, "2/1"),
+    ]
+    assert len({source.describe() for source in sources}) == len(sources)
+    # The path is not part of it: the same file under another name gives the same pixels.
+    assert PictureAndCrop(path, "1/1").describe() == PictureAndCrop(Path("q.png"), "1/1").describe()
