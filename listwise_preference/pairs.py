@@ -114,8 +114,7 @@ _ADVICE = {
     "picture unreadable": "replace or convert the file (JPEG, PNG and WebP are safe)",
     "picture outside the first ranked folder": "the first of --ranked_image_folders must "
     "hold the pictures that img_path names under --image_root",
-    "ranked picture missing": "every folder of --ranked_image_folders needs the same file names, "
-    "ending included",
+    "ranked picture missing": "every folder of --ranked_image_folders needs the same file names, ending included",
     "ranked picture unreadable": "replace or convert the file (JPEG, PNG and WebP are safe)",
     "no image list": "make the lists again from these pairs, so that every record has a line",
     "unusable image list": "make the lists again from these pairs, or correct the line",
@@ -185,9 +184,7 @@ def load_records(
         DataError: a file that cannot be used at all, bad records under ``stop``, or nothing left.
     """
     if not image_root.is_dir():
-        raise DataError(
-            f"{image_root}: no such folder; set --image_root to the folder the pictures are under"
-        )
+        raise DataError(f"{image_root}: no such folder; set --image_root to the folder the pictures are under")
     if isinstance(source, Folders):
         _check_folders(source.folders)
     candidates = [_Candidate(row) for row in _read_rows(pairs_file)]
@@ -226,9 +223,7 @@ def _read_rows(file: Path) -> list[_Row]:
     if text.lstrip().startswith("[") or (file.suffix == ".json" and not _is_jsonl(text)):
         rows = _parse(text, file, first_line=1)
         if not isinstance(rows, list):
-            raise DataError(
-                f"{file}: not a list of records; write [record, record, ...] or one record a line"
-            )
+            raise DataError(f"{file}: not a list of records; write [record, record, ...] or one record a line")
         if not rows:
             raise DataError(f"{file}: the list is empty")
         return [_Row(n, f"{file}: record {n}", value) for n, value in enumerate(rows, start=1)]
@@ -302,9 +297,7 @@ def _read_img_path(value: dict[str, Any]) -> str:
         if path is None:
             continue
         if not isinstance(path, str) or not path.strip():
-            raise _Bad(
-                "picture path missing or unclear", f'"{key}" is {_shown(path)}, not the path of one picture'
-            )
+            raise _Bad("picture path missing or unclear", f'"{key}" is {_shown(path)}, not the path of one picture')
         found[key] = path
     if not found:
         raise _Bad("picture path missing or unclear", 'no "img_path"')
@@ -366,9 +359,7 @@ def _message_text(message: Any, role: Literal["user", "assistant"], key: str) ->
     if not isinstance(message, dict) or "role" not in message or "content" not in message:
         raise _conversation(f'"{key}" holds {_shown(message)}, not a message with "role" and "content"')
     if message["role"] != role:
-        raise _conversation(
-            f'"{key}" holds a {_shown(message["role"])} message where one of "{role}" is expected'
-        )
+        raise _conversation(f'"{key}" holds a {_shown(message["role"])} message where one of "{role}" is expected')
     content = message["content"]
     if not isinstance(content, list):
         return _text(content, key)
@@ -474,9 +465,7 @@ def _match_by_position(
         f'Give every record of both files an "id", or make the lists again from {pairs_file}.'
     )
     if len(lines) != len(candidates):
-        raise DataError(
-            f"{lists_file}: {len(lines)} lines for the {len(candidates)} records of {pairs_file}. {advice}"
-        )
+        raise DataError(f"{lists_file}: {len(lines)} lines for the {len(candidates)} records of {pairs_file}. {advice}")
     for candidate, line in zip(candidates, lines, strict=True):
         candidate.line = line
         listed = line.value.get("img_path") if isinstance(line.value, dict) else None
@@ -565,9 +554,7 @@ def _check_pictures(candidates: list[_Candidate], source: ImageSource) -> None:
                 candidate.images = PictureAndCrop(files[0], key=f"{seed}/{candidate.id}")
             case BoxLists(drawing=drawing) if candidate.line is not None:
                 try:
-                    candidate.images = HiddenBox(
-                        files[0], _read_box(candidate.line.value["box"], size), drawing
-                    )
+                    candidate.images = HiddenBox(files[0], _read_box(candidate.line.value["box"], size), drawing)
                 except _Bad as bad:
                     candidate.add(bad, candidate.line.where)
 
@@ -601,9 +588,7 @@ def _header_size(path: Path) -> tuple[int, int] | _Bad:
 # The result
 
 
-def _sum_up(
-    candidates: list[_Candidate], pairs_file: Path, on_bad_record: Literal["stop", "drop"]
-) -> Records:
+def _sum_up(candidates: list[_Candidate], pairs_file: Path, on_bad_record: Literal["stop", "drop"]) -> Records:
     total = len(candidates)
     bad = [candidate for candidate in candidates if candidate.problems]
     records = []
@@ -639,9 +624,7 @@ def _report(bad: list[_Candidate], pairs_file: Path, total: int) -> str:
     lines = [f"{pairs_file}: {len(bad)} of {total} records cannot be used."]
     for reason, advice in _ADVICE.items():
         if reason in counts:
-            lines.append(
-                f"{reason}: {counts[reason]} {'record' if counts[reason] == 1 else 'records'}; {advice}"
-            )
+            lines.append(f"{reason}: {counts[reason]} {'record' if counts[reason] == 1 else 'records'}; {advice}")
             lines += [f"  {what}" for what in examples[reason][:_EXAMPLES]]
     return "\n".join(lines)
 

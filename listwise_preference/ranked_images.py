@@ -70,9 +70,7 @@ class Drawing:
         if self.list_size < 2:
             raise ValueError(f"list_size is {self.list_size}; a ranked list needs at least 2 pictures")
         if self.visual_prompt not in get_args(VisualPrompt):
-            raise ValueError(
-                f"visual_prompt is {self.visual_prompt!r}; choose {' or '.join(get_args(VisualPrompt))}"
-            )
+            raise ValueError(f"visual_prompt is {self.visual_prompt!r}; choose {' or '.join(get_args(VisualPrompt))}")
         if self.grow not in get_args(Grow):
             raise ValueError(f"grow is {self.grow!r}; choose {' or '.join(get_args(Grow))}")
 
@@ -308,9 +306,7 @@ def _cause(path: Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, UnidentifiedImageError):
-        return (
-            "the file is empty" if path.stat().st_size == 0 else "not a picture in a format that Pillow reads"
-        )
+        return "the file is empty" if path.stat().st_size == 0 else "not a picture in a format that Pillow reads"
     if isinstance(error, Image.DecompressionBombError):
         return f"too large: {error}"
     if isinstance(error, OSError) and error.strerror:

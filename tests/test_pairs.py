@@ -77,9 +77,7 @@ def test_json_and_jsonl_give_the_same_records(tmp_path: Path, root: Path) -> Non
         (tmp_path / name).write_text(text, encoding="utf-8", newline="")
         loaded = load_records(tmp_path / name, root, PictureOnly())
         assert loaded.records == (
-            Record(
-                Pair(1, "a.png", "What is it?", "Zwei\u2028Zeilen", "A dog."), PictureFiles((root / "a.png",))
-            ),
+            Record(Pair(1, "a.png", "What is it?", "Zwei\u2028Zeilen", "A dog."), PictureFiles((root / "a.png",))),
             Record(Pair("x", "./b.png", "What is it?", "A cat.", "A dog."), PictureFiles((root / "b.png",))),
         )
         assert (loaded.dropped, loaded.without_box, loaded.report) == (0, 0, "")
@@ -99,9 +97,7 @@ def test_json_and_jsonl_give_the_same_records(tmp_path: Path, root: Path) -> Non
         ("p.json", b"[" * 100_000, "nested too deeply"),
     ],
 )  # fmt: skip
-def test_files_that_cannot_be_used_at_all(
-    tmp_path: Path, root: Path, name: str, content: bytes, message: str
-) -> None:
+def test_files_that_cannot_be_used_at_all(tmp_path: Path, root: Path, name: str, content: bytes, message: str) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     for mode in ("stop", "drop"):
@@ -224,8 +220,7 @@ def test_one_report_counts_all_reasons_and_shows_three_of_each(tmp_path: Path, r
     loaded = load_records(path, root, PictureOnly(), on_bad_record="drop")
     assert loaded.report.split("\n") == [
         f"{path}: 6 of 7 records cannot be used.",
-        "text missing or unusable: 1 record; "
-        'give "prompt", "chosen" and "rejected" as text that is not blank',
+        'text missing or unusable: 1 record; give "prompt", "chosen" and "rejected" as text that is not blank',
         f'  {path}: record 6: "chosen" is blank',
         "picture missing: 6 records; check --image_root and the path, or fetch the picture",
         *(f"  {path}: record {k + 1}: no picture {root}/no{k}.png" for k in range(3)),

@@ -236,9 +236,7 @@ COLOURS = {"a": (250, 0, 0), "b": (0, 250, 0), "c": (0, 0, 250), "d": BLACK, "e"
 
 
 def of_rows(rows: list[str]) -> Image.Image:
-    return Image.frombytes(
-        "RGB", (len(rows[0]), len(rows)), bytes(v for c in "".join(rows) for v in COLOURS[c])
-    )
+    return Image.frombytes("RGB", (len(rows[0]), len(rows)), bytes(v for c in "".join(rows) for v in COLOURS[c]))
 
 
 @pytest.mark.parametrize("orientation", STORED)

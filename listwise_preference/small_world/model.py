@@ -1,0 +1,247 @@
+"""Small Idefics2 and LLaVA checkpoints: the real classes with random weights, saved to disk in a second.
+
+Everything the full-size checkpoints have is there (config, weights in safetensors, tokenizer, image processor, chat
+template, generation config), so the programs load them by ``--model_name_or_path`` like any other model:
+
+    python -m listwise_preference.small_world.model --family idefics2 --output runs/small-idefics2
+    python lpoi.py --model_name_or_path runs/small-idefics2 --dtype float32 ...
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    GenerationConfig,
+    Idefics2Config,
+    Idefics2ForConditionalGeneration,
+    Idefics2ImageProcessorPil,
+    Idefics2Processor,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    MistralConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+)
+from transformers.models.idefics2.configuration_idefics2 import Idefics2PerceiverConfig, Idefics2VisionConfig
+
+FamilyName = Literal["idefics2", "llava"]
+
+# Of the same form as the released checkpoints' templates: what stands around a user's turn and before an answer.
+IDEFICS2_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].capitalize() }}"
+    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<image>' }}{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{{ '<end_of_utterance>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+LLAVA_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] + ' ' }}{% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+# Enough English for the tokenizer to have learned common words; what it has not seen falls back to bytes.
+SAMPLE_TEXTS = (
+    "Describe the image in detail. What is in the picture? Is there a dog in the image? Yes. No.",
+    "The image shows a person standing on the street next to a car and a tree.",
+    "There is a cat on the chair, a cup on the table and a bird in the sky.",
+    "A man is holding a red umbrella while a woman looks at a clock in the kitchen.",
+)
+
+
+def build_tokenizer(texts: Sequence[str], vocab_size: int, special_tokens: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A byte-fallback BPE tokenizer of the Llama and Mistral form, learned from ``texts``.
+
+    A leading space is prepended, spaces are ``▁``, unknown characters become bytes, ``<s>`` opens every sequence.
+    """
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", behavior="merged_with_next")
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(content=" ", left=1),
+        ]
+    )
+    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(special_tokens),
+        special_tokens=["<unk>", "<s>", "</s>", *byte_tokens],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<unk>",
+        padding_side="left",  # as the released checkpoints have it: training must not rely on it
+    )
+    wrapped.add_tokens([AddedToken(token, special=True, normalized=False) for token in special_tokens])
+    return wrapped
+
+
+def _token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    token_id = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(token_id, int)
+    return token_id
+
+
+def build_small_model(
+    family: FamilyName,
+    *,
+    image_size: int = 56,
+    hidden_size: int = 64,
+    layers: int = 2,
+    vocab_size: int = 600,
+    texts: Sequence[str] = SAMPLE_TEXTS,
+    seed: int = 0,
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A small model of ``family`` with random weights, and its processor.
+
+    Args:
+        image_size: side of the square that the vision tower sees, a multiple of its patch size 14. LLaVA makes
+            ``(image_size / 14) ** 2`` image tokens of it: 336 gives the full model's 576. For Idefics2 it is the
+            longest edge; a picture always becomes 8 image tokens.
+        hidden_size: width of the language model; the vision tower is 3/4 as wide.
+        layers: of the language model; the vision tower has one more, since LLaVA reads its last but one.
+        texts: what the tokenizer's merges are learned from.
+    """
+    torch.manual_seed(seed)
+    # The usual 0.02 leaves a model this narrow with next to equal logits for everything.
+    spread: dict[str, Any] = {"initializer_range": 0.1}
+    vision_sizes: dict[str, Any] = {
+        "hidden_size": hidden_size * 3 // 4,
+        "intermediate_size": hidden_size * 3 // 2,
+        "num_hidden_layers": layers + 1,
+        "num_attention_heads": 4,
+        "image_size": image_size,
+        "patch_size": 14,
+        **spread,
+    }
+    text_sizes: dict[str, Any] = {
+        "hidden_size": hidden_size,
+        "intermediate_size": hidden_size * 2,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        **spread,
+    }
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    if family == "idefics2":
+        special = ["<fake_token_around_image>", "<image>", "<end_of_utterance>"]
+        tokenizer = build_tokenizer(texts, vocab_size, special)
+        processor = Idefics2Processor(
+            Idefics2ImageProcessorPil(
+                do_image_splitting=False,
+                size={"longest_edge": image_size, "shortest_edge": image_size * 3 // 8},
+            ),
+            tokenizer,
+            image_seq_len=8,
+            chat_template=IDEFICS2_TEMPLATE,
+        )
+        model = Idefics2ForConditionalGeneration(
+            Idefics2Config(
+                vision_config=Idefics2VisionConfig(**vision_sizes),
+                perceiver_config=Idefics2PerceiverConfig(
+                    hidden_size=hidden_size,
+                    resampler_n_latents=8,
+                    resampler_depth=1,
+                    resampler_n_heads=4,
+                    resampler_head_dim=16,
+                    num_key_value_heads=2,
+                    rms_norm_eps=1e-5,
+                    **spread,
+                ),
+                text_config=MistralConfig(vocab_size=len(tokenizer), **text_sizes),
+                image_token_id=_token_id(tokenizer, "<image>"),
+                **spread,
+            )
+        )
+        # They start as ones, so that all eight would say the same; trained checkpoints have long left that point.
+        torch.nn.init.normal_(model.model.connector.perceiver_resampler.latents)
+        end_tokens = [2, _token_id(tokenizer, "<end_of_utterance>")]
+    elif family == "llava":
+        tokenizer = build_tokenizer(texts, vocab_size, ["<image>", "<pad>"])
+        tokenizer.pad_token = "<pad>"
+        processor = LlavaProcessor(
+            CLIPImageProcessorPil(
+                size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
+            ),
+            tokenizer,
+            patch_size=14,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+            chat_template=LLAVA_TEMPLATE,
+        )
+        model = LlavaForConditionalGeneration(
+            LlavaConfig(
+                vision_config=CLIPVisionConfig(**vision_sizes, projection_dim=hidden_size),
+                text_config=LlamaConfig(vocab_size=len(tokenizer), **text_sizes),
+                image_token_index=_token_id(tokenizer, "<image>"),
+                image_seq_length=(image_size // 14) ** 2,
+                **spread,
+            )
+        )
+        end_tokens = [2]
+    else:
+        raise ValueError(f"no small model of family {family!r}; there are idefics2 and llava")
+    model.generation_config = GenerationConfig(
+        bos_token_id=1, eos_token_id=end_tokens, pad_token_id=tokenizer.pad_token_id
+    )
+    return model.eval(), processor
+
+
+def save_small_model(folder: Path, family: FamilyName, **sizes: object) -> Path:
+    """Build a small model and save it as a checkpoint folder; ``sizes`` as in :func:`build_small_model`."""
+    model, processor = build_small_model(family, **sizes)  # type: ignore[arg-type]
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def main() -> None:
+    """Write one small checkpoint."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--family", choices=("idefics2", "llava"), required=True)
+    parser.add_argument("--output", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--image_size", type=int, default=56, help="336 gives LLaVA's 576 image tokens")
+    parser.add_argument("--hidden_size", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = vars(parser.parse_args())
+    folder = save_small_model(arguments.pop("output"), arguments.pop("family"), **arguments)
+    print(f"wrote {folder}")
+
+
+if __name__ == "__main__":
+    main()
