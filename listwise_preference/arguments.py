@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -254,6 +255,8 @@ def _settle(parser: _Parser, options: Namespace, explicit: set[str]) -> None:
     """Options that hang together; what the user gave wins over what the recipe gave."""
     if "model_name_or_path" in explicit and "model_revision" not in explicit:
         options.model_revision = None  # the recipe's belongs to the recipe's model
+    if "use_cpu" not in explicit:
+        options.use_cpu = not torch.accelerator.is_available()
     if "bf16" not in explicit:
         options.bf16 = options.dtype == "bfloat16"
     options.remove_unused_columns = False  # a record is no row of model inputs; the collator makes those
