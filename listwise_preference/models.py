@@ -187,7 +187,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
     family = FAMILIES[model.config.model_type]
     wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     tensors = {key if key in wanted else _todays_key(key, family): tensor for key, tensor in saved.items()}
-    # With lm_head among its targets peft also writes that layer's frozen base weights: they are the base model's to give.
+    # With lm_head among its targets peft writes that layer's frozen weights along; they are the base model's to give.
     copies = {key: tensors.pop(key) for key in list(tensors) if key.endswith(".base_layer.weight")}
     base = adapted.state_dict()
     problems = [
