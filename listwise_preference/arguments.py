@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import json
 import sys
-from argparse import ArgumentDefaultsHelpFormatter, Namespace
+from argparse import Action, ArgumentDefaultsHelpFormatter, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,6 +164,15 @@ class _Parser(HfArgumentParser):
 
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter):
+    """One spelling and one value name per option, and no default where there is none."""
+
+    def _format_action_invocation(self, action: Action) -> str:
+        spelling = action.option_strings[-1 if action.dest == "help" else 0]
+        return f"{spelling} {self._format_args(action, 'VALUE')}".rstrip()
+
+    def _get_help_string(self, action: Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
     def _format_usage(self, *_: Any, **__: Any) -> str:
         return f"usage: {self._prog} [--config run.yaml] [--option value ...]\n\n"
 
