@@ -214,6 +214,23 @@ def test_tokens_are_those_of_nltk_3_8_1(text: str, tokens: list[str]) -> None:
     assert NltkWords().tokens(text) == tokens
 
 
+@needs_nltk_data
+def test_tags_are_those_of_nltks_tagger() -> None:
+    from nltk.tag import pos_tag
+
+    words = NltkWords()
+    texts = [amber_question.query or "" for amber_question in amber.load_amber(SAMPLE).questions.values()]
+    texts += [
+        "",
+        "?",
+        "A 1999 T-shirt, 3 Xylophones & the _ -x 7th o'clock ...",
+        "Zebras zebra-ing zealously!",
+    ]
+    for text in texts:
+        tokens = words.tokens(text)
+        assert words.tags(tokens) == pos_tag(tokens)
+
+
 def test_similarity_says_official_only_for_the_official_model(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     for model, official in (
