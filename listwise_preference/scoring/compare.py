@@ -241,10 +241,10 @@ def plot(rows: Mapping[str, Sequence[Row]], path: Path) -> None:
                 value = row.values[column.key]
                 whisker = [[max(0.0, value - low)], [max(0.0, high - value)]]
                 axis.errorbar(value, place, xerr=whisker, color="black", capsize=2)
-        axis.bar_label(bars, fmt=f"%.{column.digits}f", padding=3, fontsize=7)
+        axis.bar_label(bars, fmt=f"%.{column.digits}f", padding=8, fontsize=7)
         axis.set_yticks(range(len(shown)), [row.name for row in shown], fontsize=7)
-        axis.invert_yaxis()
-        axis.margins(x=0.18)
+        axis.set_ylim(most - 0.4, -0.6)  # the first row on top, all bars of one thickness
+        axis.margins(x=0.22)
         axis.set_title(
             f"{benchmark}: {column.heading}" + (" (lower is better)" if column.better == "lower" else ""),
             fontsize=9,

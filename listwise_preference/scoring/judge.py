@@ -1,12 +1,15 @@
 """A language model behind an OpenAI-compatible endpoint: asked once for each question, remembered on disk."""
 
 import hashlib
+import http.client
 import json
 import os
 import random
 import re
+import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,16 +47,20 @@ class Judge:
     retries: int = 6
     timeout_s: float = 120.0
     first_wait_s: float = 1.0
-    workers: int = 8
+    workers: int = 1
     served: int = 0
     cached: int = 0
     _random: random.Random = field(default_factory=lambda: random.Random(0))
+    _counting: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         if not self.base_url.startswith(("http://", "https://")):
             raise ScoringError(
                 f"the endpoint {self.base_url!r} is not an http(s) address, like http://localhost:8000/v1"
             )
+        # A proxy is for the world outside, not for a server on this machine.
+        here = urllib.parse.urlsplit(self.base_url).hostname in ("localhost", "127.0.0.1", "::1")
+        self._opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if here else []))
         try:
             self.cache.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -89,7 +96,8 @@ class Judge:
         if path.is_file():
             try:
                 text = json.loads(path.read_text(encoding="utf-8"))["reply"]
-                self.cached += 1
+                with self._counting:
+                    self.cached += 1
                 return str(text)
             except (json.JSONDecodeError, KeyError):
                 pass  # cut short by a full disk, say: ask again
@@ -105,7 +113,8 @@ class Judge:
         unfinished = path.with_suffix(f".{os.getpid()}-{id(body)}")
         unfinished.write_text(json.dumps(kept, indent=1), encoding="utf-8")
         unfinished.replace(path)
-        self.served += 1
+        with self._counting:
+            self.served += 1
         return str(text)
 
     def _post(self, body: dict[str, Any]) -> Any:
@@ -120,7 +129,7 @@ class Judge:
         for attempt in range(self.retries + 1):
             wait_s = min(_LONGEST_WAIT_S, self.first_wait_s * 2**attempt) * self._random.uniform(0.5, 1.0)
             try:
-                with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
+                with self._opener.open(request, timeout=self.timeout_s) as response:
                     return json.loads(response.read())
             except urllib.error.HTTPError as error:
                 said = error.read().decode(errors="replace").strip()[:300]
@@ -132,7 +141,7 @@ class Judge:
                     wait_s = min(_LONGEST_WAIT_S, float(asked))
             except json.JSONDecodeError:
                 trouble = "the reply is not JSON"
-            except OSError as error:  # no connection, or it broke, or it took too long
+            except (OSError, http.client.HTTPException) as error:  # no connection, or broken, or too slow
                 trouble = str(getattr(error, "reason", error)) or type(error).__name__
             if attempt < self.retries:
                 time.sleep(wait_s)

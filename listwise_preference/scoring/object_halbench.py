@@ -258,6 +258,21 @@ def true_objects(
     """
     wanted = set(image_ids)
     objects: dict[int, set[str]] = {}
+    try:
+        _add_true_objects(objects, wanted, folder, table, words, lemmas)
+    except KeyError as error:
+        raise ScoringError(f"{folder}: not COCO's instances and captions: no {error}") from error
+    return objects, wanted - set(objects)
+
+
+def _add_true_objects(
+    objects: dict[int, set[str]],
+    wanted: set[int],
+    folder: Path,
+    table: ObjectWords,
+    words: NltkWords,
+    lemmas: Lemmas,
+) -> None:
     for instances_path, captions_path in _annotation_files(folder):
         if len(objects) == len(wanted):
             break
@@ -276,7 +291,6 @@ def true_objects(
             if caption["image_id"] in objects:
                 mentions = caption_mentions(caption["caption"], table, words, lemmas)
                 objects[caption["image_id"]].update(mentions.objects)
-    return objects, wanted - set(objects)
 
 
 # --- objects by an extractor

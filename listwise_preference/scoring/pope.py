@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from listwise_preference.scoring.answers import Problems, Record, listed
+from listwise_preference.scoring.answers import Problems, Record, ScoringError, listed
 
 ANSWER_KEYS = ("answer", "response", "text")
 
@@ -31,6 +31,9 @@ def check(
 
     A record that repeats its question's text or id is checked against the question at its place.
     """
+    unlabelled = [number for number, question in enumerate(questions, start=1) if "label" not in question]
+    if unlabelled:
+        raise ScoringError(f"not POPE's questions: no label in question {listed(unlabelled)}")
     sentences = []
     if len(records) != len(questions):
         sentences.append(f"{len(records)} answers for {len(questions)} questions")
