@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scoring_data import (  # noqa: F401
     BENCHMARKS,
@@ -244,6 +245,26 @@ def test_similarity_says_official_only_for_the_official_model(tmp_path: Path) ->
         assert similarity.similar("cow", "cow")
         assert not similarity.similar("cow", "cat")
         assert ("official" in similarity.describe()["source"]) is similarity.official is official
+
+
+@needs_nltk_data
+def test_a_table_is_made_with_an_installed_spacy_model(score: Score, tmp_path: Path) -> None:
+    """cat and dog point the same way (similarity .99), cow another; sky has none and is like nothing."""
+    spacy = pytest.importorskip("spacy")
+    nlp = spacy.blank("en")
+    nlp.meta.update(name="directions", version="1.0")
+    nlp.to_disk(tmp_path / "without")
+    for word, vector in {"cat": [1, 0.1], "dog": [1, 0.2], "cow": [0, 1], "sky": [0, 0]}.items():
+        nlp.vocab.set_vector(word, np.array(vector, dtype="float32"))
+    nlp.to_disk(tmp_path / "with")
+    arguments = ["amber", SAMPLE / "answers.json", "--data", SAMPLE, "--similarity"]
+    made = score(*arguments, tmp_path / "with", "--save_similarity", tmp_path / "table.json").result
+    assert json.loads((tmp_path / "table.json").read_text())["pairs"] == [["cat", "dog"]]
+    assert made["protocol"]["similarity"]["source"] == "spaCy en_directions 1.0"
+    read = score(*arguments, tmp_path / "table.json").result
+    assert read["counters"] == made["counters"]
+    refused = score(*arguments, tmp_path / "without")
+    assert (refused.status, "no word vectors" in refused.err) == (2, True)
 
 
 def test_shipped_tables_cover_the_vocabulary() -> None:

@@ -72,7 +72,7 @@ def score_amber(args: argparse.Namespace) -> None:
     notes = []
     if descriptions and not similarity.official:
         notes.append(
-            f"similar words by {similarity.describe()['source']} ({similarity.source}); the official program "
+            f"similar words by {similarity.describe()['source']} ({similarity.source}); AMBER's own program "
             f"uses {OFFICIAL_MODEL}, and its CHAIR, Cover, Hal and Cog may differ a little."
         )
     if scores.unreadable:
@@ -83,7 +83,7 @@ def score_amber(args: argparse.Namespace) -> None:
     if args.yes_no == "word" and scores.reread:
         notes.append(
             f"answers that are not exactly Yes or No and were read by their first yes or no: {scores.reread}"
-            "; the official program alone counts such answers as wrong, as --yes_no exact does."
+            "; AMBER's own program counts such answers as wrong, as --yes_no exact does."
         )
     if args.yes_no == "release":
         notes.append(

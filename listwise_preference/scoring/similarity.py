@@ -38,11 +38,10 @@ class Similarity:
         return first == second or frozenset((first, second)) in self.pairs
 
     def describe(self) -> dict[str, Any]:
-        """For the result: the source, and ``official`` only for the official model."""
+        """For the result: the source, which is called official only for the official model."""
         name = f"spaCy {self.model} {self.version}".strip()
         return {
             "source": f"official: {name}" if self.official else name,
-            "official": self.official,
             "from": self.source,
             "pairs": len(self.pairs),
             "threshold": THRESHOLD,
