@@ -35,9 +35,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         one.set_defaults(run=run)
         one.add_argument("answers", type=Path, help="answers file (JSON list or JSON lines)")
         one.add_argument("--output", type=Path, help="write the result there as JSON")
-        one.add_argument(
-            "--partial", action="store_true", help="score what is there and mark the result partial"
-        )
+        one.add_argument("--partial", action="store_true", help="score what is there and mark the result partial")
         one.add_argument(
             "--bootstrap",
             type=_count,
@@ -67,9 +65,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="FILE|SPACY_MODEL",
         help=f"which words are alike (default: shipped table; official: {OFFICIAL_MODEL})",
     )
-    one.add_argument(
-        "--save_similarity", type=Path, metavar="FILE", help="keep the table made with a spaCy model"
-    )
+    one.add_argument("--save_similarity", type=Path, metavar="FILE", help="keep the table made with a spaCy model")
     one.add_argument("--lemmas", metavar="FILE|wordnet", help="default: shipped table")
     one.add_argument(
         "--yes_no",
@@ -90,9 +86,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
             required=True,
             help="folder with instances_*.json and captions_*.json",
         )
-        one.add_argument(
-            "--questions", type=Path, help="the benchmark's questions, where answers have no image_id"
-        )
+        one.add_argument("--questions", type=Path, help="the benchmark's questions, where answers have no image_id")
         one.add_argument("--synonyms", type=Path, help="synonym table (default: CHAIR's own, shipped)")
         one.add_argument("--lemmas", metavar="FILE|wordnet", help="default: shipped table")
         if name == "object-halbench":
@@ -131,8 +125,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--judge_prompt",
         type=Path,
         metavar="FILE",
-        help="template with {image_content}, {question}, {gt_answer} and {model_answer}, or four {}; "
-        "default: ours",
+        help="template with {image_content}, {question}, {gt_answer} and {model_answer}, or four {}; default: ours",
     )
     one.add_argument(
         "--questions",
@@ -142,9 +135,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     with_judge(one)
 
     one = scorer("pope", "POPE: is there a ... in the image?", runs.score_pope)
-    one.add_argument(
-        "--questions", type=Path, required=True, help="coco_pope_random.json, _popular or _adversarial"
-    )
+    one.add_argument("--questions", type=Path, required=True, help="coco_pope_random.json, _popular or _adversarial")
 
     one = commands.add_parser(
         "compare",

@@ -21,9 +21,7 @@ DESCRIPTIONS, YES_NO = 1004, 14216
 BENCHMARKS = ROOT.parent / "shared" / "benchmarks"
 
 
-def whole_run(
-    descriptions: list[str], yes_no: list[dict[str, object]], words: int
-) -> list[dict[str, object]]:
+def whole_run(descriptions: list[str], yes_no: list[dict[str, object]], words: int) -> list[dict[str, object]]:
     """Answers to all of AMBER, every description at least ``words`` long."""
     texts = itertools.cycle(text for text in descriptions if text.strip())
     answers: list[dict[str, object]] = []
@@ -37,21 +35,15 @@ def whole_run(
 
 def main() -> None:
     """Time the runs and print one line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=BENCHMARKS / "amber")
-    parser.add_argument(
-        "--descriptions", type=Path, default=BENCHMARKS / "responses" / "g_noisy_first200.json"
-    )
+    parser.add_argument("--descriptions", type=Path, default=BENCHMARKS / "responses" / "g_noisy_first200.json")
     parser.add_argument("--yes_no", type=Path, default=BENCHMARKS / "responses" / "d_80.json")
     parser.add_argument("--words", type=int, default=0, help="shortest description (default: as they are)")
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
     yes_no = json.loads(args.yes_no.read_text(encoding="utf-8"))
-    descriptions = [
-        answer["response"] for answer in json.loads(args.descriptions.read_text(encoding="utf-8"))
-    ]
+    descriptions = [answer["response"] for answer in json.loads(args.descriptions.read_text(encoding="utf-8"))]
     answers = whole_run(descriptions, yes_no, args.words)
     if len(answers) != DESCRIPTIONS + YES_NO:
         raise SystemExit(f"{args.yes_no}: {len(yes_no)} answers, not the {YES_NO} of a whole run")

@@ -57,9 +57,7 @@ def printed_numbers(stdout: str) -> dict[str, Any]:
 def test_official_output(score: Score, name: str) -> None:
     golden = json.loads((GOLDEN / f"amber_{name}.json").read_text())
     partial = ["--partial"] if name.endswith("first200") else []
-    result = score(
-        "amber", BENCHMARKS / "responses" / f"{name}.json", "--data", BENCHMARKS / "amber", *partial
-    ).result
+    result = score("amber", BENCHMARKS / "responses" / f"{name}.json", "--data", BENCHMARKS / "amber", *partial).result
     assert result["counters"] == golden["counters"]
     expected = printed_numbers(golden["stdout"])
     assert expected
@@ -177,9 +175,7 @@ def test_f1_is_made_from_rounded_numbers_with_its_own_guard() -> None:
         "qa_ans_no_num": 500,
         "qa_ans_no_score": 500,
     }
-    numbers = amber.metrics_of_sums(
-        {prefix + name: count for prefix in ("", "ha_") for name, count in counts.items()}
-    )
+    numbers = amber.metrics_of_sums({prefix + name: count for prefix in ("", "ha_") for name, count in counts.items()})
     assert numbers["existence"] == {"accuracy": 50.0, "precision": 100.0, "recall": 50.0, "f1": 66.6}
     assert numbers["discriminative"] == {"accuracy": 50.0, "precision": 100.0, "recall": 50.0, "f1": 66.7}
     assert numbers["attribute"] is numbers["relation"] is numbers["generative"] is None
@@ -281,9 +277,7 @@ def test_shipped_tables_cover_the_vocabulary() -> None:
     ("content", "message"),
     [('{"pairs": []}', "not a similarity table"), ('{"model": "a-1", "threshold": 0.7, "pairs": []}', "0.7")],
 )
-def test_a_wrong_similarity_table_is_refused(
-    tmp_path: Path, score: Score, content: str, message: str
-) -> None:
+def test_a_wrong_similarity_table_is_refused(tmp_path: Path, score: Score, content: str, message: str) -> None:
     (tmp_path / "table.json").write_text(content)
     run = score("amber", SAMPLE / "answers.json", "--data", SAMPLE, "--similarity", tmp_path / "table.json")
     assert run.status == 2
@@ -315,9 +309,7 @@ def test_partial_scores_what_is_there_and_says_so(score: Score, tmp_path: Path) 
 @needs_nltk_data
 def test_output_file_holds_the_result_and_intervals_hold_the_numbers(score: Score, tmp_path: Path) -> None:
     output = tmp_path / "new" / "scores.json"
-    result = score(
-        "amber", SAMPLE / "answers.json", "--data", SAMPLE, "--output", output, "--bootstrap", "200"
-    ).result
+    result = score("amber", SAMPLE / "answers.json", "--data", SAMPLE, "--output", output, "--bootstrap", "200").result
     assert json.loads(output.read_text()) == result
     intervals = result["bootstrap"]["intervals"]
     # Two pictures: a draw has the first twice, the second twice, or both. Their CHAIR is 3/8, 1/4 and 4/12.

@@ -46,19 +46,14 @@ def test_first_whole_word_of_the_first_sentence_decides(text: str, read: str) ->
 def test_release_rule_finds_no_inside_words() -> None:
     assert release_yes_or_no("Is there snow in this image?\nYes") == "No"
     assert release_yes_or_no("Is there a dog in this image?\nYes, a dog") == "Yes"
-    assert (
-        release_yes_or_no("Is there a dog in this image?\nperhaps")
-        == "Is there a dog in this image?\nperhaps"
-    )
+    assert release_yes_or_no("Is there a dog in this image?\nperhaps") == "Is there a dog in this image?\nperhaps"
 
 
 @needs_benchmarks
 def test_release_rule_reads_no_for_the_114_questions_that_hold_it() -> None:
     queries = json.loads((BENCHMARKS / "amber" / "query_all.json").read_text())
     always_no = [
-        query["id"]
-        for query in queries
-        if query["id"] > 1004 and release_yes_or_no(f"{query['query']}\nYes") == "No"
+        query["id"] for query in queries if query["id"] > 1004 and release_yes_or_no(f"{query['query']}\nYes") == "No"
     ]
     assert always_no == json.loads((GOLDEN / "lpoi_no_substring_ids.json").read_text())
 
@@ -107,9 +102,7 @@ def test_json_and_json_lines_hold_the_same_records(tmp_path: Path) -> None:
     records = [{"id": 1, "response": "a\u2028b"}, {"id": 2, "response": "c"}]
     whole, lines = tmp_path / "a.json", tmp_path / "a.jsonl"
     whole.write_text(json.dumps(records), encoding="utf-8")
-    lines.write_text(
-        "\n".join(json.dumps(one, ensure_ascii=False) for one in records) + "\n", encoding="utf-8"
-    )
+    lines.write_text("\n".join(json.dumps(one, ensure_ascii=False) for one in records) + "\n", encoding="utf-8")
     assert read_records(whole) == read_records(lines) == records
 
 

@@ -60,9 +60,7 @@ def test_official_output_over_http(score: Score, tmp_path: Path) -> None:
         assert {request["temperature"] for request in requests} == {0.0}
         assert {request["path"] for request in requests} == {"/v1/chat/completions"}
         # The same again costs nothing, and the template's own form gives the same.
-        answered = [
-            {**question, "model_answer": f"synthetic answer {n}"} for n, question in enumerate(template)
-        ]
+        answered = [{**question, "model_answer": f"synthetic answer {n}"} for n, question in enumerate(template)]
         (tmp_path / "answers.json").write_text(json.dumps(answered))
         arguments[1:4] = [tmp_path / "answers.json"]
         again = score(*arguments, "--judge_base_url", url).result
@@ -135,9 +133,7 @@ def test_answers_are_checked_before_the_judge_is_asked(
     score: Score, tmp_path: Path, records: list[Any], message: str
 ) -> None:
     (tmp_path / "answers.json").write_text(json.dumps(records))
-    run = score(
-        "mmhal", tmp_path / "answers.json", "--judge_base_url", "http://127.0.0.1:9", "--judge_model", "none"
-    )
+    run = score("mmhal", tmp_path / "answers.json", "--judge_base_url", "http://127.0.0.1:9", "--judge_model", "none")
     assert run.status == 2
     assert message in run.err
 

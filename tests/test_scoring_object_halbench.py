@@ -223,9 +223,7 @@ def test_chairs_own_caption_file_is_read(score: Score, tmp_path: Path) -> None:
 @needs_nltk_data
 def test_what_is_wrong_is_named(score: Score, tmp_path: Path) -> None:
     path, folder = tmp_path / "answers.jsonl", coco(tmp_path / "coco")
-    path.write_text(
-        '{"image_id": 1, "answer": "A dog"}\n{"image_id": 7, "answer": "A dog"}\n{"answer": "A dog"}'
-    )
+    path.write_text('{"image_id": 1, "answer": "A dog"}\n{"image_id": 7, "answer": "A dog"}\n{"answer": "A dog"}')
     run = score("object-halbench", path, "--coco_annotations", folder)
     assert run.status == 2
     assert "record 3" in run.err

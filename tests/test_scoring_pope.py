@@ -26,9 +26,7 @@ def test_official_reading(text: str, yes: bool) -> None:
 def test_metrics_by_hand() -> None:
     # precision 3/4, recall 3/5: F1 = 2 * 0.75 * 0.6 / 1.35
     numbers = pope.metrics({"TP": 3, "FP": 1, "TN": 4, "FN": 2})
-    assert numbers == pytest.approx(
-        {"accuracy": 0.7, "precision": 0.75, "recall": 0.6, "f1": 2 / 3, "yes_ratio": 0.4}
-    )
+    assert numbers == pytest.approx({"accuracy": 0.7, "precision": 0.75, "recall": 0.6, "f1": 2 / 3, "yes_ratio": 0.4})
 
 
 def test_no_yes_at_all_leaves_precision_undefined() -> None:

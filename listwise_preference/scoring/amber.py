@@ -145,9 +145,7 @@ def score_description(
 
     def candidates(objects: Sequence[str]) -> list[tuple[str, int]]:
         # Associated words stand before the objects themselves, and the first match wins.
-        associated = [
-            (word, place) for place, one in enumerate(objects) for word in amber.association.get(one, ())
-        ]
+        associated = [(word, place) for place, one in enumerate(objects) for word in amber.association.get(one, ())]
         return associated + [(one, place) for place, one in enumerate(objects)]
 
     truths, lures = candidates(question.truth), candidates(question.hallu)
@@ -206,14 +204,10 @@ def count_yes_or_no(response: str, question: Question) -> dict[str, int]:
         "qa_ans_no_num": int(says_no),
         "qa_ans_no_score": int(says_no and question.truth == "no"),
     }
-    return {
-        prefix + name: count for prefix in ("", PREFIXES[question.kind]) for name, count in counts.items()
-    }
+    return {prefix + name: count for prefix in ("", PREFIXES[question.kind]) for name, count in counts.items()}
 
 
-def _yes_or_no_metrics(
-    counters: Mapping[str, float], prefixes: Sequence[str], f1_guard: float
-) -> Record | None:
+def _yes_or_no_metrics(counters: Mapping[str, float], prefixes: Sequence[str], f1_guard: float) -> Record | None:
     def total(name: str) -> float:
         return sum(counters[prefix + name] for prefix in prefixes)
 
@@ -243,9 +237,7 @@ def metrics(counters: Mapping[str, float]) -> Record:
         "discriminative": _yes_or_no_metrics(counters, [""], 0.0001),
         "existence": _yes_or_no_metrics(counters, [PREFIXES["existence"]], 0.001),
         "attribute": _yes_or_no_metrics(counters, [PREFIXES[kind] for kind in ATTRIBUTES], 0.0001),
-        **{
-            kind: _yes_or_no_metrics(counters, [PREFIXES[kind]], 0.0001) for kind in (*ATTRIBUTES, "relation")
-        },
+        **{kind: _yes_or_no_metrics(counters, [PREFIXES[kind]], 0.0001) for kind in (*ATTRIBUTES, "relation")},
     }
 
 
@@ -268,9 +260,7 @@ def read_yes_or_no(answer: Answer, question: Question, rule: YesNoRule) -> str:
     """The answer as the rule reads it; ``release`` reads the question too, as the released code does."""
     if rule == "release" and answer.id >= RELEASE_READS_FROM:
         if question.query is None:
-            raise ScoringError(
-                "--yes_no release reads the questions too: query/query_all.json is missing under --data"
-            )
+            raise ScoringError("--yes_no release reads the questions too: query/query_all.json is missing under --data")
         read = release_yes_or_no(f"{question.query}\n{answer.response}")
         return read if read in ("Yes", "No") else answer.response
     if rule == "word" and question.kind != "generative":

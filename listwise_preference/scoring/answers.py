@@ -57,9 +57,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ScoringError(
-            f"{path}: line {error.lineno}, column {error.colno}: not JSON ({error.msg})"
-        ) from error
+        raise ScoringError(f"{path}: line {error.lineno}, column {error.colno}: not JSON ({error.msg})") from error
 
 
 def read_records(path: Path) -> list[Record]:
@@ -78,8 +76,7 @@ def read_records(path: Path) -> list[Record]:
                     records.append(json.loads(line))
                 except json.JSONDecodeError as error:
                     raise ScoringError(
-                        f"{path}: line {number}: not JSON ({error.msg}); expected a JSON list or one JSON "
-                        "object a line"
+                        f"{path}: line {number}: not JSON ({error.msg}); expected a JSON list or one JSON object a line"
                     ) from error
     wrong = [number for number, record in enumerate(records, start=1) if not isinstance(record, dict)]
     if wrong:
@@ -104,9 +101,7 @@ def listed(numbers: Iterable[int]) -> str:
     return ", ".join(shown)
 
 
-def check_answers(
-    records: Sequence[Record], sections: Mapping[str, Sequence[int]]
-) -> tuple[list[Answer], Problems]:
+def check_answers(records: Sequence[Record], sections: Mapping[str, Sequence[int]]) -> tuple[list[Answer], Problems]:
     """Answers that can be scored, in file order, and what is wrong with the file.
 
     ``sections`` are the parts of a benchmark that may be answered alone (AMBER: descriptions, existence,

@@ -31,9 +31,7 @@ def bootstrap(
     """
     names = sorted({name for counts in pictures for name in counts})
     table = np.array([[counts.get(name, 0) for name in names] for counts in pictures], dtype=float)
-    draws = np.random.default_rng(seed).multinomial(
-        len(pictures), [1 / len(pictures)] * len(pictures), resamples
-    )
+    draws = np.random.default_rng(seed).multinomial(len(pictures), [1 / len(pictures)] * len(pictures), resamples)
 
     def numbers(sums: Any) -> dict[str, float | None]:
         return flatten(metrics(dict(zip(names, sums.tolist(), strict=True))))

@@ -113,9 +113,7 @@ def read_result(path: Path) -> dict[str, Any]:
     """A scores file; ScoringError where it is something else."""
     result = read_json(path)
     if not isinstance(result, dict) or result.get("benchmark") not in COLUMNS:
-        raise ScoringError(
-            f"{path}: not a scores file; write one with: python score.py ... --output scores.json"
-        )
+        raise ScoringError(f"{path}: not a scores file; write one with: python score.py ... --output scores.json")
     return result
 
 

@@ -65,13 +65,10 @@ class Judge:
             self.cache.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ScoringError(
-                f"{self.cache}: cannot keep replies there ({error.strerror}); "
-                "name another folder with --judge_cache"
+                f"{self.cache}: cannot keep replies there ({error.strerror}); name another folder with --judge_cache"
             ) from error
 
-    def replies(
-        self, conversations: Sequence[Messages], temperature: float = 0.0, attempt: int = 0
-    ) -> list[str]:
+    def replies(self, conversations: Sequence[Messages], temperature: float = 0.0, attempt: int = 0) -> list[str]:
         """One reply for each conversation, in order; a progress bar counts them.
 
         ``attempt`` tells apart the replies to the same question asked again.
@@ -81,9 +78,7 @@ class Judge:
         with ThreadPoolExecutor(self.workers) as pool:
             asked = [pool.submit(self.reply, messages, temperature, attempt) for messages in conversations]
             try:
-                return [
-                    future.result() for future in tqdm(asked, desc=self.model, unit="reply", disable=None)
-                ]
+                return [future.result() for future in tqdm(asked, desc=self.model, unit="reply", disable=None)]
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -172,9 +167,7 @@ def read_template(path: Path, names: Sequence[str]) -> str:
     missing = [name for name in names if f"{{{name}}}" not in template]
     if missing:
         fields = ", ".join(f"{{{name}}}" for name in names)
-        raise ScoringError(
-            f"{path}: a prompt template needs {fields}, or {len(names)} bare {{}} in that order"
-        )
+        raise ScoringError(f"{path}: a prompt template needs {fields}, or {len(names)} bare {{}} in that order")
     return template
 
 

@@ -94,9 +94,7 @@ class ObjectWords:
                 self.object_of.update(dict.fromkeys(synonyms, synonyms[0]))
         self.object_of.pop("", None)
         if not self.object_of:
-            raise ScoringError(
-                f"{path}: not a synonym table, which has one object a line: name, synonym, ..."
-            )
+            raise ScoringError(f"{path}: not a synonym table, which has one object a line: name, synonym, ...")
         self.object_of |= extra or {}
         self.source = f"{'shipped ' if path == SHIPPED_SYNONYMS else ''}{path.name}"
         if extra:
@@ -147,9 +145,7 @@ class ObjectWords:
 
 def caption_mentions(text: str, table: ObjectWords, words: NltkWords, lemmas: Lemmas) -> Mentions:
     """Objects named in a text, by its words: lower case, tokens, noun lemmas, double words, synonym table."""
-    return table.mentions(
-        *table.join_double_words([lemmas.of(word) or word for word in words.tokens(text.lower())])
-    )
+    return table.mentions(*table.join_double_words([lemmas.of(word) or word for word in words.tokens(text.lower())]))
 
 
 # --- the texts
@@ -212,11 +208,7 @@ def read_captions(path: Path, questions: Sequence[Record] | None) -> tuple[list[
     if wrong:
         sentences.append(
             f"no image_id (a COCO id) or no text under {', '.join(TEXT_KEYS)}: record {listed(wrong)}"
-            + (
-                ""
-                if questions
-                else " (give the benchmark's questions with --questions where answers lack the id)"
-            )
+            + ("" if questions else " (give the benchmark's questions with --questions where answers lack the id)")
         )
     if not captions:
         sentences.append("no answer in it belongs to a COCO picture")
@@ -319,9 +311,7 @@ def extract_objects(captions: Sequence[Caption], template_path: Path, judge: Jud
     Answers of up to three words hold no objects and are not asked about, as in the official program.
     """
     template = read_template(template_path, ("question", "answer"))
-    extracted: list[list[str] | None] = [
-        [] if len(caption.text.split()) <= 3 else None for caption in captions
-    ]
+    extracted: list[list[str] | None] = [[] if len(caption.text.split()) <= 3 else None for caption in captions]
     for attempt in range(EXTRACTION_TRIES):
         open_ = [number for number, objects in enumerate(extracted) if objects is None]
         if not open_:
@@ -367,9 +357,7 @@ def spacy_tagger(model: str) -> Callable[[str], TaggedWords]:
     return lambda text: [(token.lemma_, token.tag_) for token in nlp(text)]
 
 
-def refine_objects(
-    extracted: Sequence[str], table: ObjectWords, tag: Callable[[str], TaggedWords]
-) -> list[str]:
+def refine_objects(extracted: Sequence[str], table: ObjectWords, tag: Callable[[str], TaggedWords]) -> list[str]:
     """Names as the table knows them: a name's double words, else its runs of nouns; each once, in order."""
     refined: list[str] = []
     for name in extracted:
@@ -398,9 +386,7 @@ def count_caption(caption: Caption, mentions: Mentions, truth: set[str]) -> tupl
     record = {
         "image_id": caption.image_id,
         "caption": caption.text,
-        "mscoco_hallucinated_words": [
-            [mentions.words[n], [mentions.words[n], mentions.objects[n]]] for n in wrong
-        ],
+        "mscoco_hallucinated_words": [[mentions.words[n], [mentions.words[n], mentions.objects[n]]] for n in wrong],
         "mscoco_gt_words": sorted(truth),
         "mscoco_generated_words": [list(pair) for pair in zip(mentions.words, mentions.objects, strict=True)],
         "hallucination_idxs": [mentions.places[n] for n in wrong],

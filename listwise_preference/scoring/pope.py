@@ -24,9 +24,7 @@ def answer_text(record: Record) -> str | None:
     return next((record[key] for key in ANSWER_KEYS if isinstance(record.get(key), str)), None)
 
 
-def check(
-    records: Sequence[Record], questions: Sequence[Record]
-) -> tuple[list[tuple[Record, Record]], Problems]:
+def check(records: Sequence[Record], questions: Sequence[Record]) -> tuple[list[tuple[Record, Record]], Problems]:
     """(answer, question) pairs that can be scored, and what is wrong with the two files.
 
     A record that repeats its question's text or id is checked against the question at its place.
@@ -44,9 +42,7 @@ def check(
         if answer_text(record) is None:
             textless.append(number)
         elif (says_id is not None and says_id != question.get("question_id")) or (
-            isinstance(says_text, str)
-            and isinstance(question.get("text"), str)
-            and says_text != question["text"]
+            isinstance(says_text, str) and isinstance(question.get("text"), str) and says_text != question["text"]
         ):
             strange.append(number)
         else:

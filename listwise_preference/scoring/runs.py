@@ -48,9 +48,7 @@ def score_amber(args: argparse.Namespace) -> None:
     answers, problems = amber.check(read_records(args.answers), data)
     problems.refuse_unless(args.partial and bool(answers), args.answers)
     if args.bootstrap and any(data.questions[answer.id].image is None for answer in answers):
-        raise ScoringError(
-            f"{args.data}: --bootstrap draws pictures and needs data/query/query_all.json to know them"
-        )
+        raise ScoringError(f"{args.data}: --bootstrap draws pictures and needs data/query/query_all.json to know them")
     similarity = load_similarity(args.similarity, data.vocabulary, args.save_similarity)
     lemmas = load_lemmas(args.lemmas, "lemma_forms.json")
     scores = amber.score_answers(answers, data, similarity, lemmas, args.yes_no)
@@ -129,9 +127,7 @@ def score_coco(args: argparse.Namespace) -> None:
     )
     if unknown:
         problems = Problems((*problems.sentences, f"pictures that are not in COCO: {listed(unknown)}"))
-        problems.refuse_unless(
-            args.partial and len(unknown) < len({c.image_id for c in captions}), args.answers
-        )
+        problems.refuse_unless(args.partial and len(unknown) < len({c.image_id for c in captions}), args.answers)
         captions = [caption for caption in captions if caption.image_id in truth]
     protocol: Result = {"objects": mode, "synonyms": table.source, "lemmas": lemmas.source}
     notes = []
@@ -160,11 +156,7 @@ def score_coco(args: argparse.Namespace) -> None:
         mentions = [table.mentions(names, range(len(names))) for names in refined]
     records, pictures = object_halbench.score_captions(captions, mentions, truth)
     sums: Counter[str] = sum(pictures.values(), Counter())
-    if (
-        args.benchmark == "object-halbench"
-        and len(captions) != object_halbench.ANSWERS
-        and not problems.sentences
-    ):
+    if args.benchmark == "object-halbench" and len(captions) != object_halbench.ANSWERS and not problems.sentences:
         notes.append(f"{len(captions)} answers; Object HalBench has {object_halbench.ANSWERS}.")
     result = whole(
         args,

@@ -107,9 +107,7 @@ def similarity_from_spacy(model: str, words: Iterable[str]) -> tuple[Similarity,
         frozenset((first, second))
         for first, second in itertools.combinations(docs, 2)
         # The norm is asked first because spaCy warns at every similarity without one, and calls it 0.
-        if docs[first].vector_norm
-        and docs[second].vector_norm
-        and docs[first].similarity(docs[second]) > THRESHOLD
+        if docs[first].vector_norm and docs[second].vector_norm and docs[first].similarity(docs[second]) > THRESHOLD
     )
     name = f"{nlp.meta['lang']}_{nlp.meta['name']}"
     return Similarity(pairs, name, str(nlp.meta["version"]), "installed model"), str(spacy.__version__)

@@ -60,8 +60,7 @@ class WordNetLemmas:
             raise ScoringError("NLTK is not installed; get it with: pip install nltk") from error
         except (LookupError, OSError) as error:
             raise ScoringError(
-                "--lemmas wordnet: NLTK's WordNet corpus is missing; get it with: "
-                "python -m nltk.downloader wordnet"
+                "--lemmas wordnet: NLTK's WordNet corpus is missing; get it with: python -m nltk.downloader wordnet"
             ) from error
         self.source = "NLTK's WordNetLemmatizer"
 
