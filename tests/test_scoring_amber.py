@@ -7,7 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scoring_data import (  # noqa: F401
+
+from listwise_preference.scoring import amber
+from listwise_preference.scoring.amber import Amber, DescriptionScore, Question
+from listwise_preference.scoring.similarity import Similarity, load_similarity
+from listwise_preference.scoring.words import NltkWords, load_lemmas
+
+from .scoring_data import (  # noqa: F401
     BENCHMARKS,
     GOLDEN,
     ROOT,
@@ -17,11 +23,6 @@ from scoring_data import (  # noqa: F401
     needs_nltk_data,
     score_fixture,
 )
-
-from listwise_preference.scoring import amber
-from listwise_preference.scoring.amber import Amber, DescriptionScore, Question
-from listwise_preference.scoring.similarity import Similarity, load_similarity
-from listwise_preference.scoring.words import NltkWords, load_lemmas
 
 # The official program's headings, its spelling included.
 HEADINGS = {
