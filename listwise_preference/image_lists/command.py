@@ -38,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     processes = Processes.from_environment()
     try:
         _run(options, processes)
+    except KeyboardInterrupt:
+        if processes.index == 0:
+            print("\nstopped; what is finished is kept, and the same command continues", file=sys.stderr)
+        sys.exit(130)
     except _user_errors(options) as error:
         if processes.index == 0:
             print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
@@ -104,13 +108,9 @@ def _run(options: Options, processes: Processes) -> None:
     done = _as_computed(store.lines())
     processes.wait_for_all()  # no process appends before all have read
 
+    to_do = {entry.number for entry in entries if entry.number not in done and str(entry.id) not in excluded}
     windows = [entries[start : start + WINDOW] for start in range(0, len(entries), WINDOW)]
-    mine = [
-        window
-        for window in windows[processes.index :: processes.count]
-        if any(entry.number not in done and str(entry.id) not in excluded for entry in window)
-    ]
-    to_do = sum(entry.number not in done and str(entry.id) not in excluded for window in mine for entry in window)
+    mine = [window for window in windows[processes.index :: processes.count] if not to_do.isdisjoint(_numbers(window))]
     verdicts: Counter[str] = Counter()
     started = time.perf_counter()
     clock: dict[str, float] = {}
@@ -119,10 +119,12 @@ def _run(options: Options, processes: Processes) -> None:
         if _uses_models(options):
             detector, verifier = _load(options, detector)
         assert detector is not None
-        with tqdm(total=to_do, desc="Making lists", unit=" records", disable=None if is_main else True) as bar:
+        with tqdm(
+            total=len(to_do & _numbers(*mine)), desc="Making lists", unit=" records", disable=None if is_main else True
+        ) as bar:
 
             def finished(number: int, line: Line) -> None:
-                if number not in done:  # of a window that was interrupted all is computed, in the same batches
+                if number in to_do:  # of a window that was interrupted all is computed, in the same batches
                     store.append(number, line)
                     verdicts[line["verdict"]] += 1
                     bar.set_postfix(dict(verdicts), refresh=False)
@@ -133,14 +135,14 @@ def _run(options: Options, processes: Processes) -> None:
             for window in mine:
                 builder.run([entry for entry in window if str(entry.id) not in excluded])
             clock = {name: round(seconds, 3) for name, seconds in asdict(builder.clock).items()}
-    seconds = time.perf_counter() - started
     processes.wait_for_all()
+    seconds = time.perf_counter() - started
     if is_main:
         lines = _all_lines(entries, _as_computed(store.lines()), excluded)
         speed = {
-            "records_computed": to_do,
+            "records_computed": len(to_do),
             "seconds": round(seconds, 3),
-            "records_per_second": round(to_do / seconds, 3) if to_do else None,
+            "records_per_second": round(len(to_do) / seconds, 3) if to_do else None,
             "seconds_of_the_main_thread": clock,
             "processes": processes.count,
         }
@@ -148,6 +150,10 @@ def _run(options: Options, processes: Processes) -> None:
         store.finish(lines, run, {**summarize(lines), "speed": speed})
         _report(lines, store, say)
         _write_results(options, entries, lines, say)
+
+
+def _numbers(*windows: Sequence[Entry]) -> set[int]:
+    return {entry.number for window in windows for entry in window}
 
 
 # Before the models
