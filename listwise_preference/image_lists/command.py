@@ -74,10 +74,11 @@ class Processes:
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count == 1:
             return cls(0, 1, lambda: None)
+        import torch
         from accelerate import PartialState
 
         # The first one to finish may have to wait for long.
-        state = PartialState(timeout=timedelta(days=7))
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
         return cls(state.process_index, count, state.wait_for_everyone)
 
 
