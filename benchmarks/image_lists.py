@@ -2,10 +2,10 @@
 
 Every part works on the same photographs (data/sample, repeated) without the others; the whole is the program's own
 loop, which reads pictures ahead of the models, and says how long the models wait for them. Without options the models
-are small random ones. From the folder above:
+are small random ones.
 
-python -m benchmarks.image_lists
-python -m benchmarks.image_lists --detector_model IDEA-Research/grounding-dino-tiny --verifier HuggingFaceM4/idefics2-8b
+    python benchmarks/image_lists.py
+    python benchmarks/image_lists.py --detector_model IDEA-Research/grounding-dino-tiny --verifier HuggingFaceM4/idefics2-8b
 """
 
 import argparse

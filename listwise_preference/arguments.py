@@ -8,12 +8,13 @@ import dataclasses
 import difflib
 import json
 import sys
-from argparse import ArgumentDefaultsHelpFormatter, Namespace
+from argparse import Action, ArgumentDefaultsHelpFormatter, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -168,6 +169,15 @@ class _Parser(HfArgumentParser):
 
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter):
+    """One spelling and one value name per option, and no default where there is none."""
+
+    def _format_action_invocation(self, action: Action) -> str:
+        spelling = action.option_strings[-1 if action.dest == "help" else 0]
+        return f"{spelling} {self._format_args(action, 'VALUE')}".rstrip()
+
+    def _get_help_string(self, action: Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
     def _format_usage(self, *_: Any, **__: Any) -> str:
         return f"usage: {self._prog} [--config run.yaml] [--option value ...]\n\n"
 
@@ -259,6 +269,8 @@ def _settle(parser: _Parser, options: Namespace, explicit: set[str]) -> None:
     """Options that hang together; what the user gave wins over what the recipe gave."""
     if "model_name_or_path" in explicit and "model_revision" not in explicit:
         options.model_revision = None  # the recipe's belongs to the recipe's model
+    if "use_cpu" not in explicit:
+        options.use_cpu = not torch.accelerator.is_available()
     if "bf16" not in explicit:
         options.bf16 = options.dtype == "bfloat16"
     options.remove_unused_columns = False  # a record is no row of model inputs; the collator makes those

@@ -185,8 +185,11 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
 
     saved = load_file(file)
     family = FAMILIES[model.config.model_type]
-    wanted = get_peft_model_state_dict(adapted)
-    tensors = {_todays_key(key, family) if key not in wanted else key: tensor for key, tensor in saved.items()}
+    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    tensors = {key if key in wanted else _todays_key(key, family): tensor for key, tensor in saved.items()}
+    # With lm_head among its targets peft writes that layer's frozen weights along; they are the base model's to give.
+    copies = {key: tensors.pop(key) for key in list(tensors) if key.endswith(".base_layer.weight")}
+    base = adapted.state_dict()
     problems = [
         *_key_report(f"{len(saved)} tensors of the file, not in the model", set(tensors) - set(wanted)),
         *_key_report(f"{len(wanted)} adapter parameters of the model, not in the file", set(wanted) - set(tensors)),
@@ -194,13 +197,17 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
             "tensors of another shape than the model's",
             {key for key in set(tensors) & set(wanted) if tensors[key].shape != wanted[key].shape},
         ),
+        *_key_report(
+            "copies of base weights, other than this model's",
+            {key for key, tensor in copies.items() if not _about_equal(base.get(key), tensor)},
+        ),
     ]
-    if len(tensors) != len(saved):
+    if len(tensors) + len(copies) != len(saved):
         problems.append("  two keys of the file name the same parameter")
     if problems:
         raise ModelError("\n".join([f"{file} is not a whole adapter for this model:", *problems]))
     load_into_adapter(adapted, tensors)
-    loaded = get_peft_model_state_dict(adapted)
+    loaded = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     changed = {key for key, tensor in tensors.items() if not _same_values(loaded[key], tensor)}
     if changed:
         raise ModelError("\n".join([f"{file} did not load:", *_key_report("tensors not taken over", changed)]))
@@ -216,6 +223,15 @@ def _todays_key(key: str, family: Family) -> str:
 
 def _key_report(what: str, keys: set[str]) -> list[str]:
     return [f"  {len(keys)} of the {what}:", *(f"    {key}" for key in sorted(keys))] if keys else []
+
+
+def _about_equal(weights: Tensor | None, copy: Tensor) -> bool:
+    """Equal but for rounding to another precision, bfloat16 being the coarsest."""
+    return (
+        weights is not None
+        and weights.shape == copy.shape
+        and torch.allclose(weights.cpu().float(), copy.float(), rtol=2**-7, atol=1e-6)
+    )
 
 
 def _same_values(loaded: Tensor, saved: Tensor) -> bool:

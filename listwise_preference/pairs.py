@@ -273,7 +273,10 @@ def _check_folders(folders: tuple[Path, ...]) -> None:
         raise DataError("--ranked_image_folders: give at least 2 folders, best first")
     for folder in folders:
         if not folder.is_dir():
-            raise DataError(f"--ranked_image_folders: no folder {folder}")
+            raise DataError(
+                f"--ranked_image_folders: no folder {folder}; put the ranked pictures there (data/README.md says where"
+                " the paper's come from), or draw them from boxes with --image_lists"
+            )
 
 
 # Files
@@ -284,7 +287,7 @@ def _read_rows(file: Path) -> list[_Row]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise DataError(f"{file}: no such file") from None
+        raise DataError(f"{file}: no such file (data/README.md says what goes where)") from None
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -107,7 +107,7 @@ def test_files_that_cannot_be_used_at_all(tmp_path: Path, root: Path, name: str,
 
 def test_missing_files_and_folders(tmp_path: Path, root: Path) -> None:
     good = write_json(tmp_path / "p.json", [pair()])
-    assert refusal(tmp_path / "no.json", root, PictureOnly()) == f"{tmp_path}/no.json: no such file"
+    assert refusal(tmp_path / "no.json", root, PictureOnly()).startswith(f"{tmp_path}/no.json: no such file")
     assert "set --image_root" in refusal(good, tmp_path / "no", PictureOnly())
     assert "lists.jsonl: no such file" in refusal(good, root, BoxLists(tmp_path / "lists.jsonl", FIVE))
     assert "at least 2 folders" in refusal(good, root, Folders((root,)))

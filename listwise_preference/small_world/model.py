@@ -206,7 +206,9 @@ def build_small_model(
         model = LlavaForConditionalGeneration(
             LlavaConfig(
                 vision_config=CLIPVisionConfig(**vision_sizes, projection_dim=hidden_size),
-                text_config=LlamaConfig(vocab_size=len(tokenizer), **text_sizes),
+                text_config=LlamaConfig(
+                    vocab_size=len(tokenizer), **text_sizes | {"pad_token_id": _token_id(tokenizer, "<pad>")}
+                ),
                 image_token_index=_token_id(tokenizer, "<image>"),
                 image_seq_length=(image_size // 14) ** 2,
                 **spread,

@@ -1,0 +1,39 @@
+"""Draw the README's figure, a ranked list from a sample photograph: python asset/make_ranked_list.py"""
+
+import sys
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # runs from a clone without installing
+
+from listwise_preference.pairs import BoxLists, load_records  # noqa: E402
+from listwise_preference.ranked_images import Drawing  # noqa: E402
+
+RECORD = "coffee-cup" if len(sys.argv) < 2 else sys.argv[1]
+SAMPLE = ROOT / "data" / "sample"
+HEIGHT, GAP, CAPTION = 220, 12, 34
+
+
+def main() -> None:
+    """Write asset/ranked_list.png."""
+    records = load_records(SAMPLE / "pairs.json", SAMPLE, BoxLists(SAMPLE / "image_lists.jsonl", Drawing())).records
+    record = next(record for record in records if record.pair.id == RECORD)
+    images = [image.resize((round(image.width * HEIGHT / image.height), HEIGHT)) for image in record.images.load()]
+    width = sum(image.width + GAP for image in images) - GAP
+    figure = Image.new("RGB", (width, HEIGHT + CAPTION), "white")
+    draw, font, left = ImageDraw.Draw(figure), ImageFont.load_default(size=18), 0
+    for level, image in enumerate(images):
+        figure.paste(image, (left, 0))
+        hidden = f"{100 * level // (len(images) - 1)} % hidden"
+        draw.text((left + image.width / 2, HEIGHT + CAPTION / 2), hidden, fill="#333333", font=font, anchor="mm")
+        if level:
+            draw.text((left - GAP / 2, HEIGHT + CAPTION / 2), ">", fill="#999999", font=font, anchor="mm")
+        left += image.width + GAP
+    figure.save(ROOT / "asset" / "ranked_list.png", optimize=True)
+    print(f"asset/ranked_list.png: {record.pair.prompt!r} -> {record.pair.chosen!r}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,321 @@
+"""AMBER: what a description names, and how yes/no questions are answered, as AMBER's own program counts.
+
+Source of the rules: inference.py of github.com/junyangwang0410/AMBER. Its quirks are kept where they change a
+number: denominators start at 0.001; words keep their case; "No" is the positive class, and only the exact
+strings "Yes" and "No" count; F1 is made from precision and recall as printed.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from listwise_preference.scoring.answers import (
+    Answer,
+    Problems,
+    Record,
+    ScoringError,
+    YesNoRule,
+    check_answers,
+    first_yes_or_no,
+    read_json,
+    read_text,
+    release_yes_or_no,
+)
+from listwise_preference.scoring.similarity import Similarity
+from listwise_preference.scoring.words import Lemmas, NltkWords
+
+# The official counters' prefix of each kind of yes/no question; the overall counters have none.
+PREFIXES = {"state": "as_", "number": "an_", "action": "aa_", "relation": "asso_", "existence": "ha_"}
+KIND_OF_TYPE = {
+    "discriminative-attribute-state": "state",
+    "discriminative-attribute-number": "number",
+    "discriminative-attribute-action": "action",
+    "discriminative-hallucination": "existence",
+}
+ATTRIBUTES = ("state", "number", "action")
+GENERATIVE_COUNTERS = (
+    "chair_num",
+    "chair_score",
+    "safe_cover_num",
+    "safe_cover_score",
+    "hallu_cover_num",
+    "hallu_cover_score",
+    "non_hallu_score",
+    "non_hallu_num",
+)
+QA_COUNTERS = (
+    "qa_correct_score",
+    "qa_correct_num",
+    "qa_no_score",
+    "qa_no_num",
+    "qa_ans_no_score",
+    "qa_ans_no_num",
+)
+COUNTERS = GENERATIVE_COUNTERS + tuple(
+    prefix + counter for prefix in ("", *PREFIXES.values()) for counter in QA_COUNTERS
+)
+START = 0.001  # of every denominator
+RELEASE_READS_FROM = 1004  # the released code's first "yes/no" id, which is a description
+
+
+@dataclass(frozen=True)
+class Question:
+    """One annotation: ``truth`` is the list of objects for a description, else "yes" or "no"."""
+
+    id: int
+    kind: str  # "generative" or a key of PREFIXES
+    truth: Sequence[str] | str
+    hallu: Sequence[str]
+    image: str | None
+    query: str | None
+
+
+@dataclass(frozen=True)
+class Amber:
+    """AMBER's data: questions by id, word associations, and words that are always safe."""
+
+    questions: Mapping[int, Question]
+    association: Mapping[str, Sequence[str]]
+    safe_words: frozenset[str]
+    vocabulary: frozenset[str]
+
+    def sections(self) -> dict[str, list[int]]:
+        """The parts that AMBER asks separately (its query files), each with its ids."""
+        sections: dict[str, list[int]] = {"description": [], "existence": [], "attribute": [], "relation": []}
+        for question in self.questions.values():
+            kind = "description" if question.kind == "generative" else question.kind
+            sections["attribute" if kind in ATTRIBUTES else kind].append(question.id)
+        return sections
+
+
+def load_amber(folder: Path) -> Amber:
+    """AMBER from a clone of its repository, or from the data folder in it.
+
+    The questions' pictures and texts come from query/query_all.json (or query_all.json beside the
+    annotations) and are None where there is no such file. ScoringError names what is missing.
+    """
+    data = folder / "data" if (folder / "data" / "annotations.json").is_file() else folder
+    if not (data / "annotations.json").is_file():
+        raise ScoringError(
+            f"{folder}: no data/annotations.json under it; give a clone of "
+            "https://github.com/junyangwang0410/AMBER with --data"
+        )
+    query_files = [data / "query" / "query_all.json", data / "query_all.json"]
+    queries = {query["id"]: query for path in query_files if path.is_file() for query in read_json(path)}
+    questions = {}
+    for record in read_json(data / "annotations.json"):
+        query = queries.get(record["id"], {})
+        questions[record["id"]] = Question(
+            record["id"],
+            "generative"
+            if record["type"] == "generative"
+            # "relation" and "discriminative-relation" are one kind, as in the official program.
+            else KIND_OF_TYPE.get(record["type"], "relation"),
+            record["truth"],
+            record.get("hallu", ()),
+            query.get("image"),
+            query.get("query"),
+        )
+    association = read_json(data / "relation.json")
+    safe_words = frozenset(read_text(data / "safe_words.txt").removesuffix("\n").split("\n"))
+    vocabulary = frozenset(association) | {word for words in association.values() for word in words}
+    return Amber(questions, association, safe_words, vocabulary)
+
+
+@dataclass(frozen=True)
+class DescriptionScore:
+    """One description: its nouns of AMBER's vocabulary in order, and what they stand for.
+
+    ``hallucinated`` are positions in ``nouns``; ``covered`` and ``expected`` are positions in the
+    annotation's lists of true objects and of likely hallucinations.
+    """
+
+    nouns: tuple[str, ...]
+    hallucinated: tuple[int, ...]
+    covered: frozenset[int]
+    expected: frozenset[int]
+
+
+def score_description(
+    nouns: Sequence[str], question: Question, amber: Amber, similarity: Similarity
+) -> DescriptionScore:
+    """Count one description's nouns by the official rules; nouns outside the vocabulary are passed over."""
+    named = tuple(noun for noun in nouns if noun in amber.vocabulary)
+
+    def candidates(objects: Sequence[str]) -> list[tuple[str, int]]:
+        # Associated words stand before the objects themselves, and the first match wins.
+        associated = [(word, place) for place, one in enumerate(objects) for word in amber.association.get(one, ())]
+        return associated + [(one, place) for place, one in enumerate(objects)]
+
+    truths, lures = candidates(question.truth), candidates(question.hallu)
+    hallucinated, covered, expected = [], set(), set()
+    for position, noun in enumerate(named):
+        if noun in amber.safe_words:
+            continue
+        equal = next((place for word, place in truths if word == noun), None)
+        if equal is not None:
+            covered.add(equal)
+            continue
+        equal = next((place for word, place in lures if word == noun), None)
+        if equal is not None:
+            expected.add(equal)
+        # An equal word does not end the search: a similar one may come earlier in the list and is marked too.
+        like = next((place for word, place in lures if similarity.similar(noun, word)), None)
+        if like is not None:
+            expected.add(like)
+        like = next((place for word, place in truths if similarity.similar(noun, word)), None)
+        if like is None:
+            hallucinated.append(position)
+        else:
+            covered.add(like)
+    return DescriptionScore(named, tuple(hallucinated), frozenset(covered), frozenset(expected))
+
+
+def nouns_of(text: str, words: NltkWords, lemmas: Lemmas) -> list[str]:
+    """Known lemmas of the tokens that NLTK tags NN, NNS, NNP or NNPS; case is kept."""
+    nouns = [token for token, tag in words.tags(words.tokens(text)) if tag.startswith("NN")]
+    return [lemma for noun in nouns if (lemma := lemmas.of(noun)) is not None]
+
+
+def count_description(score: DescriptionScore, question: Question) -> dict[str, int]:
+    """What one description adds to the official counters."""
+    return {
+        "chair_score": len(score.hallucinated),
+        "chair_num": len(score.nouns),
+        "safe_cover_score": len(score.covered),
+        "safe_cover_num": len(question.truth),
+        "hallu_cover_score": len(score.expected),
+        "hallu_cover_num": len(question.hallu),
+        "non_hallu_score": int(not score.hallucinated),
+        "non_hallu_num": 1,
+    }
+
+
+def count_yes_or_no(response: str, question: Question) -> dict[str, int]:
+    """What one yes/no answer adds to the official counters, overall and of its kind."""
+    no_is_true = question.truth != "yes"
+    says_no = response == "No"
+    counts = {
+        "qa_correct_num": 1,
+        "qa_correct_score": int(says_no if no_is_true else response == "Yes"),
+        "qa_no_num": int(no_is_true),
+        "qa_no_score": int(no_is_true and says_no),
+        "qa_ans_no_num": int(says_no),
+        "qa_ans_no_score": int(says_no and question.truth == "no"),
+    }
+    return {prefix + name: count for prefix in ("", PREFIXES[question.kind]) for name, count in counts.items()}
+
+
+def _yes_or_no_metrics(counters: Mapping[str, float], prefixes: Sequence[str], f1_guard: float) -> Record | None:
+    def total(name: str) -> float:
+        return sum(counters[prefix + name] for prefix in prefixes)
+
+    def percent(name: str) -> float:
+        return round(total(f"{name}_score") / total(f"{name}_num") * 100, 1)
+
+    if total("qa_correct_num") < 1:
+        return None
+    accuracy, precision, recall = percent("qa_correct"), percent("qa_ans_no"), percent("qa_no")
+    p, r = precision / 100, recall / 100
+    f1 = round(2 * p * r / (p + r + f1_guard) * 100, 1)
+    return {"accuracy": accuracy, "precision": precision, "recall": recall, "f1": f1}
+
+
+def metrics(counters: Mapping[str, float]) -> Record:
+    """The numbers the official program prints, from its counters; None where nothing was scored."""
+    generative = None
+    if counters["non_hallu_num"] >= 1:
+        generative = {
+            "chair": round(counters["chair_score"] / counters["chair_num"] * 100, 1),
+            "cover": round(counters["safe_cover_score"] / counters["safe_cover_num"] * 100, 1),
+            "hal": round(100 - counters["non_hallu_score"] / counters["non_hallu_num"] * 100, 1),
+            "cog": round(counters["hallu_cover_score"] / counters["hallu_cover_num"] * 100, 1),
+        }
+    return {
+        "generative": generative,
+        "discriminative": _yes_or_no_metrics(counters, [""], 0.0001),
+        "existence": _yes_or_no_metrics(counters, [PREFIXES["existence"]], 0.001),
+        "attribute": _yes_or_no_metrics(counters, [PREFIXES[kind] for kind in ATTRIBUTES], 0.0001),
+        **{kind: _yes_or_no_metrics(counters, [PREFIXES[kind]], 0.0001) for kind in (*ATTRIBUTES, "relation")},
+    }
+
+
+def metrics_of_sums(sums: Mapping[str, float]) -> Record:
+    """As metrics, from plain sums: every denominator gets its 0.001."""
+    return metrics({name: sums.get(name, 0) + (START if name.endswith("_num") else 0) for name in COUNTERS})
+
+
+@dataclass(frozen=True)
+class AmberScores:
+    """The official counters over all answers, each picture's own counts, and how the answers were read."""
+
+    counters: Mapping[str, float]
+    pictures: Mapping[str, Mapping[str, int]]
+    reread: int  # answers the rule changed
+    unreadable: tuple[int, ...]  # ids whose answer is neither Yes nor No after reading
+
+
+def read_yes_or_no(answer: Answer, question: Question, rule: YesNoRule) -> str:
+    """The answer as the rule reads it; ``release`` reads the question too, as the released code does."""
+    if rule == "release" and answer.id >= RELEASE_READS_FROM:
+        if question.query is None:
+            raise ScoringError("--yes_no release reads the questions too: query/query_all.json is missing under --data")
+        read = release_yes_or_no(f"{question.query}\n{answer.response}")
+        return read if read in ("Yes", "No") else answer.response
+    if rule == "word" and question.kind != "generative":
+        return first_yes_or_no(answer.response)
+    return answer.response
+
+
+def score_answers(
+    answers: Sequence[Answer], amber: Amber, similarity: Similarity, lemmas: Lemmas, rule: YesNoRule
+) -> AmberScores:
+    """Count all answers. NLTK is loaded at the first description."""
+    counters: dict[str, float] = {name: START if name.endswith("_num") else 0 for name in COUNTERS}
+    pictures: dict[str, Counter[str]] = {}
+    words: NltkWords | None = None
+    reread, unreadable = 0, []
+    for answer in answers:
+        question = amber.questions[answer.id]
+        response = read_yes_or_no(answer, question, rule)
+        reread += response != answer.response
+        if question.kind == "generative":
+            words = words or NltkWords()
+            score = score_description(nouns_of(response, words, lemmas), question, amber, similarity)
+            counts = count_description(score, question)
+        else:
+            if response not in ("Yes", "No"):
+                unreadable.append(answer.id)
+            counts = count_yes_or_no(response, question)
+        picture = pictures.setdefault(question.image or f"question {answer.id}", Counter())
+        for name, count in counts.items():
+            counters[name] += count
+            picture[name] += count
+    return AmberScores(counters, pictures, reread, tuple(unreadable))
+
+
+def check(records: Sequence[Record], amber: Amber) -> tuple[list[Answer], Problems]:
+    """The answers that can be scored, and what is wrong with the file."""
+    return check_answers(records, amber.sections())
+
+
+def table(result: Record) -> str:
+    """The result for people to read."""
+    lines = []
+    if result["generative"]:
+        lines += ["Descriptions      CHAIR   Cover     Hal     Cog"]
+        numbers = "".join(f"{result['generative'][name]:8.1f}" for name in ("chair", "cover", "hal", "cog"))
+        lines += [f"{'':15}{numbers}", ""]
+    if result["discriminative"]:
+        lines += ["Yes/no         Accuracy  Precision  Recall      F1"]
+        for kind in ("discriminative", "existence", "attribute", *ATTRIBUTES, "relation"):
+            if row := result[kind]:
+                indent = "  " if kind in ATTRIBUTES else ""
+                label = "all" if kind == "discriminative" else kind
+                lines.append(
+                    f"{indent + label:15}{row['accuracy']:8.1f}{row['precision']:11.1f}"
+                    f"{row['recall']:8.1f}{row['f1']:8.1f}"
+                )
+        lines.append("")
+    return "\n".join(lines).rstrip()

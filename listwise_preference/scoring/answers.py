@@ -1,0 +1,177 @@
+"""Answers files: read them, check them before anything is counted, and read yes and no out of free text."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Record = dict[str, Any]
+YesNoRule = Literal["word", "exact", "release"]
+
+LISTED = 20  # how many ids, or runs of ids, one message names
+
+
+class ScoringError(Exception):
+    """Something the user can put right; the message says what it is and what to do."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer: the id of its question and the text the model gave."""
+
+    id: int
+    response: str
+
+
+@dataclass(frozen=True)
+class Problems:
+    """What is wrong with an answers file, one sentence per kind; empty when nothing is."""
+
+    sentences: tuple[str, ...]
+
+    def refuse_unless(self, partial: bool, path: Path) -> None:
+        """Raise ScoringError with all sentences, unless the caller asked to score what is there."""
+        if self.sentences and not partial:
+            listed = "\n".join(f"  - {sentence}" for sentence in self.sentences)
+            raise ScoringError(
+                f"{path}: not scored, because\n{listed}\n"
+                "Mend the file, or add --partial to score what is there; the result is then marked partial."
+            )
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8; ScoringError where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ScoringError(f"{path}: cannot be read: {reason}") from error
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file; ScoringError with line and column where it is not JSON."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ScoringError(f"{path}: line {error.lineno}, column {error.colno}: not JSON ({error.msg})") from error
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records of a JSON list or of a JSON-lines file, told apart by the first character.
+
+    ScoringError where the file is neither, or where a record is not an object.
+    """
+    text = read_text(path)
+    if text.lstrip().startswith("["):
+        records = read_json(path)
+    else:
+        records = []
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                try:
+                    records.append(json.loads(line))
+                except json.JSONDecodeError as error:
+                    raise ScoringError(
+                        f"{path}: line {number}: not JSON ({error.msg}); expected a JSON list or one JSON object a line"
+                    ) from error
+    wrong = [number for number, record in enumerate(records, start=1) if not isinstance(record, dict)]
+    if wrong:
+        raise ScoringError(f"{path}: not a JSON object: record {listed(wrong)}")
+    if not records:
+        raise ScoringError(f"{path}: no records in it")
+    return list(records)
+
+
+def listed(numbers: Iterable[int]) -> str:
+    """Numbers for a message, runs shortened: ``1-4, 9, 12-13``; no more than LISTED runs."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    shown = [str(first) if first == last else f"{first}-{last}" for first, last in runs[:LISTED]]
+    if len(runs) > LISTED:
+        left = sum(last - first + 1 for first, last in runs[LISTED:])
+        shown.append(f"and {left} more")
+    return ", ".join(shown)
+
+
+def check_answers(records: Sequence[Record], sections: Mapping[str, Sequence[int]]) -> tuple[list[Answer], Problems]:
+    """Answers that can be scored, in file order, and what is wrong with the file.
+
+    ``sections`` are the parts of a benchmark that may be answered alone (AMBER: descriptions, existence,
+    ...), each with its ids. A section counts as asked when at least one of its ids is answered, and then
+    wants all of them. Records of the wrong type and with unknown ids are left out of the answers; repeated
+    ids stay in, as the official programs score every record of a file.
+    """
+    known = {id_ for ids in sections.values() for id_ in ids}
+    answers: list[Answer] = []
+    wrong: list[str] = []
+    unknown: list[int] = []
+    for number, record in enumerate(records, start=1):
+        id_, response = record.get("id"), record.get("response")
+        if type(id_) is not int:
+            wrong.append(
+                f'record {number} has no "id"'
+                if "id" not in record
+                else f'record {number}: "id" is {json.dumps(id_)}, not a whole number'
+            )
+        elif not isinstance(response, str):
+            wrong.append(
+                f'id {id_} has no "response"'
+                if "response" not in record
+                else f'id {id_}: "response" is not text but {type(response).__name__}'
+            )
+        elif id_ not in known:
+            unknown.append(id_)
+        else:
+            answers.append(Answer(id_, response))
+
+    times = Counter(answer.id for answer in answers)
+    sentences = []
+    for name, ids in sections.items():
+        missing = [id_ for id_ in ids if id_ not in times]
+        if missing and len(missing) < len(ids):
+            sentences.append(f"{len(missing)} of {len(ids)} {name} ids are missing: {listed(missing)}")
+    if repeated := [id_ for id_, count in times.items() if count > 1]:
+        sentences.append(
+            f"ids repeated: {listed(repeated)} (with --partial every copy counts, as in the official program)"
+        )
+    if unknown:
+        sentences.append(f"ids unknown: {listed(unknown)} (known are {listed(known)})")
+    if wrong:
+        more = f" and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
+        sentences.append("of the wrong type: " + "; ".join(wrong[:LISTED]) + more)
+    if not answers:
+        sentences.append("no answer in it belongs to this benchmark")
+    return answers, Problems(tuple(sentences))
+
+
+# A full stop inside a number or a name does not end a sentence.
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
+_YES_OR_NO = re.compile(r"(?<![\w-])(yes|no)(?!\w|-\w)", re.IGNORECASE)
+
+
+def first_yes_or_no(text: str) -> str:
+    """``Yes`` or ``No``: the first whole word yes or no, any case, in the first sentence; else the text."""
+    first_sentence = _SENTENCE_END.split(text.strip(), maxsplit=1)[0]
+    found = _YES_OR_NO.search(first_sentence)
+    return found.group().capitalize() if found else text
+
+
+def release_yes_or_no(decoded: str) -> str:
+    """The released code's rule, for comparison only: "no" anywhere in the decoded text, inside words too.
+
+    That code decodes the prompt together with the answer, so ``decoded`` is both; 114 of AMBER's questions
+    hold "no" in words such as snow, and their answers are all read as No.
+    """
+    if any(word in decoded for word in ("NO", "No", "no")):
+        return "No"
+    if any(word in decoded for word in ("YES", "Yes", "yes")):
+        return "Yes"
+    return decoded

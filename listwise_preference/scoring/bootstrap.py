@@ -1,0 +1,56 @@
+"""95 % intervals by resampling pictures: pictures are independent, the questions of one picture are not."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Counters = Mapping[str, float]
+Metrics = Mapping[str, Any]
+
+
+def flatten(metrics: Metrics, prefix: str = "") -> dict[str, float | None]:
+    """``{"existence": {"f1": 5}}`` as ``{"existence.f1": 5}``."""
+    flat: dict[str, float | None] = {}
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def bootstrap(
+    pictures: Sequence[Counters], metrics: Callable[[Counters], Metrics], resamples: int, seed: int
+) -> dict[str, Any]:
+    """Percentile intervals of every metric over ``resamples`` draws of as many pictures, with replacement.
+
+    ``pictures`` holds each picture's own counts; counts add up over pictures, and ``metrics`` makes the
+    numbers from the sums. A metric without a number over all pictures gets no interval;
+    one that a draw leaves undefined (None) is left out of that draw.
+    """
+    names = sorted({name for counts in pictures for name in counts})
+    table = np.array([[counts.get(name, 0) for name in names] for counts in pictures], dtype=float)
+    draws = np.random.default_rng(seed).multinomial(len(pictures), [1 / len(pictures)] * len(pictures), resamples)
+
+    def numbers(sums: Any) -> dict[str, float | None]:
+        return flatten(metrics(dict(zip(names, sums.tolist(), strict=True))))
+
+    values: dict[str, list[float]] = {
+        name: [] for name, value in numbers(table.sum(axis=0)).items() if value is not None
+    }
+    for sums in draws @ table:
+        for name, value in numbers(sums).items():
+            if value is not None and name in values:
+                values[name].append(value)
+    return {
+        "resamples": resamples,
+        "seed": seed,
+        "unit": "picture",
+        "pictures": len(pictures),
+        "level": 0.95,
+        "intervals": {
+            name: [float(edge) for edge in np.percentile(drawn, [2.5, 97.5])] if drawn else None
+            for name, drawn in values.items()
+        },
+    }

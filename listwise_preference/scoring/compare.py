@@ -1,0 +1,257 @@
+"""Results side by side, with the paper's own rows beside them: text, Markdown and a bar chart."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from listwise_preference.scoring.answers import ScoringError, read_json
+from listwise_preference.scoring.bootstrap import flatten
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric: its heading, where it stands in a result, and how it is shown."""
+
+    heading: str
+    key: str
+    scale: float = 1.0
+    digits: int = 1
+    better: Literal["higher", "lower", "neither"] = "higher"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run or one row of the paper; values are as shown (scaled), absent where there is no number."""
+
+    name: str
+    values: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+_PER_CENT = 100.0
+_COCO = [
+    Column("CHAIR_s", "chair_s", _PER_CENT, better="lower"),
+    Column("CHAIR_i", "chair_i", _PER_CENT, better="lower"),
+    Column("recall", "object_recall", _PER_CENT),
+]
+COLUMNS = {
+    "object-halbench": _COCO,
+    "chair": _COCO,
+    "mmhal": [
+        Column("score", "score", digits=2),
+        Column("hal. rate", "hallucination_rate", digits=2, better="lower"),
+    ],
+    "amber": [
+        Column("CHAIR", "generative.chair", better="lower"),
+        Column("Cover", "generative.cover"),
+        Column("Hal", "generative.hal", better="lower"),
+        Column("Cog", "generative.cog", better="lower"),
+        Column("accuracy", "discriminative.accuracy"),
+        Column("F1", "discriminative.f1"),
+        Column("existence F1", "existence.f1"),
+        Column("attribute F1", "attribute.f1"),
+        Column("relation F1", "relation.f1"),
+    ],
+    "pope": [
+        Column("accuracy", "accuracy", _PER_CENT),
+        Column("precision", "precision", _PER_CENT),
+        Column("recall", "recall", _PER_CENT),
+        Column("F1", "f1", _PER_CENT),
+        Column("yes ratio", "yes_ratio", _PER_CENT, better="neither"),
+    ],
+}
+
+_PAPER_KEYS = (
+    ("object-halbench", "chair_s"),
+    ("object-halbench", "chair_i"),
+    ("mmhal", "score"),
+    ("mmhal", "hallucination_rate"),
+    ("amber", "generative.chair"),
+    ("amber", "generative.cover"),
+    ("amber", "generative.hal"),
+    ("amber", "generative.cog"),
+)
+# The paper's main table (arXiv 2505.21061), columns as in _PAPER_KEYS.
+PAPER = {
+    "LLaVA-v1.5-7B": {
+        "": (49.7, 26.1, 2.02, 0.65, 7.7, 49.8, 31.9, 3.7),
+        "DPO": (42.3, 23.2, 2.00, 0.69, 6.7, 53.2, 33.7, 3.3),
+        "mDPO": (30.7, 16.0, 2.40, 0.59, 5.0, 52.5, 27.5, 2.4),
+        "LPOI": (24.3, 14.6, 2.40, 0.59, 4.3, 51.9, 26.4, 2.0),
+    },
+    "LLaVA-v1.5-13B": {
+        "": (44.3, 21.2, 2.09, 0.64, 6.3, 51.0, 30.2, 3.0),
+        "DPO": (38.3, 19.4, 2.36, 0.61, 6.2, 54.3, 31.8, 2.6),
+        "mDPO": (33.3, 16.6, 2.50, 0.57, 4.6, 52.6, 25.0, 2.0),
+        "LPOI": (24.3, 11.7, 2.54, 0.57, 3.9, 52.9, 22.3, 1.8),
+    },
+    "Idefics2-8B": {
+        "": (6.3, 4.2, 2.62, 0.43, 3.4, 36.5, 7.6, 0.4),
+        "DPO": (6.0, 4.2, 2.48, 0.45, 3.5, 37.4, 8.1, 0.2),
+        "mDPO": (7.3, 5.4, 2.80, 0.40, 2.7, 37.7, 6.2, 0.2),
+        "LPOI": (5.3, 3.6, 2.88, 0.36, 2.6, 36.4, 5.7, 0.2),
+    },
+}
+
+
+def paper_rows(benchmark: str, models: Sequence[str]) -> list[Row]:
+    """The paper's rows for a benchmark, as the paper prints them; none for benchmarks it does not have."""
+    places = {key: place for place, (name, key) in enumerate(_PAPER_KEYS) if name == benchmark}
+    return [
+        Row(
+            f"paper: {model}{f' + {method}' if method else ''}",
+            {key: numbers[place] for key, place in places.items()},
+        )
+        for model in models
+        for method, numbers in PAPER[model].items()
+        if places
+    ]
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A scores file; ScoringError where it is something else."""
+    result = read_json(path)
+    if not isinstance(result, dict) or result.get("benchmark") not in COLUMNS:
+        raise ScoringError(f"{path}: not a scores file; write one with: python score.py ... --output scores.json")
+    return result
+
+
+def run_names(paths: Sequence[Path]) -> list[str]:
+    """Names that tell files apart: the stem, or folder/stem where stems repeat."""
+    stems = [path.stem for path in paths]
+    return [
+        stem if stems.count(stem) == 1 else f"{path.resolve().parent.name}/{stem}"
+        for path, stem in zip(paths, stems, strict=True)
+    ]
+
+
+def run_row(name: str, result: Mapping[str, Any]) -> Row:
+    """A result as a row."""
+    columns = COLUMNS[result["benchmark"]]
+    flat = flatten({column.key.split(".")[0]: result.get(column.key.split(".")[0]) for column in columns})
+    drawn = (result.get("bootstrap") or {}).get("intervals", {})
+    values = {c.key: flat[c.key] * c.scale for c in columns if isinstance(flat.get(c.key), int | float)}  # type: ignore[operator]
+    intervals = {
+        c.key: (drawn[c.key][0] * c.scale, drawn[c.key][1] * c.scale)
+        for c in columns
+        if c.key in values and drawn.get(c.key)
+    }
+    return Row(name + (" (partial)" if result.get("partial") else ""), values, intervals)
+
+
+def rows_by_benchmark(
+    names: Sequence[str], results: Sequence[Mapping[str, Any]], paper_models: Sequence[str]
+) -> dict[str, list[Row]]:
+    """The runs of each benchmark in the order given, the paper's rows behind them."""
+    rows: dict[str, list[Row]] = {}
+    for name, result in zip(names, results, strict=True):
+        rows.setdefault(result["benchmark"], []).append(run_row(name, result))
+    return {name: runs + paper_rows(name, paper_models) for name, runs in rows.items()}
+
+
+def notes(names: Sequence[str], results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What makes runs of one benchmark hard to compare: a protocol that differs, in so many words."""
+    found = []
+    for benchmark in dict.fromkeys(result["benchmark"] for result in results):
+        protocols = {
+            name: flatten(result.get("protocol", {}))
+            for name, result in zip(names, results, strict=True)
+            if result["benchmark"] == benchmark
+        }
+        for key in dict.fromkeys(key for protocol in protocols.values() for key in protocol):
+            values = {name: protocol.get(key) for name, protocol in protocols.items()}
+            if len(set(map(str, values.values()))) > 1:
+                listed = "; ".join(f"{name}: {value}" for name, value in values.items())
+                found.append(f"{benchmark}: not scored alike: {key} is {listed}")
+    return found
+
+
+def markdown(rows: Mapping[str, Sequence[Row]]) -> str:
+    """One Markdown table per benchmark; columns without any number are left out."""
+    arrows = {"higher": " ↑", "lower": " ↓", "neither": ""}
+    blocks = []
+    for benchmark, runs in rows.items():
+        columns = [column for column in COLUMNS[benchmark] if any(column.key in row.values for row in runs)]
+        lines = [[benchmark, *(column.heading + arrows[column.better] for column in columns)]]
+        lines += [[row.name, *(_cell(row, column) for column in columns)] for row in runs]
+        widths = [max(len(line[place]) for line in lines) for place in range(len(columns) + 1)]
+        heading, *texts = ("| " + " | ".join(_pad(cells, widths)) + " |" for cells in lines)
+        first, *others = ("-" * (width + 1) for width in widths)
+        rule = "|" + "|".join([first + "-", *(dashes + ":" for dashes in others)]) + "|"
+        blocks.append("\n".join([heading, rule, *texts]))
+    return "\n\n".join(blocks)
+
+
+def _pad(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
+    return [
+        cell.ljust(width) if place == 0 else cell.rjust(width)
+        for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ]
+
+
+def _cell(row: Row, column: Column) -> str:
+    if column.key not in row.values:
+        return "-"
+    text = f"{row.values[column.key]:.{column.digits}f}"
+    if column.key in row.intervals:
+        low, high = row.intervals[column.key]
+        text += f" [{low:.{column.digits}f}, {high:.{column.digits}f}]"
+    return text
+
+
+def plot(rows: Mapping[str, Sequence[Row]], path: Path) -> None:
+    """A bar chart as PNG: one panel for each metric, one bar for each row, 95 % intervals as whiskers."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ScoringError("--plot needs matplotlib; get it with: pip install matplotlib") from error
+    panels = [
+        (benchmark, column)
+        for benchmark, runs in rows.items()
+        for column in COLUMNS[benchmark]
+        if any(column.key in row.values for row in runs)
+    ]
+    if not panels:
+        raise ScoringError("nothing to draw: the results hold no numbers")
+    across = min(4, len(panels))
+    down = -(-len(panels) // across)
+    most = max(len(runs) for runs in rows.values())
+    figure, axes = plt.subplots(
+        down, across, figsize=(4.2 * across, down * (1.2 + 0.28 * most)), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, (benchmark, column) in zip(axes.flat, panels, strict=False):
+        shown = [row for row in rows[benchmark] if column.key in row.values]
+        values = [row.values[column.key] for row in shown]
+        bars = axis.barh(
+            range(len(shown)),
+            values,
+            color=["#9aa5b1" if row.name.startswith("paper: ") else "#2f6f9f" for row in shown],
+        )
+        for place, row in enumerate(shown):
+            if column.key in row.intervals:
+                low, high = row.intervals[column.key]
+                value = row.values[column.key]
+                whisker = [[max(0.0, value - low)], [max(0.0, high - value)]]
+                axis.errorbar(value, place, xerr=whisker, color="black", capsize=2)
+        axis.bar_label(bars, fmt=f"%.{column.digits}f", padding=8, fontsize=7)
+        axis.set_yticks(range(len(shown)), [row.name for row in shown], fontsize=7)
+        axis.set_ylim(most - 0.4, -0.6)  # the first row on top, all bars of one thickness
+        axis.margins(x=0.22)
+        axis.set_title(
+            f"{benchmark}: {column.heading}" + (" (lower is better)" if column.better == "lower" else ""),
+            fontsize=9,
+        )
+        axis.spines[["top", "right"]].set_visible(False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150, format="png")
+    except OSError as error:
+        raise ScoringError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        plt.close(figure)

@@ -1,0 +1,479 @@
+"""Object HalBench and CHAIR: objects that a text names and the picture's COCO annotations do not have.
+
+Source of the rules: CHAIR (Rohrbach et al. 2018, github.com/LisaAnne/Hallucination) in the form that Object
+HalBench's program gives it (eval/eval_gpt_obj_halbench.py of RLHF-V and RLAIF-V). A picture's true objects
+are those of its instances and of its five reference captions. The objects of an answer are either its words
+by a synonym table ("words"), or what a language model extracts from it ("extractor", the benchmark's way).
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from listwise_preference.scoring.answers import (
+    Problems,
+    Record,
+    ScoringError,
+    listed,
+    read_json,
+    read_records,
+    read_text,
+)
+from listwise_preference.scoring.judge import Judge, fill, read_template
+from listwise_preference.scoring.words import DATA, Lemmas, NltkWords
+
+ANSWERS = 300
+SHIPPED_SYNONYMS = DATA / "chair_synonyms.txt"
+OUR_PROMPT = DATA / "object_extraction_prompt.txt"
+TEXT_KEYS = ("caption", "text", "answer", "response")
+EXTRACTION_TRIES = 5
+
+# The names that Object HalBench's synonym table has beyond CHAIR's own.
+OBJECT_HALBENCH_NAMES = {
+    "brother": "person",
+    "pedestrian": "person",
+    "coffee table": "dining table",
+    "remote control": "remote",
+}
+
+# "baby bird" and "passenger jet" name a bird and a jet, no person.
+_ANIMALS = [
+    "bird",
+    "cat",
+    "dog",
+    "horse",
+    "sheep",
+    "cow",
+    "elephant",
+    "bear",
+    "zebra",
+    "giraffe",
+    "animal",
+    "cub",
+]
+_VEHICLES = ("jet", "train")
+# No objects of COCO, but their second words would be taken for one.
+_NOT_OBJECTS = ("home plate", "train track")
+
+TaggedWords = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One text about one picture; ``objects`` are those the answers file itself brings, if any."""
+
+    image_id: int
+    text: str
+    question: str
+    objects: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Mentions:
+    """COCO objects in a text: the words as named, the object each stands for, and where each was found."""
+
+    words: list[str]
+    objects: list[str]
+    places: list[int]
+
+
+class ObjectWords:
+    """The synonym table: which words name which of COCO's 80 objects.
+
+    ``extra`` are names that a benchmark adds to the table's.
+    """
+
+    def __init__(self, path: Path, extra: Mapping[str, str] | None = None) -> None:
+        self.object_of: dict[str, str] = {}
+        for line in read_text(path).splitlines():
+            if synonyms := [word.strip() for word in line.strip().split(", ")]:
+                self.object_of.update(dict.fromkeys(synonyms, synonyms[0]))
+        self.object_of.pop("", None)
+        if not self.object_of:
+            raise ScoringError(f"{path}: not a synonym table, which has one object a line: name, synonym, ...")
+        self.object_of |= extra or {}
+        self.source = f"{'shipped ' if path == SHIPPED_SYNONYMS else ''}{path.name}"
+        if extra:
+            self.source += f" and {', '.join(extra)}"
+        self.double_words = {word: word for word in self.object_of if " " in word}
+        self.double_words |= {word: word for word in _NOT_OBJECTS}
+        self.double_words |= {f"{age} {animal}": animal for animal in _ANIMALS for age in ("baby", "adult")}
+        self.double_words |= {f"passenger {vehicle}": vehicle for vehicle in _VEHICLES}
+        # "glas" is what some lemmatizers leave of glasses.
+        self.double_words |= {"bow tie": "tie", "toilet seat": "toilet", "wine glas": "wine glass"}
+
+    def join_double_words(self, words: Sequence[str]) -> tuple[list[str], list[int]]:
+        """Words with each known pair made one, and the place of each in the input."""
+        joined, places, place = [], [], 0
+        while place < len(words):
+            pair = " ".join(words[place : place + 2])
+            known = self.double_words.get(pair)
+            joined.append(words[place] if known is None else known)
+            places.append(place)
+            place += 1 if known is None else 2
+        return joined, places
+
+    def double_words_only(self, words: Sequence[str]) -> list[str]:
+        """The known pairs among the words and nothing else."""
+        found, place = [], 0
+        while place < len(words):
+            known = self.double_words.get(" ".join(words[place : place + 2]))
+            if known is not None:
+                found.append(known)
+            place += 1 if known is None else 2
+        return found
+
+    def mentions(self, words: Sequence[str], places: Sequence[int]) -> Mentions:
+        """The words that name objects. A seat beside a toilet is no chair.
+
+        ``places`` belong to the words before seats are taken out and are not shifted with them, as in the
+        official program; only the reported places depend on it.
+        """
+        if "toilet" in words and "seat" in words:
+            words = [word for word in words if word != "seat"]
+        hits = [(word, place) for word, place in zip(words, places, strict=False) if word in self.object_of]
+        return Mentions(
+            [word for word, _ in hits],
+            [self.object_of[word] for word, _ in hits],
+            [place for _, place in hits],
+        )
+
+
+def caption_mentions(text: str, table: ObjectWords, words: NltkWords, lemmas: Lemmas) -> Mentions:
+    """Objects named in a text, by its words: lower case, tokens, noun lemmas, double words, synonym table."""
+    return table.mentions(*table.join_double_words([lemmas.of(word) or word for word in words.tokens(text.lower())]))
+
+
+# --- the texts
+# -----------------------------------------------------------------------------------------------------
+
+
+def _image_id(value: Any) -> int | None:
+    """A COCO id, given as a number, as digits, or as the name of a COCO picture file."""
+    if type(value) is int:
+        return value
+    found = re.search(r"(\d+)(\.\w+)?$", value) if isinstance(value, str) else None
+    return int(found[1]) if found else None
+
+
+def read_captions(path: Path, questions: Sequence[Record] | None) -> tuple[list[Caption], Problems]:
+    """Answers or captions that can be scored, and what is wrong with the file.
+
+    Reads JSON lines or a JSON list with ``image_id`` (or ``image``, a COCO file name) and a text under
+    caption, text, answer or response, and CHAIR's own ``{"imgToEval": {...}}``. Records without a picture
+    take that of the question at their place, where ``questions`` are given. "Assistant:" is taken off, as in
+    the official program.
+    """
+    sentences = []
+    if (
+        read_text(path).lstrip().startswith("{")
+        and isinstance(whole := _json_or_none(path), dict)
+        and "imgToEval" in whole
+    ):
+        records = list(whole["imgToEval"].values())
+    else:
+        records = read_records(path)
+    if questions is not None and len(questions) != len(records):
+        sentences.append(f"{len(records)} answers for {len(questions)} questions")
+    captions, wrong = [], []
+    for number, record in enumerate(records, start=1):
+        asked = questions[number - 1] if questions and number <= len(questions) else {}
+        image_id = next(
+            (
+                found
+                for source in (record, asked)
+                for key in ("image_id", "image")
+                if (found := _image_id(source.get(key))) is not None
+            ),
+            None,
+        )
+        text = next((record[key] for key in TEXT_KEYS if isinstance(record.get(key), str)), None)
+        question = record.get("prompt", record.get("question", asked.get("question", "")))
+        objects = record.get("extract_objs")
+        if image_id is None or text is None:
+            wrong.append(number)
+            continue
+        captions.append(
+            Caption(
+                image_id,
+                text.replace("Assistant:", "").strip(),
+                str(question),
+                tuple(map(str, objects)) if isinstance(objects, list) else None,
+            )
+        )
+    if wrong:
+        sentences.append(
+            f"no image_id (a COCO id) or no text under {', '.join(TEXT_KEYS)}: record {listed(wrong)}"
+            + ("" if questions else " (give the benchmark's questions with --questions where answers lack the id)")
+        )
+    if not captions:
+        sentences.append("no answer in it belongs to a COCO picture")
+    return captions, Problems(tuple(sentences))
+
+
+def _json_or_none(path: Path) -> Any:
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError:
+        return None
+
+
+# --- what is in the pictures
+# ---------------------------------------------------------------------------------------
+
+
+def _annotation_files(folder: Path) -> list[tuple[Path, Path]]:
+    """(instances, captions) files; validation first, because Object HalBench takes its 300 pictures there."""
+    for year in (2014, 2017):
+        pairs = [
+            (folder / f"instances_{split}{year}.json", folder / f"captions_{split}{year}.json")
+            for split in ("val", "train")
+        ]
+        if present := [pair for pair in pairs if all(path.is_file() for path in pair)]:
+            return present
+    raise ScoringError(
+        f"{folder}: no COCO annotations (instances_val2014.json, captions_val2014.json) in it; they are in "
+        "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
+    )
+
+
+def true_objects(
+    folder: Path, image_ids: Iterable[int], table: ObjectWords, words: NltkWords, lemmas: Lemmas
+) -> tuple[dict[int, set[str]], set[int]]:
+    """Objects of each picture by COCO's instances and reference captions, and the ids that are not in COCO.
+
+    Reads no more files than it takes to find all pictures.
+    """
+    wanted = set(image_ids)
+    objects: dict[int, set[str]] = {}
+    try:
+        _add_true_objects(objects, wanted, folder, table, words, lemmas)
+    except KeyError as error:
+        raise ScoringError(f"{folder}: not COCO's instances and captions: no {error}") from error
+    return objects, wanted - set(objects)
+
+
+def _add_true_objects(
+    objects: dict[int, set[str]],
+    wanted: set[int],
+    folder: Path,
+    table: ObjectWords,
+    words: NltkWords,
+    lemmas: Lemmas,
+) -> None:
+    for instances_path, captions_path in _annotation_files(folder):
+        if len(objects) == len(wanted):
+            break
+        instances, captions = read_json(instances_path), read_json(captions_path)
+        for image in instances["images"]:
+            if image["id"] in wanted:
+                objects.setdefault(image["id"], set())
+        category = {one["id"]: one["name"] for one in instances["categories"]}
+        for instance in instances["annotations"]:
+            if instance["image_id"] in objects:
+                name = category[instance["category_id"]]
+                if name not in table.object_of:
+                    raise ScoringError(f"{table.source}: no line for COCO's object {name!r}")
+                objects[instance["image_id"]].add(table.object_of[name])
+        for caption in captions["annotations"]:
+            if caption["image_id"] in objects:
+                mentions = caption_mentions(caption["caption"], table, words, lemmas)
+                objects[caption["image_id"]].update(mentions.objects)
+
+
+# --- objects by an extractor
+# ---------------------------------------------------------------------------------------
+
+
+def parse_objects(reply: str) -> list[str] | None:
+    """The list in an extractor's reply, or None: a ```json block, else a last line that is a list.
+
+    Reads what the official program reads, and an empty list without a block too.
+    """
+    block = re.search(r"```json\n(.*?)\n```", reply, re.DOTALL)
+    for candidate in (block[1] if block else None, (reply.strip().split("\n") or [""])[-1]):
+        try:
+            value = json.loads(candidate) if candidate else None
+        except json.JSONDecodeError:
+            continue
+        if isinstance(value, list):
+            return [str(item) for item in value]
+    return None
+
+
+def extract_objects(captions: Sequence[Caption], template_path: Path, judge: Judge) -> list[list[str] | None]:
+    """The extractor's list for each caption; None where it gave none in five tries.
+
+    Answers of up to three words hold no objects and are not asked about, as in the official program.
+    """
+    template = read_template(template_path, ("question", "answer"))
+    extracted: list[list[str] | None] = [[] if len(caption.text.split()) <= 3 else None for caption in captions]
+    for attempt in range(EXTRACTION_TRIES):
+        open_ = [number for number, objects in enumerate(extracted) if objects is None]
+        if not open_:
+            break
+        asked = [
+            [
+                {
+                    "role": "user",
+                    "content": fill(template, {"question": captions[n].question, "answer": captions[n].text}),
+                }
+            ]
+            for n in open_
+        ]
+        # The official temperature, 0.2, gives a second try a chance to differ.
+        replies = judge.replies(asked, temperature=0.2 if attempt else 0.0, attempt=attempt)
+        for number, reply in zip(open_, replies, strict=True):
+            extracted[number] = parse_objects(reply)
+    return extracted
+
+
+def nltk_tagger(table: ObjectWords, words: NltkWords, lemmas: Lemmas) -> Callable[[str], TaggedWords]:
+    """(lemma, tag) of each word by NLTK; words of the synonym table are nouns whatever the tagger thinks."""
+
+    def tag(text: str) -> TaggedWords:
+        tagged = [(lemmas.of(token) or token, tag) for token, tag in words.tags(words.tokens(text))]
+        return [(lemma, "NN" if lemma in table.object_of else tag) for lemma, tag in tagged]
+
+    return tag
+
+
+def spacy_tagger(model: str) -> Callable[[str], TaggedWords]:
+    """(lemma, tag) of each word by an installed spaCy model; the official program's is en_core_web_trf."""
+    try:
+        import spacy
+
+        nlp = spacy.load(model)
+    except ImportError as error:
+        raise ScoringError("--spacy_model: spaCy is not installed; get it with: pip install spacy") from error
+    except OSError as error:
+        raise ScoringError(
+            f"--spacy_model {model}: not installed; get it with: python -m spacy download {model}"
+        ) from error
+    return lambda text: [(token.lemma_, token.tag_) for token in nlp(text)]
+
+
+def refine_objects(extracted: Sequence[str], table: ObjectWords, tag: Callable[[str], TaggedWords]) -> list[str]:
+    """Names as the table knows them: a name's double words, else its runs of nouns; each once, in order."""
+    refined: list[str] = []
+    for name in extracted:
+        tagged = tag(f"a {name}")
+        found = table.double_words_only([lemma for lemma, _ in tagged])
+        if not found:
+            run: list[str] = []
+            for lemma, part_of_speech in [*tagged, ("", "")]:
+                if part_of_speech in ("NN", "NNS", "NNP", "NNPS"):
+                    run.append(lemma)
+                elif run:
+                    found.append(" ".join(run))
+                    run = []
+        refined += found
+    return list(dict.fromkeys(refined))
+
+
+# --- counting
+# ------------------------------------------------------------------------------------------------------
+
+
+def count_caption(caption: Caption, mentions: Mentions, truth: set[str]) -> tuple[Record, dict[str, int]]:
+    """One text's record, with the official program's names, and what it adds to the sums."""
+    wrong = [place for place, one in enumerate(mentions.objects) if one not in truth]
+    share = len(wrong) / len(mentions.words) if mentions.words else 0.0
+    record = {
+        "image_id": caption.image_id,
+        "caption": caption.text,
+        "mscoco_hallucinated_words": [[mentions.words[n], [mentions.words[n], mentions.objects[n]]] for n in wrong],
+        "mscoco_gt_words": sorted(truth),
+        "mscoco_generated_words": [list(pair) for pair in zip(mentions.words, mentions.objects, strict=True)],
+        "hallucination_idxs": [mentions.places[n] for n in wrong],
+        "metrics": {"CHAIRs": int(bool(wrong)), "CHAIRi": share},
+    }
+    counts = {
+        "sentences": 1,
+        "sentences_with_objects": int(bool(mentions.words)),
+        "hallucinated_sentences": int(bool(wrong)),
+        "words": len(caption.text.strip().split(" ")),
+        "mentions": len(mentions.objects),
+        "hallucinated_mentions": len(wrong),
+        "found_objects": len(truth & set(mentions.objects)),
+        "true_objects": len(truth),
+    }
+    return record, counts
+
+
+def score_captions(
+    captions: Sequence[Caption], mentions: Sequence[Mentions], truth: Mapping[int, set[str]]
+) -> tuple[list[Record], dict[str, Counter[str]]]:
+    """Each text's record and each picture's sums."""
+    records: list[Record] = []
+    pictures: dict[str, Counter[str]] = {}
+    for caption, found in zip(captions, mentions, strict=True):
+        record, counts = count_caption(caption, found, truth[caption.image_id])
+        records.append(record)
+        pictures.setdefault(str(caption.image_id), Counter()).update(counts)
+    return records, pictures
+
+
+def metrics(sums: Mapping[str, float]) -> Record:
+    """Unrounded shares; None where the official program would divide by zero.
+
+    ``chair_s`` is over all answers, ``chair_s_with_objects`` over those that name at least one COCO object
+    (the official CHAIRs and CHAIRs_refine).
+    """
+
+    def share(of: str, over: str) -> float | None:
+        return sums.get(of, 0) / sums[over] if sums.get(over) else None
+
+    return {
+        "chair_s": share("hallucinated_sentences", "sentences"),
+        "chair_s_with_objects": share("hallucinated_sentences", "sentences_with_objects"),
+        "chair_i": share("hallucinated_mentions", "mentions"),
+        "object_recall": share("found_objects", "true_objects"),
+        "mean_words": share("words", "sentences"),
+    }
+
+
+def official_metrics(sums: Mapping[str, float]) -> Record:
+    """The same under the official program's names, with its counts."""
+    ours = metrics(sums)
+
+    def rest(value: float | None) -> float | None:
+        return None if value is None else 1 - value
+
+    return {
+        "CHAIRs": ours["chair_s"],
+        "CHAIRs_refine": ours["chair_s_with_objects"],
+        "CHAIRi": ours["chair_i"],
+        "obj_rec": ours["object_recall"],
+        "sentence_num": float(sums["sentences"]),
+        "coco_sentence_num": float(sums["sentences_with_objects"]),
+        # The official name notwithstanding, these are true objects that were found.
+        "coco_word_count": float(sums["found_objects"]),
+        "gt_word_count": float(sums["true_objects"]),
+        "avg_word_len": ours["mean_words"],
+        "correct_rate": rest(ours["chair_s_with_objects"]),
+        "object_correct_rate": rest(ours["chair_i"]),
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result for people to read."""
+    official = result["overall_metrics"]
+
+    def percent(name: str) -> str:
+        return "undefined" if result[name] is None else f"{100 * result[name]:6.1f} %"
+
+    return "\n".join(
+        [
+            f"CHAIR_s, of all {official['sentence_num']:.0f} answers            {percent('chair_s')}",
+            f"CHAIR_s, of the {official['coco_sentence_num']:.0f} that name an object "
+            + percent("chair_s_with_objects"),
+            f"CHAIR_i                            {percent('chair_i')}",
+            f"Object recall                      {percent('object_recall')}",
+            f"Words per answer                   {result['mean_words']:6.1f}",
+        ]
+    )

@@ -1,0 +1,81 @@
+"""What a scorer hands over: a table, one JSON line last, and a file that says what made the numbers."""
+
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from listwise_preference import __version__
+from listwise_preference.scoring.answers import ScoringError
+
+Result = dict[str, Any]
+
+
+def versions() -> dict[str, str]:
+    """Versions that can change a number; a package counts only when this run has loaded it."""
+    found = {"listwise_preference": __version__, "python": platform.python_version()}
+    for package in ("nltk", "spacy", "numpy"):
+        if package in sys.modules:
+            try:
+                found[package] = version(package)
+            except PackageNotFoundError:
+                found[package] = "unknown"
+    return found
+
+
+def file_identity(path: Path) -> dict[str, str]:
+    """A file's name and SHA-256, so that a result can be traced to its answers."""
+    return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all; ScoringError where the place cannot be written."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise ScoringError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def intervals_table(result: Mapping[str, Any]) -> list[str]:
+    """Lines with the 95 % intervals, where the result has any."""
+    if not (bootstrap := result.get("bootstrap")):
+        return []
+    lines = ["", f"95 % intervals, {bootstrap['resamples']} resamples of {bootstrap['pictures']} pictures"]
+    for name, edges in bootstrap["intervals"].items():
+        if edges:
+            lines.append(f"  {name:28} {edges[0]:9.4g} to {edges[1]:.4g}")
+    return lines
+
+
+def report(
+    result: Result,
+    table: Callable[[Result], str],
+    notes: Iterable[str],
+    output: Path | None,
+    only_in_file: Mapping[str, Any] | None = None,
+) -> None:
+    """Print the table, the notes and the JSON line, and write the output file.
+
+    ``only_in_file`` is what is too long for the line, such as each answer's own record.
+    """
+    print(table(result))
+    print("\n".join(intervals_table(result)), end="\n" if result.get("bootstrap") else "")
+    if result["partial"]:
+        notes = [
+            "PARTIAL: not all of the benchmark was scored; do not compare these numbers with whole ones.",
+            *notes,
+        ]
+    for note in notes:
+        print(f"\nNote: {note}")
+    if output:
+        write_json(output, {**result, **(only_in_file or {})})
+        print(f"\nWritten to {output}")
+    print()
+    print(json.dumps(result, ensure_ascii=False))

@@ -1,0 +1,189 @@
+"""Score answers files as the benchmarks' own programs do: AMBER, Object HalBench, CHAIR, MMHal-Bench, POPE.
+
+    python score.py amber answers.json --data AMBER --output scores/lpoi-amber.json
+    python score.py object-halbench answers.jsonl --coco_annotations annotations
+    python score.py mmhal answers.json --judge_base_url http://localhost:8000/v1 --judge_model MODEL
+    python score.py pope answers.jsonl --questions coco_pope_random.json
+    python score.py compare scores/*.json --paper --markdown table.md --plot table.png
+
+Every scorer prints a table and, last, one JSON line; --output writes the same with protocol, versions and
+counts.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from listwise_preference.scoring import runs
+from listwise_preference.scoring.answers import ScoringError
+from listwise_preference.scoring.compare import PAPER
+from listwise_preference.scoring.judge import API_KEY_VARIABLE
+from listwise_preference.scoring.similarity import OFFICIAL_MODEL
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="benchmark", required=True, metavar="benchmark")
+
+    def scorer(name: str, help_: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=help_, description=help_, allow_abbrev=False)
+        one.set_defaults(run=run)
+        one.add_argument("answers", type=Path, help="answers file (JSON list or JSON lines)")
+        one.add_argument("--output", type=Path, help="write the result there as JSON")
+        one.add_argument("--partial", action="store_true", help="score what is there and mark the result partial")
+        one.add_argument(
+            "--bootstrap",
+            type=_count,
+            default=0,
+            metavar="N",
+            help="95 %% intervals by N resamples of pictures",
+        )
+        one.add_argument("--seed", type=int, default=0, help="of the resamples")
+        return one
+
+    def with_judge(one: argparse.ArgumentParser) -> None:
+        one.add_argument(
+            "--judge_cache",
+            type=Path,
+            help="folder that keeps replies (default ~/.cache/listwise_preference/judge)",
+        )
+        one.add_argument(
+            "--judge_retries", type=int, default=6, help="tries again after a fault, waiting longer each time"
+        )
+        one.add_argument("--judge_timeout", type=float, default=120.0, help="seconds for one reply")
+        one.add_argument("--judge_workers", type=_count, default=1, help="requests at a time (default 1)")
+
+    one = scorer("amber", "AMBER: descriptions and yes/no questions", runs.score_amber)
+    one.add_argument("--data", type=Path, required=True, help="clone of github.com/junyangwang0410/AMBER")
+    one.add_argument(
+        "--similarity",
+        metavar="FILE|SPACY_MODEL",
+        help=f"which words are alike (default: shipped table; official: {OFFICIAL_MODEL})",
+    )
+    one.add_argument("--save_similarity", type=Path, metavar="FILE", help="keep the table made with a spaCy model")
+    one.add_argument("--lemmas", metavar="FILE|wordnet", help="default: shipped table")
+    one.add_argument(
+        "--yes_no",
+        choices=("word", "exact", "release"),
+        default="word",
+        help="word: first whole word yes or no in the first sentence (default); exact: only Yes and No, as "
+        "AMBER's program alone; release: the released LPOI code's rule, for comparison, not to be trusted",
+    )
+
+    for name, help_ in (
+        ("object-halbench", "Object HalBench: objects in answers about 300 COCO pictures"),
+        ("chair", "CHAIR: objects in captions of any COCO pictures"),
+    ):
+        one = scorer(name, help_, runs.score_coco)
+        one.add_argument(
+            "--coco_annotations",
+            type=Path,
+            required=True,
+            help="folder with instances_*.json and captions_*.json",
+        )
+        one.add_argument("--questions", type=Path, help="the benchmark's questions, where answers have no image_id")
+        one.add_argument("--synonyms", type=Path, help="synonym table (default: CHAIR's own, shipped)")
+        one.add_argument("--lemmas", metavar="FILE|wordnet", help="default: shipped table")
+        if name == "object-halbench":
+            one.add_argument(
+                "--objects",
+                choices=("words", "extractor", "given"),
+                help="where objects come from: the answer's words (default), a language model, or the list "
+                "extract_objs that each answer brings",
+            )
+            one.add_argument(
+                "--extractor_base_url", "--judge_base_url", metavar="URL", help="OpenAI-compatible endpoint"
+            )
+            one.add_argument("--extractor_model", "--judge_model", metavar="MODEL")
+            one.add_argument(
+                "--extractor_prompt",
+                "--judge_prompt",
+                type=Path,
+                metavar="FILE",
+                help="template with {question} and {answer} (default: ours)",
+            )
+            one.add_argument(
+                "--spacy_model",
+                help="noun tagger of extracted names (default: NLTK; official: en_core_web_trf)",
+            )
+            with_judge(one)
+
+    one = scorer("mmhal", "MMHal-Bench: 96 answers rated by a judge", runs.score_mmhal)
+    one.add_argument(
+        "--judge_base_url",
+        required=True,
+        metavar="URL",
+        help=f"OpenAI-compatible endpoint; the key is read from {API_KEY_VARIABLE}",
+    )
+    one.add_argument("--judge_model", required=True, metavar="MODEL")
+    one.add_argument(
+        "--judge_prompt",
+        type=Path,
+        metavar="FILE",
+        help="template with {image_content}, {question}, {gt_answer} and {model_answer}, or four {}; default: ours",
+    )
+    one.add_argument(
+        "--questions",
+        type=Path,
+        help="the benchmark's answer template, where the answers are not in its form",
+    )
+    with_judge(one)
+
+    one = scorer("pope", "POPE: is there a ... in the image?", runs.score_pope)
+    one.add_argument("--questions", type=Path, required=True, help="coco_pope_random.json, _popular or _adversarial")
+
+    one = commands.add_parser(
+        "compare",
+        help="scores files side by side",
+        description="Scores files side by side.",
+        allow_abbrev=False,
+    )
+    one.set_defaults(run=runs.compare_runs)
+    one.add_argument("scores", type=Path, nargs="+", help="files written by --output")
+    one.add_argument("--names", nargs="+", help="names of the runs (default: file names)")
+    one.add_argument("--paper", action="store_true", help="add the paper's rows")
+    one.add_argument(
+        "--paper_model",
+        action="append",
+        choices=tuple(PAPER),
+        help="add the paper's rows for this model only",
+    )
+    one.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
+    one.add_argument("--plot", type=Path, metavar="FILE.png", help="draw a bar chart")
+
+    args = parser.parse_args(argv)
+    if args.benchmark == "object-halbench" and args.objects is None:
+        args.objects = "extractor" if args.extractor_base_url else "words"
+    return args
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def main() -> int:
+    """Run the command; 2 for something the user can put right."""
+    args = parse_arguments()
+    try:
+        args.run(args)
+    except ScoringError as error:
+        print(f"score.py {args.benchmark}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, head say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""Small real checkpoints, the sample data, and the programs run as a user runs them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT / "data" / "sample"
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def small_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A small Idefics2 and a small LLaVA on disk."""
+    from listwise_preference.small_world.model import save_small_model
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return {family: save_small_model(folder / family, family) for family in ("idefics2", "llava")}
+
+
+@pytest.fixture(params=["idefics2", "llava"])
+def checkpoint(request: pytest.FixtureRequest, small_checkpoints: dict[str, Path]) -> Path:
+    return small_checkpoints[request.param]
+
+
+def sample_pairs(count: int) -> list[dict[str, Any]]:
+    pairs: list[dict[str, Any]] = json.loads((SAMPLE / "pairs.json").read_text(encoding="utf-8"))
+    return pairs[:count]
+
+
+@pytest.fixture
+def few_pairs(tmp_path: Path) -> Path:
+    """The first eight sample pairs, in a file."""
+    file = tmp_path / "pairs.json"
+    file.write_text(json.dumps(sample_pairs(8)), encoding="utf-8")
+    return file
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run_program() -> Run:
+    """Run a program of the top level on the CPU; returns what it printed."""
+
+    def run(*command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+        finished = subprocess.run(
+            [sys.executable, *map(str, command)],
+            cwd=ROOT,
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        if check and finished.returncode != 0:
+            raise AssertionError(f"{command} exited with {finished.returncode}\n{finished.stdout}\n{finished.stderr}")
+        return finished
+
+    return run

@@ -1,0 +1,118 @@
+"""Where the scorers' tests find benchmark data, a chat server to talk to, and a way to run score.py."""
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = ROOT.parent / "shared" / "benchmarks"
+GOLDEN = BENCHMARKS / "golden"
+SAMPLE = ROOT / "data" / "sample" / "amber"
+sys.path.insert(0, str(ROOT))
+
+needs_benchmarks = pytest.mark.skipif(
+    not GOLDEN.is_dir(), reason="the benchmarks' data and official outputs are not beside the checkout"
+)
+
+
+def _nltk_data_is_there() -> bool:
+    if (BENCHMARKS / "nltk_data").is_dir():
+        os.environ.setdefault("NLTK_DATA", str(BENCHMARKS / "nltk_data"))
+    import nltk
+
+    for place in os.environ.get("NLTK_DATA", "").split(os.pathsep):
+        if place and place not in nltk.data.path:  # nltk may have been imported before the variable was set
+            nltk.data.path.insert(0, place)
+    try:
+        nltk.data.find("tokenizers/punkt_tab/english/")
+        nltk.data.find("taggers/averaged_perceptron_tagger_eng/")
+    except LookupError:
+        return False
+    return True
+
+
+needs_nltk_data = pytest.mark.skipif(
+    not _nltk_data_is_there(), reason="NLTK's punkt_tab and averaged_perceptron_tagger_eng are not installed"
+)
+
+
+class Run:
+    """One run of score.py in this process: exit status, printed text, the JSON line."""
+
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The last line."""
+        assert self.status == 0, self.err
+        return json.loads(self.out.splitlines()[-1])
+
+
+Score = Callable[..., Run]
+
+
+@pytest.fixture(name="score")
+def score_fixture(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Score:
+    """``score("amber", path, ...)`` runs score.py with these arguments."""
+    import score as program
+
+    def run(*arguments: object) -> Run:
+        monkeypatch.setattr(sys, "argv", ["score.py", *map(str, arguments)])
+        capsys.readouterr()
+        status = program.main()
+        out, err = capsys.readouterr()
+        return Run(status, out, err)
+
+    return run
+
+
+Answering = Callable[[dict[str, Any]], tuple[int, str]]
+
+
+@contextmanager
+def chat_server(answer: Answering) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A real HTTP server for chat completions on localhost: its base address, and the requests it got so far.
+
+    ``answer`` makes (status, text) of a request; each request also holds the headers under "headers".
+    """
+    requests: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            request["headers"] = dict(self.headers)
+            request["path"] = self.path
+            requests.append(request)
+            status, text = answer(request)
+            body = {
+                "model": request["model"],
+                "choices": [{"message": {"role": "assistant", "content": text}}],
+            }
+            data = json.dumps(body if status == 200 else {"error": {"message": text}}).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", requests
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,117 @@
+"""The objective's terms against arithmetic done by hand (rewards already carry beta)."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from listwise_preference.losses import anchor_loss, dpo_loss, plackett_luce_loss
+from listwise_preference.objective import Objective, compare, metrics
+
+
+def test_plackett_luce_worked_by_hand() -> None:
+    """Scores 2, 1, 0, -1, -2: log(1 + e^-1 + e^-2 + e^-3 + e^-4) = 0.4519, then 0.4402, 0.4076, 0.3133."""
+    terms = [math.log(sum(math.exp(-j) for j in range(n))) for n in (5, 4, 3, 2)]
+    assert [round(term, 4) for term in terms] == [0.4519, 0.4402, 0.4076, 0.3133]
+    loss = plackett_luce_loss(torch.tensor([[2.0, 1.0, 0.0, -1.0, -2.0]]))
+    assert loss.item() == pytest.approx(sum(terms), abs=1e-6)
+    assert loss.item() == pytest.approx(1.6130, abs=1e-4)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 7])
+def test_equal_scores_cost_the_logarithm_of_the_number_of_orders(length: int) -> None:
+    loss = plackett_luce_loss(torch.full((2, length), 3.7, dtype=torch.float64))
+    assert loss.tolist() == pytest.approx([math.log(math.factorial(length))] * 2)
+
+
+def test_probabilities_of_all_orders_sum_to_one() -> None:
+    scores = torch.tensor([0.3, -1.2, 2.5, 0.0], dtype=torch.float64)
+    orders = torch.stack([scores[list(order)] for order in itertools.permutations(range(4))])
+    assert plackett_luce_loss(orders).neg().exp().sum().item() == pytest.approx(1.0)
+
+
+def test_two_images_are_dpo_of_their_difference() -> None:
+    scores = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(plackett_luce_loss(scores), dpo_loss(scores[:, 0], scores[:, 1]))
+
+
+def test_only_differences_of_scores_count() -> None:
+    scores = torch.randn(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(plackett_luce_loss(scores), plackett_luce_loss(scores + 11.0))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_scores_of_200_are_finite_with_finite_gradients(order: int) -> None:
+    """exp(200) is infinite in float32: the right order costs 0, the wrong one 100 + 200 + 300 + 400."""
+    scores = (order * torch.tensor([[200.0, 100.0, 0.0, -100.0, -200.0]])).requires_grad_()
+    loss = plackett_luce_loss(scores)
+    loss.sum().backward()
+    assert scores.grad is not None
+    assert loss.item() == pytest.approx(0.0 if order == 1 else 1000.0)
+    assert torch.isfinite(scores.grad).all()
+    assert torch.isfinite(dpo_loss(scores[:, 0], scores[:, -1])).all()
+
+
+def test_gradient_of_the_list_at_equal_scores() -> None:
+    """d/dS_1 = 1/L - 1: of the first suffix alone, and it is the only one that holds S_1."""
+    scores = torch.zeros(1, 5, dtype=torch.float64, requires_grad=True)
+    plackett_luce_loss(scores).sum().backward()
+    assert scores.grad is not None
+    expected = [sum(1 / (5 - k) for k in range(min(j, 3) + 1)) - (1 if j < 4 else 0) for j in range(5)]
+    assert scores.grad[0].tolist() == pytest.approx(expected)
+
+
+def test_dpo_and_anchor_worked_by_hand() -> None:
+    """-log sigmoid(1) = log(1 + e^-1) = 0.3133; at 0 both are log 2 = 0.6931."""
+    one, zero = torch.ones(1), torch.zeros(1)
+    assert dpo_loss(one, zero).item() == pytest.approx(0.31326, abs=1e-5)
+    assert dpo_loss(zero, zero).item() == pytest.approx(math.log(2))
+    assert anchor_loss(one, delta=1.0).item() == pytest.approx(math.log(2))
+    assert anchor_loss(one).item() == pytest.approx(0.31326, abs=1e-5)
+
+
+def test_a_policy_equal_to_its_reference_costs_two_logs_of_two_and_the_log_of_the_orders() -> None:
+    logps = torch.tensor([[-30.0, -40.0, -31.0, -32.0, -33.0, -34.0]])
+    loss = compare(Objective(), logps, logps).loss_B
+    assert loss.item() == pytest.approx(0.6931 + 0.6931 + 4.7875, abs=1e-4)
+
+
+def test_answers_are_taken_apart_in_their_order() -> None:
+    """Chosen on image 1, rejected, chosen on images 2 and 3: log-ratios 3, 1, 2, 0; beta 0.5."""
+    policy, reference = torch.tensor([[-1.0, -9.0, -5.0, -7.0]]), torch.tensor([[-4.0, -10.0, -7.0, -7.0]])
+    outcome = compare(Objective(beta=0.5), policy, reference)
+    assert outcome.rejected_rewards_B is not None and outcome.rejected_rewards_B.tolist() == [0.5]
+    assert outcome.chosen_rewards_BL.tolist() == [[1.5, 1.0, 0.0]]
+    expected = math.log1p(math.exp(-1.0)) + math.log1p(math.exp(-1.5))
+    expected += math.log1p(math.exp(-0.5) + math.exp(-1.5)) + math.log1p(math.exp(-1.0))
+    assert outcome.loss_B.item() == pytest.approx(expected)
+
+
+def test_weights_scale_their_terms_and_zero_removes_them() -> None:
+    policy, reference = torch.tensor([[-1.0, -5.0, -7.0]]), torch.tensor([[-4.0, -7.0, -7.0]])
+    objective = Objective(beta=0.5, dpo_weight=0.0, anchor_weight=2.0, listwise_weight=0.5)
+    outcome = compare(objective, policy, reference)
+    assert outcome.dpo_B is None and outcome.rejected_rewards_B is None
+    listwise = math.log1p(math.exp(-0.5) + math.exp(-1.5)) + math.log1p(math.exp(-1.0))
+    assert outcome.loss_B.item() == pytest.approx(2.0 * math.log1p(math.exp(-1.5)) + 0.5 * listwise)
+
+
+def test_rank_metrics_by_hand() -> None:
+    """Rewards 4, 5, 3, 1: one of three neighbours is out of order, one of six pairs; the first is not on top."""
+    policy = torch.tensor([[4.0, 0.0, 5.0, 3.0, 1.0]])
+    zero = torch.zeros_like(policy)
+    objective = Objective(beta=1.0)
+    values = metrics(objective, compare(objective, policy, zero), policy, zero)
+    assert values["list/adjacent_accuracy"].item() == pytest.approx(2 / 3)
+    assert values["list/kendall_tau"].item() == pytest.approx((5 - 1) / 6)
+    assert values["list/top1"].item() == 0.0
+    assert values["rewards/accuracies"].item() == 1.0
+    assert values["rewards/margins"].item() == 4.0
+    assert [values[f"rewards_image/level_{k}"].item() for k in (1, 2, 3, 4)] == [4.0, 5.0, 3.0, 1.0]
+
+
+@pytest.mark.parametrize("weights", [(-1.0, 1.0, 1.0), (0.0, 0.0, 0.0)])
+def test_weights_without_meaning_are_refused(weights: tuple[float, float, float]) -> None:
+    with pytest.raises(ValueError, match="loss weights"):
+        Objective(0.1, 0.0, *weights)

@@ -1,0 +1,216 @@
+"""Adapters load whole or not at all; processors of old checkpoints are completed."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from listwise_preference.models import (
+    ModelError,
+    add_adapter,
+    load_adapter,
+    load_base_model,
+    load_config,
+    load_processor,
+    weights_identity,
+)
+
+
+def to_old_layout(key: str) -> str:
+    """A LLaVA adapter's key as transformers 4.43 had it."""
+    for today, old in (
+        ("base_model.model.model.language_model.", "base_model.model.language_model.model."),
+        ("base_model.model.lm_head.", "base_model.model.language_model.lm_head."),
+        ("base_model.model.model.vision_tower.", "base_model.model.vision_tower.vision_model."),
+        ("base_model.model.model.multi_modal_projector.", "base_model.model.multi_modal_projector."),
+    ):
+        if key.startswith(today):
+            return old + key.removeprefix(today)
+    raise AssertionError(key)
+
+
+def save_adapter(checkpoint: Path, folder: Path, *, lm_head: bool = False) -> dict[str, Tensor]:
+    """An adapter with random weights on every linear layer, saved; returns its tensors."""
+    adapted = add_adapter(
+        load_base_model(str(checkpoint), dtype=torch.float32),
+        r=4,
+        alpha=8,
+        dropout=0.0,
+        target_modules=["all-linear"],
+    )
+    if lm_head:
+        targets = [*adapted.peft_config["default"].target_modules, "lm_head"]
+        base = load_base_model(str(checkpoint), dtype=torch.float32)
+        adapted = add_adapter(base, r=4, alpha=8, dropout=0.0, target_modules=targets)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+    adapted.save_pretrained(str(folder))
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def logits(model: Any, checkpoint: Path) -> Tensor:
+    processor = load_processor(str(checkpoint))
+    picture = Image.linear_gradient("L").convert("RGB")
+    inputs = processor(text=["<image> What?"], images=[picture], return_tensors="pt")
+    with torch.no_grad():
+        values: Tensor = model.eval()(**inputs).logits
+    return values
+
+
+def fresh(checkpoint: Path) -> Any:
+    return load_base_model(str(checkpoint), dtype=torch.float32)
+
+
+def test_a_saved_adapter_comes_back(checkpoint: Path, tmp_path: Path) -> None:
+    save_adapter(checkpoint, tmp_path)
+    adapted = load_adapter(fresh(checkpoint), tmp_path)
+    peft_own = PeftModel.from_pretrained(fresh(checkpoint), str(tmp_path))
+    torch.testing.assert_close(logits(adapted, checkpoint), logits(peft_own, checkpoint))
+    assert (logits(adapted, checkpoint) - logits(fresh(checkpoint), checkpoint)).abs().max() > 0.1
+    assert not any(parameter.requires_grad for parameter in adapted.parameters())
+    trainable = load_adapter(fresh(checkpoint), tmp_path, trainable=True)
+    assert {n for n, p in trainable.named_parameters() if p.requires_grad} == {
+        n for n, _ in trainable.named_parameters() if "lora_" in n
+    }
+
+
+def test_an_adapter_in_llavas_older_layout_scores_as_todays(small_checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """Projector and vocabulary projection included, which peft's own loader leaves at zero with a warning."""
+    checkpoint, today, old = small_checkpoints["llava"], tmp_path / "today", tmp_path / "old"
+    tensors = save_adapter(checkpoint, today, lm_head=True)
+    shutil.copytree(today, old)
+    renamed = {to_old_layout(key): tensor for key, tensor in tensors.items()}
+    assert {key.split("lm_head.")[1] for key in renamed if "lm_head" in key} == {
+        "lora_A.weight",
+        "lora_B.weight",
+        "base_layer.weight",  # peft writes the frozen layer along
+    }
+    assert sum("multi_modal_projector" in key for key in renamed) == 4
+    save_file(renamed, old / "adapter_model.safetensors")
+    expected = logits(load_adapter(fresh(checkpoint), today), checkpoint)
+    torch.testing.assert_close(logits(load_adapter(fresh(checkpoint), old), checkpoint), expected)
+
+
+def change_missing(tensors: dict[str, Tensor]) -> str:
+    key = next(key for key in tensors if "q_proj.lora_B" in key)
+    del tensors[key]
+    return key
+
+
+def change_extra(tensors: dict[str, Tensor]) -> str:
+    tensors["base_model.model.model.somewhere.lora_A.weight"] = torch.zeros(4, 4)
+    return "base_model.model.model.somewhere.lora_A.weight"
+
+
+def change_shape(tensors: dict[str, Tensor]) -> str:
+    key = next(key for key in tensors if "q_proj.lora_B" in key)
+    tensors[key] = tensors[key][:-1].clone()
+    return key
+
+
+def test_a_copy_of_other_base_weights_is_refused(small_checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    tensors = save_adapter(small_checkpoints["llava"], tmp_path, lm_head=True)
+    tensors["base_model.model.lm_head.base_layer.weight"] += 0.1
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match=r"copies of base weights[^:]*:\s+base_model.model.lm_head.base_layer.weight"):
+        load_adapter(fresh(small_checkpoints["llava"]), tmp_path)
+
+
+@pytest.mark.parametrize("change", [change_missing, change_extra, change_shape])
+def test_a_broken_adapter_is_refused_by_name(
+    checkpoint: Path, tmp_path: Path, change: Callable[[dict[str, Tensor]], str]
+) -> None:
+    tensors = save_adapter(checkpoint, tmp_path)
+    key = change(tensors)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ModelError) as refused:
+        load_adapter(fresh(checkpoint), tmp_path)
+    assert key in str(refused.value)
+    assert str(refused.value).count("base_model.model") == 1
+
+
+def test_an_adapter_of_another_model_or_none_is_refused(small_checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    save_adapter(small_checkpoints["idefics2"], tmp_path / "idefics2")
+    with pytest.raises(ModelError, match="not a whole adapter"):
+        load_adapter(fresh(small_checkpoints["llava"]), tmp_path / "idefics2")
+    with pytest.raises(ModelError, match="holds no adapter"):
+        load_adapter(fresh(small_checkpoints["llava"]), tmp_path / "nothing")
+
+
+def test_pickled_adapter_weights_are_not_read(checkpoint: Path, tmp_path: Path) -> None:
+    tensors = save_adapter(checkpoint, tmp_path)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    torch.save(tensors, tmp_path / "adapter_model.bin")
+    with pytest.raises(ModelError, match="safetensors only"):
+        load_adapter(fresh(checkpoint), tmp_path)
+
+
+def test_the_adapters_weights_are_float32_on_a_bfloat16_base(checkpoint: Path) -> None:
+    base = load_base_model(str(checkpoint), dtype=torch.bfloat16)
+    adapted = add_adapter(base, r=2, alpha=2, dropout=0.0, target_modules=["all-linear"])
+    kinds = {(parameter.requires_grad, parameter.dtype) for parameter in adapted.parameters()}
+    assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
+
+
+def test_which_layers_get_an_adapter(checkpoint: Path) -> None:
+    """All linear layers: vision tower, connector and language model, not the vocabulary projection."""
+    tower = {"idefics2": "vision_model", "llava": "vision_tower"}[checkpoint.name]
+    connector = {"idefics2": "connector", "llava": "multi_modal_projector"}[checkpoint.name]
+
+    def adapted_modules(frozen: str | None) -> set[str]:
+        adapted = add_adapter(
+            fresh(checkpoint), r=2, alpha=2, dropout=0.0, target_modules=["all-linear"], frozen_module=frozen
+        )
+        keys = get_peft_model_state_dict(adapted)
+        return {key.removeprefix("base_model.model.").split(".lora_")[0] for key in keys}
+
+    everywhere, frozen = adapted_modules(None), adapted_modules(f"model.{tower}")
+    linear = {n for n, m in fresh(checkpoint).named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
+    assert everywhere == linear
+    assert frozen == {name for name in linear if f"model.{tower}." not in name}
+    assert any(connector in name for name in frozen)
+
+
+def test_a_llava_processor_without_patch_size_is_completed(small_checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    checkpoint = small_checkpoints["llava"]
+    shutil.copytree(checkpoint, tmp_path / "old")
+    file = tmp_path / "old" / "processor_config.json"
+    settings = json.loads(file.read_text())
+    for name in ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens"):
+        del settings[name]
+    file.write_text(json.dumps(settings))
+    picture = Image.new("RGB", (90, 60), "white")
+
+    def ids(folder: Path) -> list[int]:
+        processor = load_processor(str(folder))
+        return processor(text=["<image> What?"], images=[picture], return_tensors="pt")["input_ids"][0].tolist()
+
+    assert ids(tmp_path / "old") == ids(checkpoint)
+
+
+def test_checkpoints_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot load the model nowhere/at-all"):
+        load_config("nowhere/at-all")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ModelError, match=r"'bert' model; supported are idefics2, llava"):
+        load_config(str(tmp_path))
+
+
+def test_weights_are_told_apart_by_their_content(small_checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    original = small_checkpoints["llava"]
+    shutil.copytree(original, tmp_path / "copy")
+    assert weights_identity(str(tmp_path / "copy")) == weights_identity(str(original))
+    tensors = load_file(tmp_path / "copy" / "model.safetensors")
+    tensors["language_model.lm_head.weight"][0, 0] += 1
+    save_file(tensors, tmp_path / "copy" / "model.safetensors")
+    assert weights_identity(str(tmp_path / "copy")) != weights_identity(str(original))

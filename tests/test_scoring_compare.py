@@ -1,0 +1,120 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scoring_data import Score, score_fixture  # noqa: F401
+
+from listwise_preference.scoring import compare
+from listwise_preference.scoring.bootstrap import bootstrap
+
+AMBER = {
+    "benchmark": "amber",
+    "partial": False,
+    "generative": {"chair": 4.2, "cover": 51.0, "hal": 26.0, "cog": 2.1},
+    "discriminative": None,
+    "protocol": {"yes_no": "word"},
+    "bootstrap": {"intervals": {"generative.chair": [3.9, 4.8]}},
+}
+OBJECT_HALBENCH = {
+    "benchmark": "object-halbench",
+    "partial": False,
+    "chair_s": 0.053,
+    "chair_i": 0.036,
+    "protocol": {},
+}
+
+
+def write(path: Path, result: dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result))
+    return path
+
+
+def test_runs_stand_beside_the_papers_rows(score: Score, tmp_path: Path) -> None:
+    files = [write(tmp_path / "ours.json", AMBER), write(tmp_path / "ohb.json", OBJECT_HALBENCH)]
+    markdown = tmp_path / "tables" / "all.md"
+    run = score("compare", *files, "--paper_model", "LLaVA-v1.5-7B", "--markdown", markdown)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in run.out.splitlines()]
+    assert ["amber", "CHAIR ↓", "Cover ↑", "Hal ↓", "Cog ↓"] in lines
+    assert ["ours", "4.2 [3.9, 4.8]", "51.0", "26.0", "2.1"] in lines
+    assert ["paper: LLaVA-v1.5-7B + LPOI", "4.3", "51.9", "26.4", "2.0"] in lines
+    assert ["ohb", "5.3", "3.6"] in lines
+    assert ["paper: LLaVA-v1.5-7B", "49.7", "26.1"] in lines
+    assert markdown.read_text().strip() in run.out
+    assert run.result["amber"]["ours"]["generative.chair"] == 4.2
+
+
+def test_paper_brings_all_twelve_rows(score: Score, tmp_path: Path) -> None:
+    result = score("compare", write(tmp_path / "a.json", AMBER), "--paper").result
+    assert len(result["amber"]) == 1 + 12
+    assert result["amber"]["paper: Idefics2-8B + LPOI"] == {
+        "generative.chair": 2.6,
+        "generative.cover": 36.4,
+        "generative.hal": 5.7,
+        "generative.cog": 0.2,
+    }
+
+
+def test_different_protocols_and_partial_runs_are_named(score: Score, tmp_path: Path) -> None:
+    other = {**AMBER, "partial": True, "protocol": {"yes_no": "release"}}
+    files = [write(tmp_path / "a" / "scores.json", AMBER), write(tmp_path / "b" / "scores.json", other)]
+    run = score("compare", *files)
+    assert "amber: not scored alike: yes_no is a/scores: word; b/scores: release" in run.out
+    assert "b/scores (partial)" in run.out
+
+
+def test_other_files_are_refused(score: Score, tmp_path: Path) -> None:
+    run = score("compare", write(tmp_path / "answers.json", {"id": 1}))
+    assert run.status == 2
+    assert "answers.json: not a scores file" in run.err
+
+
+def test_plot_is_a_png_with_a_panel_for_each_metric(score: Score, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    chart = tmp_path / "chart.png"
+    score("compare", write(tmp_path / "a.json", AMBER), "--paper", "--plot", chart)
+    pixels = np.asarray(Image.open(chart).convert("RGB"))
+    ours, papers = np.array([0x2F, 0x6F, 0x9F]), np.array([0x9A, 0xA5, 0xB1])
+    for quarter in np.array_split(pixels, 4, axis=1):  # four metrics, four panels, side by side
+        assert (quarter == ours).all(axis=2).sum() > 100
+        assert (quarter == papers).all(axis=2).sum() > 1000
+
+
+def test_plot_without_matplotlib_says_what_to_install(
+    score: Score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    run = score("compare", write(tmp_path / "a.json", AMBER), "--plot", tmp_path / "chart.png")
+    assert run.status == 2
+    assert "pip install matplotlib" in run.err
+
+
+def test_every_paper_row_has_every_column() -> None:
+    for methods in compare.PAPER.values():
+        assert list(methods) == ["", "DPO", "mDPO", "LPOI"]
+        assert {len(numbers) for numbers in methods.values()} == {8}
+
+
+def share(sums: Any) -> dict[str, float | None]:
+    return {"share": sums["hits"] / sums["tries"] if sums["tries"] else None, "never": None}
+
+
+def test_bootstrap_agrees_with_the_textbook() -> None:
+    """The share of 400 independent trials with 100 hits: standard error sqrt(.25 * .75 / 400) = .02165."""
+    pictures = [{"tries": 1, "hits": int(place < 100)} for place in range(400)]
+    result = bootstrap(pictures, share, resamples=4000, seed=1)
+    low, high = result["intervals"]["share"]
+    assert low == pytest.approx(0.25 - 1.96 * 0.02165, abs=0.004)
+    assert high == pytest.approx(0.25 + 1.96 * 0.02165, abs=0.004)
+    assert "never" not in result["intervals"]
+    assert bootstrap(pictures, share, 4000, seed=1) == result
+
+
+def test_bootstrap_draws_pictures_not_questions() -> None:
+    """Ten pictures whose 40 questions are all right or all wrong: as uncertain as ten trials, not as 400."""
+    pictures = [{"tries": 40, "hits": 40 * (place % 2)} for place in range(10)]
+    low, high = bootstrap(pictures, share, resamples=2000, seed=1)["intervals"]["share"]
+    assert (low, high) == (0.2, 0.8)

@@ -1,0 +1,72 @@
+import json
+from pathlib import Path
+
+import pytest
+from scoring_data import BENCHMARKS, GOLDEN, Score, needs_benchmarks, score_fixture  # noqa: F401
+
+from listwise_preference.scoring import pope
+
+
+@pytest.mark.parametrize(
+    ("text", "yes"),
+    [
+        ("Yes, there is.", True),
+        ("No, there is not.", False),
+        ("There is one. No doubt.", True),  # only the first sentence is read
+        ("NO", True),  # the official rule knows No, no and not
+        ("no\nreally", True),  # and splits at spaces alone
+        ("There is not any", False),
+        ("", True),
+    ],
+)
+def test_official_reading(text: str, yes: bool) -> None:
+    assert pope.says_yes(text) is yes
+
+
+def test_metrics_by_hand() -> None:
+    # precision 3/4, recall 3/5: F1 = 2 * 0.75 * 0.6 / 1.35
+    numbers = pope.metrics({"TP": 3, "FP": 1, "TN": 4, "FN": 2})
+    assert numbers == pytest.approx({"accuracy": 0.7, "precision": 0.75, "recall": 0.6, "f1": 2 / 3, "yes_ratio": 0.4})
+
+
+def test_no_yes_at_all_leaves_precision_undefined() -> None:
+    numbers = pope.metrics({"TN": 2, "FN": 1})
+    assert (numbers["precision"], numbers["f1"]) == (None, None)
+    assert numbers["recall"] == 0
+
+
+@needs_benchmarks
+@pytest.mark.parametrize("setting", ["random", "popular"])
+def test_official_output(score: Score, setting: str) -> None:
+    folder = BENCHMARKS / "pope"
+    result = score(
+        "pope", folder / f"answers_{setting}.jsonl", "--questions", folder / f"coco_pope_{setting}.json"
+    ).result
+    cells = "\t".join(str(result["counters"][name]) for name in ("TP", "FP", "TN", "FN"))
+    printed = (
+        f"TP\tFP\tTN\tFN\t\n{cells}\nAccuracy: {result['accuracy']}\nPrecision: {result['precision']}\n"
+        f"Recall: {result['recall']}\nF1 score: {result['f1']}\nYes ratio: {result['yes_ratio']}\n"
+    )
+    assert printed == json.loads((GOLDEN / "pope_official.json").read_text())[setting]
+
+
+QUESTIONS = [
+    {"question_id": 1, "image": "a.jpg", "text": "Is there a dog in the image?", "label": "yes"},
+    {"question_id": 2, "image": "a.jpg", "text": "Is there a cat in the image?", "label": "no"},
+]
+
+
+def test_answers_to_other_questions_are_refused(score: Score, tmp_path: Path) -> None:
+    questions, answers = tmp_path / "questions.json", tmp_path / "answers.jsonl"
+    questions.write_text("\n".join(map(json.dumps, QUESTIONS)))
+    rows = [{"question": "Is there a cat in the image?", "answer": "no"}, {"question_id": 2, "answer": "no"}]
+    answers.write_text("\n".join(map(json.dumps, rows)))
+    run = score("pope", answers, "--questions", questions)
+    assert run.status == 2
+    assert "another question than the one at their place: record 1" in run.err
+    result = score("pope", answers, "--questions", questions, "--partial").result
+    assert result["partial"] is True
+    assert result["counters"] == {"TP": 0, "FP": 0, "TN": 1, "FN": 0}
+
+    answers.write_text(json.dumps(rows[1]))
+    assert "1 answers for 2 questions" in score("pope", answers, "--questions", questions).err

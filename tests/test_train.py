@@ -1,0 +1,389 @@
+"""The training programs on real photographs with small real models: what they log, save, resume and evaluate."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from listwise_preference.models import load_adapter, load_base_model, load_processor
+from listwise_preference.train import main
+
+from .conftest import SAMPLE, Run, sample_pairs
+
+Train = Callable[..., Path]
+
+
+@pytest.fixture
+def train(tmp_path: Path, checkpoint: Path) -> Train:
+    """Train a small model on eight sample pairs, four steps of four records; returns the output folder."""
+    return trainer_of(checkpoint, tmp_path)
+
+
+@pytest.fixture
+def train_idefics2(tmp_path: Path, small_checkpoints: dict[str, Path]) -> Train:
+    return trainer_of(small_checkpoints["idefics2"], tmp_path)
+
+
+def trainer_of(checkpoint: Path, tmp_path: Path) -> Train:
+    pairs = tmp_path / "pairs.json"
+    pairs.write_text(json.dumps(sample_pairs(8)), encoding="utf-8")
+
+    def run(name: str, *options: str, **changes: Any) -> Path:
+        recipe = {
+            "model_name_or_path": str(checkpoint),
+            "dtype": "float32",
+            "output_dir": str(tmp_path / name),
+            "pairs": str(pairs),
+            "image_root": str(SAMPLE),
+            "image_lists": str(SAMPLE / "image_lists.jsonl"),
+            "do_train": True,
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "learning_rate": 1e-3,
+            "optim": "adamw_torch",
+            "logging_steps": 1,
+            "save_strategy": "epoch",
+            "disable_tqdm": True,
+        }
+        main(recipe | changes, list(options))
+        return tmp_path / name
+
+    return run
+
+
+def logged(folder: Path, key: str = "loss") -> list[float]:
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry[key] for entry in history if key in entry]
+
+
+def eval_records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "eval_records.jsonl").read_text().splitlines()]
+
+
+# ---- the loss and what is logged ----
+
+
+def test_the_first_loss_is_that_of_a_policy_equal_to_its_reference(train: Train) -> None:
+    folder = train("run", "--max_steps", "1")
+    assert logged(folder)[0] == pytest.approx(2 * math.log(2) + math.log(120), abs=1e-4)
+    assert logged(folder, "loss_listwise")[0] == pytest.approx(math.log(120), abs=1e-4)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_list_size_is_chosen_at_training_time(train_idefics2: Train, size: int) -> None:
+    folder = train_idefics2("run", "--max_steps", "1", "--list_size", str(size))
+    assert logged(folder, "loss_listwise")[0] == pytest.approx(math.log(math.factorial(size)), abs=1e-4)
+    assert logged(folder, f"rewards_image/level_{size}")
+    assert not logged(folder, f"rewards_image/level_{size + 1}")
+
+
+def test_what_is_logged(train: Train) -> None:
+    folder = train("run", "--max_steps", "1", "--eval_share", "0.25")
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    expected = {
+        "loss",
+        *(f"loss_{term}" for term in ("dpo", "anchor", "listwise")),
+        *(f"rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins")),
+        *(f"rewards_image/level_{level}" for level in range(1, 6)),
+        *(f"list/{name}" for name in ("adjacent_accuracy", "top1", "kendall_tau")),
+        *(f"logps/{name}" for name in ("chosen", "rejected", "reference_chosen", "reference_rejected")),
+    }
+    assert expected <= history[0].keys()
+    assert {f"eval_{name}" for name in expected} <= json.loads((folder / "eval_results.json").read_text()).keys()
+
+
+def test_metrics_are_means_over_all_records_of_a_step(train_idefics2: Train) -> None:
+    """One step of 8 records, in micro-batches of 8, 2 or 3 (3 + 3 + 2), counts each record once."""
+    values = []
+    for size, batches in ((8, 1), (2, 4), (3, 3)):
+        folder = train_idefics2(
+            f"run{size}", "--max_steps", "1", per_device_train_batch_size=size, gradient_accumulation_steps=batches
+        )
+        values.append(logged(folder, "logps/chosen")[0])
+    assert values == pytest.approx([values[0]] * len(values), abs=1e-3)
+
+
+@pytest.mark.parametrize("precompute", ["true", "false"])
+def test_accumulating_four_batches_of_one_is_one_batch_of_four(train_idefics2: Train, precompute: str) -> None:
+    """The same losses step after step means the same gradients."""
+    losses = [
+        logged(
+            train_idefics2(
+                f"run{size}",
+                "--precompute_ref_log_probs",
+                precompute,
+                per_device_train_batch_size=size,
+                gradient_accumulation_steps=4 // size,
+            )
+        )
+        for size in (1, 4)
+    ]
+    assert len(losses[0]) == 4
+    assert losses[0] == pytest.approx(losses[1], abs=2e-5)
+    assert losses[0][-1] < losses[0][0]
+
+
+def test_a_precomputed_reference_gives_the_losses_of_a_live_one(train: Train) -> None:
+    live = train("live", "--precompute_ref_log_probs", "false")
+    once = train("once", "--precompute_ref_log_probs", "true")
+    assert logged(live) == pytest.approx(logged(once), abs=2e-5)
+
+
+def test_plain_and_packed_rows_train_alike(train: Train) -> None:
+    packed, plain = train("packed"), train("plain", "--row_layout", "plain")
+    assert logged(packed) == pytest.approx(logged(plain), abs=2e-5)
+
+
+def test_drawn_pictures_and_the_same_pictures_in_folders_train_alike(train_idefics2: Train, tmp_path: Path) -> None:
+    """The release's layout: a folder a level, the same names in each; written as PNG from the boxes."""
+    from listwise_preference.pairs import BoxLists, load_records
+    from listwise_preference.ranked_images import Drawing
+
+    pairs = [pair | {"img_path": f"data/images/{pair['id']}.png"} for pair in sample_pairs(8)]
+    source = BoxLists(SAMPLE / "image_lists.jsonl", Drawing(list_size=3))
+    records = load_records(SAMPLE / "pairs.json", SAMPLE, source).records[:8]
+    folders = [tmp_path / "data" / name for name in ("images", "ours/until50", "ours/until100")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    for pair, record in zip(pairs, records, strict=True):
+        for folder, image in zip(folders, record.images.load(), strict=True):
+            image.save(folder / f"{pair['id']}.png")
+    (tmp_path / "png.json").write_text(json.dumps(pairs))
+    drawn = train_idefics2("drawn", "--list_size", "3")
+    on_disk = train_idefics2(
+        "on_disk",
+        "--pairs",
+        str(tmp_path / "png.json"),
+        "--image_root",
+        str(tmp_path),
+        "--ranked_image_folders",
+        *map(str, folders),
+        image_lists=None,
+    )
+    assert logged(drawn) == logged(on_disk)
+
+
+# ---- objectives ----
+
+
+def test_dpo_needs_no_list_and_mdpo_makes_its_own(train: Train) -> None:
+    dpo = train("dpo", "--objective", "dpo", "--max_steps", "1", image_lists=None)
+    assert logged(dpo)[0] == pytest.approx(math.log(2), abs=1e-5)
+    assert not logged(dpo, "loss_anchor") and not logged(dpo, "rewards_image/level_1")
+    mdpo = train("mdpo", "--objective", "mdpo", "--max_steps", "1", image_lists=None)
+    assert logged(mdpo)[0] == pytest.approx(3 * math.log(2), abs=1e-4)
+    assert logged(mdpo, "rewards_image/level_2") and not logged(mdpo, "rewards_image/level_3")
+
+
+def test_without_dpo_no_rejected_answer_is_scored(train_idefics2: Train) -> None:
+    folder = train_idefics2("run", "--loss_weights", "0", "1", "1", "--max_steps", "1", "--eval_share", "0.25")
+    assert logged(folder)[0] == pytest.approx(math.log(2) + math.log(120), abs=1e-4)
+    assert not logged(folder, "rewards/rejected")
+    assert all(
+        record["policy_logps"][1] is None and len(record["policy_logps"]) == 6 for record in eval_records(folder)
+    )
+
+
+# ---- reference once ----
+
+
+def test_an_unchanged_run_computes_no_reference_again_and_a_changed_one_does(
+    train_idefics2: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = ("--precompute_ref_log_probs", "true", "--max_steps", "1", "--ref_cache", str(tmp_path / "cache"))
+
+    def computed(*more: str) -> int:
+        caplog.clear()
+        train_idefics2("run", *options, *more)
+        messages = [record.getMessage() for record in caplog.records if "log-probabilities for" in record.getMessage()]
+        return int(messages[0].split(": ")[1].split(" computed")[0])
+
+    assert computed() == 8
+    assert computed("--learning_rate", "1e-4", "--beta", "0.2") == 0
+    assert computed("--visual_prompt", "none") == 8
+    assert computed("--max_completion_length", "20") == 8
+    assert computed("--dtype", "bfloat16") == 8
+    changed = sample_pairs(8)
+    changed[3]["rejected"] += " Indeed."
+    (tmp_path / "pairs.json").write_text(json.dumps(changed))
+    assert computed() == 1
+    # an interruption tears a line: that record is computed again, and nothing else
+    file = next((tmp_path / "cache").glob("*.jsonl"))
+    file.write_bytes(file.read_bytes()[:-20])
+    assert computed() == 1
+    assert computed() == 0
+
+
+# ---- resuming, processes ----
+
+
+@pytest.mark.parametrize("precompute", ["true", "false"])
+def test_resuming_is_not_having_stopped(train: Train, precompute: str) -> None:
+    """Four steps at once, and the last two again from the checkpoint after two: the same losses and weights."""
+    options = ("--precompute_ref_log_probs", precompute)
+    whole = train("whole", *options)
+    losses, weights = logged(whole), load_file(whole / "final" / "adapter_model.safetensors")
+    resumed = train("whole", *options, "--resume_from_checkpoint", str(whole / "checkpoint-2"))
+    assert logged(resumed) == pytest.approx(losses, abs=1e-6)
+    for name, tensor in load_file(resumed / "final" / "adapter_model.safetensors").items():
+        torch.testing.assert_close(tensor, weights[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_the_same_global_batch(
+    small_checkpoints: dict[str, Path], few_pairs: Path, tmp_path: Path, run_program: Run
+) -> None:
+    common = [
+        "--model_name_or_path", small_checkpoints["llava"], "--dtype", "float32", "--use_cpu",
+        "--pairs", few_pairs, "--image_root", SAMPLE, "--image_lists", SAMPLE / "image_lists.jsonl", "--list_size", "3",
+        "--num_train_epochs", "2", "--learning_rate", "1e-3", "--logging_steps", "1", "--dataloader_num_workers", "0",
+        "--eval_pairs", SAMPLE / "pairs.json", "--save_strategy", "no",
+    ]  # fmt: skip
+    # --multi_gpu is accelerate's word for several processes; without a GPU they meet over gloo
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    two = ["--output_dir", tmp_path / "two", "--gradient_accumulation_steps", "2"]
+    run_program(*launch, "lpoi_llava.py", *common, *two)
+    run_program("lpoi_llava.py", *common, "--output_dir", tmp_path / "one", "--gradient_accumulation_steps", "4")
+    for key in ("loss", "rewards/margins", "list/kendall_tau", "logps/chosen"):
+        assert logged(tmp_path / "two", key) == pytest.approx(logged(tmp_path / "one", key), abs=1e-4)
+    one, both = (eval_records(tmp_path / name) for name in ("one", "two"))
+    assert [record["id"] for record in both] == [pair["id"] for pair in sample_pairs(100)]
+    assert [record["loss"] for record in both] == pytest.approx([record["loss"] for record in one], abs=1e-4)
+
+
+# ---- learning ----
+
+
+@pytest.mark.slow
+def test_a_model_can_learn_the_ranking(train: Train) -> None:
+    """With a higher learning rate every list is in order at last, and the loss is far below its start of 6.17."""
+    folder = train("run", "--learning_rate", "1e-2", "--num_train_epochs", "40", "--lr_scheduler_type", "constant")
+    assert logged(folder, "list/adjacent_accuracy")[-1] == 1.0
+    assert logged(folder)[-1] < 0.5
+
+
+# ---- what is saved ----
+
+
+def test_the_final_folder_is_a_whole_adapter_that_changes_the_answers(train: Train, checkpoint: Path) -> None:
+    folder = train("run", "--learning_rate", "1e-2")
+    final = folder / "final"
+    assert {file.name for file in final.iterdir()} >= {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "processor_config.json",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "trainer_state.json",
+        "run.json",
+        "README.md",
+    }
+    assert not [file for file in final.rglob("*") if file.suffix in (".bin", ".pt", ".pkl")]
+    processor = load_processor(str(checkpoint))
+    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is in the picture?"}]}]
+    prompt = processor.apply_chat_template(turns, add_generation_prompt=True)
+    with Image.open(SAMPLE / "images" / "cat.jpg") as picture:
+        inputs = processor(text=[prompt], images=[picture], return_tensors="pt")
+    base = load_base_model(str(checkpoint), dtype=torch.float32)
+    with torch.no_grad():
+        before = base(**inputs).logits
+        adapted = load_adapter(base, final)
+        after = adapted(**inputs).logits
+        answer = adapted.generate(**inputs, max_new_tokens=8, do_sample=False)
+    assert (after - before).abs().max() > 0.1
+    assert answer.shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_the_run_is_written_down(train_idefics2: Train, tmp_path: Path) -> None:
+    import hashlib
+
+    folder = train_idefics2("run", "--max_steps", "1", "--beta", "0.25")
+    run = json.loads((folder / "final" / "run.json").read_text())
+    assert run["arguments"]["objective"]["beta"] == 0.25
+    assert run["data"]["pairs"]["sha256"] == sha256_twice(tmp_path / "pairs.json", hashlib.sha256)
+    assert run["base_weights"].startswith("sha256:")
+    card = (folder / "final" / "README.md").read_text()
+    assert "beta 0.25" in card and run["data"]["pairs"]["sha256"] in card and "pesaranzadeh2025lpoi" in card
+    assert f"{logged(folder)[0]:.4f}" in card
+
+
+def sha256_twice(file: Path, sha256: Any) -> str:
+    return str(sha256(sha256(file.read_bytes()).digest()).hexdigest())
+
+
+def test_starting_from_an_adapter_keeps_the_base_as_reference(train_idefics2: Train) -> None:
+    """The first loss of the second run is the first run's last state, not that of a fresh adapter."""
+    first = train_idefics2("first", "--learning_rate", "1e-2")
+    second = train_idefics2("second", "--init_adapter", str(first / "final"), "--max_steps", "1")
+    assert logged(second)[0] < logged(first)[0] - 0.5
+    assert logged(second, "logps/reference_chosen")[0] == pytest.approx(
+        logged(first, "logps/reference_chosen")[0], rel=0.5
+    )
+
+
+# ---- evaluation ----
+
+
+def test_evaluation_alone_writes_every_record(train: Train, checkpoint: Path) -> None:
+    """In input order; losses follow from the log-probabilities in the line by the formulas."""
+    adapter = train("run", "--learning_rate", "1e-2") / "final"
+    folder = train(
+        "evaluation", "--do_train", "false", "--eval_pairs", str(SAMPLE / "pairs.json"), "--list_size", "3",
+        "--init_adapter", str(adapter), per_device_eval_batch_size=4,
+    )  # fmt: skip
+    records = eval_records(folder)
+    assert [record["id"] for record in records] == [pair["id"] for pair in sample_pairs(100)]
+    for record in records:
+        policy, reference = record["policy_logps"], record["reference_logps"]
+        assert len(policy) == len(reference) == 4
+        chosen, rejected, second, third = (0.1 * (p - r) for p, r in zip(policy, reference, strict=True))
+        assert record["rewards"] == pytest.approx([chosen, rejected, second, third], abs=1e-4)
+        dpo = math.log1p(math.exp(rejected - chosen))
+        anchor = math.log1p(math.exp(-chosen))
+        listwise = math.log1p(math.exp(second - chosen) + math.exp(third - chosen)) + math.log1p(
+            math.exp(third - second)
+        )
+        assert [record[f"loss_{term}"] for term in ("dpo", "anchor", "listwise")] == pytest.approx(
+            [dpo, anchor, listwise], abs=1e-4
+        )
+        assert record["loss"] == pytest.approx(dpo + anchor + listwise, abs=1e-4)
+    results = json.loads((folder / "eval_results.json").read_text())
+    assert results["eval_loss"] == pytest.approx(sum(record["loss"] for record in records) / len(records), abs=1e-5)
+    assert not (folder / "final").exists()
+
+
+def test_pictures_held_out_are_not_trained_on(train_idefics2: Train) -> None:
+    from listwise_preference.pairs import PictureOnly, load_records
+    from listwise_preference.train import hold_out
+
+    records = load_records(SAMPLE / "pairs.json", SAMPLE, PictureOnly()).records
+    training, held = hold_out(records, 0.25, seed=1)
+    assert {r.pair.img_path for r in training}.isdisjoint(r.pair.img_path for r in held)
+    assert len(training) + len(held) == len(records)
+    assert 0.25 <= len(held) / len(records) < 0.4
+    assert hold_out(records, 0.25, seed=1) == (training, held)
+
+
+# ---- the door ----
+
+
+def test_bad_records_stop_the_run_before_a_model_is_loaded(
+    train_idefics2: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = sample_pairs(8)
+    pairs[2]["img_path"] = "images/none.jpg"
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    with pytest.raises(SystemExit) as stopped:
+        train_idefics2("run", "--model_name_or_path", "nowhere/at-all")
+    assert stopped.value.code == 2
+    printed = capsys.readouterr().err
+    assert "record 3" in printed and "images/none.jpg" in printed and "--on_bad_record drop" in printed
+    folder = train_idefics2("run", "--on_bad_record", "drop", "--max_steps", "1")
+    assert json.loads((folder / "run.json").read_text())["data"]["training_records"] == 7
