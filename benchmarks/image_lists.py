@@ -5,12 +5,14 @@ loop, which reads pictures ahead of the models, and says how long the models wai
 are small random ones.
 
     python benchmarks/image_lists.py
-    python benchmarks/image_lists.py --detector_model IDEA-Research/grounding-dino-tiny --verifier HuggingFaceM4/idefics2-8b
+    python benchmarks/image_lists.py --detector_model IDEA-Research/grounding-dino-tiny \\
+        --verifier HuggingFaceM4/idefics2-8b
 """
 
 import argparse
 import json
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +24,8 @@ from typing import TypeVar
 
 import torch
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
 
 from listwise_preference.image_lists.build import Builder
 from listwise_preference.image_lists.critical_object import candidate_phrases
@@ -37,7 +41,7 @@ from listwise_preference.small_world.detector import save_small_detector
 from listwise_preference.small_world.model import save_small_model
 
 Result = TypeVar("Result")
-SAMPLE = Path(__file__).resolve().parent.parent / "data" / "sample"
+SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample"
 
 
 class Parts:

@@ -1,11 +1,19 @@
 import json
 import math
+import string
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from transformers import (
+    CLIPTokenizer,
+    OwlViTConfig,
+    OwlViTForObjectDetection,
+    OwlViTImageProcessorPil,
+    OwlViTProcessor,
+)
 
 from listwise_preference.image_lists.annotations import Annotations
 from listwise_preference.image_lists.detect import Failed, Found, Query, choose, cut_box
@@ -259,3 +267,39 @@ def test_boxes_come_back_in_pixels_of_the_picture_that_was_given() -> None:
         ("traffic light", Box(170, 0, 200, 50)),
     ]
     assert [one.score for one in found] == pytest.approx([0.9, 0.35, 0.9], abs=1e-6)
+
+
+# Detectors that take lists of names
+
+
+def test_a_detector_that_takes_lists_answers_in_the_same_shape() -> None:
+    """OWL-ViT fills shorter lists up with empty names; what it sees in those is no answer."""
+    letters = [*string.ascii_lowercase, *(f"{letter}</w>" for letter in string.ascii_lowercase)]
+    vocabulary = {token: place for place, token in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
+    layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = OwlViTConfig(
+        text_config={**layers, "vocab_size": 54, "bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 0},
+        vision_config={**layers, "image_size": 64, "patch_size": 16},
+        projection_dim=32,
+    )
+    processor = OwlViTProcessor(
+        OwlViTImageProcessorPil(size={"height": 64, "width": 64}),
+        CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=16),
+    )
+    model = OwlViTForObjectDetection(config)
+    detector = ZeroShotDetector(model, processor, box_threshold=0.0, text_threshold=0.0)
+    long_name = "a traffic light that is red and green"
+    queries = [
+        Query("a", scene(1, (80, 60)), ("cat", long_name, "bird")),
+        Query("b", scene(2, (80, 60)), ("dog",)),
+        Query("c", scene(3, (30, 60)), ("dog", "cup")),
+    ]
+    answers = detector.detect(detector.prepare(queries))
+    seen = set()
+    for query, answer in zip(queries, answers, strict=True):
+        assert isinstance(answer, list)
+        seen |= {found.phrase for found in answer}
+        assert {found.phrase for found in answer} <= set(query.phrases)
+        assert all(found.box.fits(*query.picture.size) for found in answer)
+    assert seen

@@ -234,7 +234,9 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
     )
 
     add = _group(
-        parser, "speed", "None of these changes a result. Several GPUs: accelerate launch make_image_lists.py ..."
+        parser,
+        "speed",
+        "All but --dtype leave the result as it is. Several GPUs: accelerate launch make_image_lists.py ...",
     )
     add(
         "--dtype",

@@ -132,14 +132,14 @@ class ZeroShotDetector:
         by_size: dict[tuple[int, int], list[_Row]] = defaultdict(list)
         for index, query in enumerate(queries):
             by_size[query.picture.size] += self._rows(index, query)
-        # Those that take lists of names pad these by rules of their own.
-        padding = {"padding": True} if self.one_text else {}
+        # Those that take lists of names pad these by rules of their own, and have room for 16 tokens a name or more.
+        fitting = {"padding": True} if self.one_text else {"truncation": True}
         groups = []
         for size, rows in by_size.items():
             if rows:
                 texts = [_text(row.names) if self.one_text else list(row.names) for row in rows]
                 pictures = [queries[row.query].picture for row in rows]
-                inputs = self.processor(images=pictures, text=texts, return_tensors="pt", **padding)
+                inputs = self.processor(images=pictures, text=texts, return_tensors="pt", **fitting)
                 groups.append(_Group(size, tuple(rows), inputs))
         return Prepared(len(queries), tuple(groups))
 
