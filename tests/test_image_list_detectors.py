@@ -1,6 +1,7 @@
 import json
 import math
 import string
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,15 @@ from listwise_preference.ranked_images import Box
 from listwise_preference.small_world.detector import build_small_detector, save_small_detector
 
 SIZE = (100, 50)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small work only waits for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 # Which box

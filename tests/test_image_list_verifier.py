@@ -1,4 +1,5 @@
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,15 @@ from listwise_preference.small_world.model import FamilyName, save_small_model
 # Tokenizers that have seen these write each answer as one token; without them it takes several.
 ONE_TOKEN = ("Yes No Yes No Yes No",) * 20
 SEVERAL_TOKENS = ("nothing of the kind stands here",)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small work only waits for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def load(folder: Path, family: FamilyName, texts: tuple[str, ...]) -> Verifier:

@@ -50,6 +50,14 @@ class Options:
     export: Literal["trl", "ms-swift", "llama-factory"] | None
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Commands in the description keep their lines; only defaults that say something are shown."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        says_nothing = action.default is None or action.default is False
+        return action.help if says_nothing else super()._get_help_string(action)
+
+
 class _Parser(argparse.ArgumentParser):
     """Errors are one line: the usage of all options would bury it."""
 
@@ -59,9 +67,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(argv: Sequence[str] | None = None, description: str | None = None) -> Options:
     """The command line's options; exits with code 2 and one line on a wrong one."""
-    parser = _Parser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-    )
+    parser = _Parser(description=description, formatter_class=_Help, allow_abbrev=False)
     add = _group(parser, "records")
     add(
         "--pairs",
@@ -126,7 +132,7 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
         "--box_threshold",
         type=_share,
         default=0.3,
-        help="score that a box must exceed, 0 to 1; 0.3 is what Grounding DINO was shown with",
+        help="score that a box must exceed, 0 to 1; 0.3 is that of Grounding DINO's own demo",
     )
     add(
         "--text_threshold",
