@@ -491,6 +491,19 @@ def test_batches_decide_nothing(tmp_path: Path, models: list[str]) -> None:
         assert [line[name] for line in one] == [line[name] for line in many]
 
 
+def test_a_model_that_is_not_there_or_of_another_kind_is_named_and_leaves_nothing_behind(
+    tmp_path: Path, models: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "lists.jsonl"
+    verifier = models[models.index("--verifier") + 1]
+    nowhere = str(tmp_path / "nowhere")
+    assert f"cannot load {nowhere}" in refusal(with_models(output, models, "--detector_model", nowhere), capsys)
+    other = refusal(with_models(output, models, "--detector_model", verifier), capsys)
+    assert f"cannot load the detector {verifier}" in other
+    main(with_models(output, models, "--verifier", "none"))  # with other options, and yet there is nothing to refuse
+    assert len(read(output)) == 12
+
+
 @pytest.mark.slow
 def test_a_killed_run_with_models_ends_as_an_uninterrupted_one(tmp_path: Path, models: list[str]) -> None:
     main(with_models(tmp_path / "whole.jsonl", models))

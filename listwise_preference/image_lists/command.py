@@ -208,23 +208,30 @@ def _what_decides(options: Options, entries: Sequence[Entry]) -> dict[str, Any]:
         return decides
     import transformers
 
-    from listwise_preference.models import weights_identity
-
     decides |= {"transformers": transformers.__version__, "--dtype": options.dtype}
     if options.detector != "annotations":
         decides |= {
-            "--detector_model": weights_identity(options.detector_model),
+            "--detector_model": _identity(options.detector_model),
             "--box_threshold": options.box_threshold,
             "--text_threshold": options.text_threshold,
         }
     if options.verifier is not None:
         decides |= {
-            "--verifier": weights_identity(options.verifier),
+            "--verifier": _identity(options.verifier),
             "--verify_threshold": rules.verify_threshold,
             "--max_candidates": rules.max_candidates,
             "--visual_prompt": options.drawing.visual_prompt,
         }
     return decides
+
+
+def _identity(model: str) -> str:
+    from listwise_preference.models import ModelError, weights_identity
+
+    try:
+        return weights_identity(model)
+    except OSError as error:
+        raise ModelError(f"cannot load {model}: {error}") from error
 
 
 def _sha256(content: bytes) -> str:

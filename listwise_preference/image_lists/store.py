@@ -43,10 +43,9 @@ class ListStore:
             shutil.rmtree(self.parts, ignore_errors=True)
             self.output.unlink(missing_ok=True)
         run_file = self.parts / "run.json"
-        if run_file.exists():
+        if run_file.exists() and self.lines():
             self._refuse_other(run_file, run)
-            return
-        if self.output.exists():
+        elif self.output.exists():
             if not self.summary.exists():
                 raise DataError(f"{self.output} is there, and nothing says how it was made. {_WAYS_OUT}")
             self._refuse_other(self.summary, run)
