@@ -14,7 +14,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .pairs import BoxLists, Crops, DataError, Folders, ImageSource, PictureOnly, Record, Records, load_records
+from .pairs import (
+    BoxLists,
+    Crops,
+    DataError,
+    Folders,
+    ImageSource,
+    PictureOnly,
+    Record,
+    Records,
+    load_records,
+    read_exclusions,
+)
 from .ranked_images import Drawing
 
 if TYPE_CHECKING:
@@ -65,8 +76,9 @@ def read_data(arguments: "Arguments") -> tuple[Sequence[Record], Sequence[Record
     """
     data, objective = arguments.data, arguments.objective.resolve()
     seed = arguments.training.seed
+    to_exclude = read_exclusions(Path(data.exclude)) if data.exclude else frozenset()
 
-    def read(pairs: str, lists: str | None, what: str) -> Sequence[Record]:
+    def read(pairs: str, lists: str | None, what: str, excluded: frozenset[str] = frozenset()) -> Sequence[Record]:
         source: ImageSource
         if not objective.uses_list:
             source = PictureOnly()
@@ -84,22 +96,30 @@ def read_data(arguments: "Arguments") -> tuple[Sequence[Record], Sequence[Record
             source,
             on_bad_record=data.on_bad_record,
             placeholders=PLACEHOLDERS,
+            excluded=excluded,
         )
-        _say_what_was_left_out(records, what)
+        _say_what_was_left_out(records, what, excluded)
         return records.records
 
-    training = read(data.pairs, data.image_lists, "training") if arguments.training.do_train and data.pairs else ()
+    training: Sequence[Record] = ()
+    if arguments.training.do_train and data.pairs:
+        training = read(data.pairs, data.image_lists, "training", to_exclude)
     if data.eval_pairs:
         return training, read(data.eval_pairs, data.eval_image_lists or data.image_lists, "evaluation")
     return hold_out(training, data.eval_share, seed)
 
 
-def _say_what_was_left_out(records: Records, what: str) -> None:
+def _say_what_was_left_out(records: Records, what: str, excluded: frozenset[str]) -> None:
     if records.report:
         logger.warning(records.report)
         logger.warning(f"{what}: {records.dropped:,} bad records dropped")
     if records.without_box:
         logger.info(f"{what}: {records.without_box:,} records left out, their image list has no box")
+    if excluded:
+        logger.info(f"{what}: {len(records.excluded):,} records left out by --exclude")
+    if unknown := sorted(excluded - records.excluded):
+        shown = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+        logger.warning(f"--exclude names {len(unknown):,} ids that no record has: {shown}")
 
 
 def hold_out(records: Sequence[Record], share: float, seed: int) -> tuple[Sequence[Record], Sequence[Record]]:

@@ -383,6 +383,16 @@ def test_pictures_held_out_are_not_trained_on(train_idefics2: Train) -> None:
 # ---- the door ----
 
 
+def test_rejected_records_are_left_out_and_unknown_ids_said(
+    train_idefics2: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rejected = tmp_path / "rejected.json"
+    rejected.write_text(json.dumps({"rejected": [sample_pairs(8)[2]["id"], "nobody"]}), encoding="utf-8")
+    folder = train_idefics2("run", "--max_steps", "1", "--exclude", str(rejected))
+    assert json.loads((folder / "run.json").read_text())["data"]["training_records"] == 7
+    assert "--exclude names 1 ids that no record has: nobody" in caplog.text
+
+
 def test_bad_records_stop_the_run_before_a_model_is_loaded(
     train_idefics2: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
