@@ -51,7 +51,8 @@ def score_amber(args: argparse.Namespace) -> None:
         raise ScoringError(f"{args.data}: --bootstrap draws pictures and needs data/query/query_all.json to know them")
     similarity = load_similarity(args.similarity, data.vocabulary, args.save_similarity)
     lemmas = load_lemmas(args.lemmas, "lemma_forms.json")
-    scores = amber.score_answers(answers, data, similarity, lemmas, args.yes_no)
+    judged = list(amber.judge_answers(answers, data, similarity, lemmas, args.yes_no))
+    scores = amber.score_answers(judged)
     numbers = amber.metrics(scores.counters)
     descriptions = sum(data.questions[answer.id].kind == "generative" for answer in answers)
     counts = {
