@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-import os
 import random
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -19,7 +17,7 @@ from listwise_preference.pairs import DataError, Pair
 from listwise_preference.ranked_images import Box, Drawing, open_picture, ranked_images
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, Page
+    from playwright.sync_api import BrowserContext, Page
 
 SAMPLE = Path(__file__).parent.parent / "data" / "sample"
 FIVE = Drawing(list_size=5)
@@ -136,45 +134,6 @@ def test_older_page_is_replaced(tmp_path: Path) -> None:
 
 
 # The page
-
-
-def missing(what: str) -> NoReturn:
-    if os.environ.get("CI"):
-        pytest.fail(f"no {what}: the review page would go untested")
-    pytest.skip(f"no {what} to open the page in; apt-get install chromium, pip install -r requirements-dev.txt")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        missing("playwright")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        missing("chromium")
-    quiet = ["background-networking", "component-update", "sync", "quic", "gpu"]
-    flags = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def context(browser: "Browser") -> Iterator["BrowserContext"]:
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
-    context.set_default_timeout(10_000)
-    requests: list[str] = []
-    complaints: list[str] = []
-    context.on("request", lambda request: requests.append(request.url))
-    context.on("weberror", lambda error: complaints.append(str(error.error)))
-    context.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
-    yield context
-    context.close()
-    # Every test that opens a page shows with it that the page stays on the disk and raises nothing.
-    outside = [url for url in requests if not url.startswith(("file:", "data:", "blob:"))]
-    assert (outside, complaints) == ([], [])
 
 
 OpenPage = Callable[..., "Page"]

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from PIL import Image
 from tqdm import tqdm
 
-from listwise_preference.pairs import DataError, Pair
+from listwise_preference.pairs import Pair
 from listwise_preference.ranked_images import Box, Drawing, open_picture, ranked_images
+from listwise_preference.static_page import finish_page, javascript, link, start_page
 
 # About the longer side of one small picture.
 _SMALL = 256
@@ -77,11 +77,8 @@ def write_review(folder: Path, items: Sequence[ReviewItem], drawing: Drawing, ti
         DataError: the folder holds something else, or cannot be made.
     """
     thumbs = folder / "thumbs"
-    _make_folder(folder, thumbs)
-    # Without its data the page says that it was not finished: the state in which a stopped run leaves it.
-    (folder / "lists.js").unlink(missing_ok=True)
-    for asset in (resources.files(__package__) / "review_page").iterdir():
-        (folder / asset.name).write_bytes(asset.read_bytes())
+    start_page(folder, resources.files(__package__) / "review_page", "lists.js")
+    thumbs.mkdir(exist_ok=True)
 
     files = [thumbs / f"{number:06}.jpg" for number in range(1, len(items) + 1)]
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
@@ -95,19 +92,8 @@ def write_review(folder: Path, items: Sequence[ReviewItem], drawing: Drawing, ti
     # The browser keeps decisions under this key: lists that differ in anything do not share them, and the same lists
     # in another folder do.
     content = [repr(drawing), *(record | {"link": None} for record in records)]
-    key = hashlib.sha256(_javascript(content).encode()).hexdigest()[:16]
-    data = _javascript({"key": key, "title": title, "records": records})
-    (folder / "lists.js").write_text(f"window.REVIEW = {data};\n", encoding="ascii")
-    return folder / "index.html"
-
-
-def _make_folder(folder: Path, thumbs: Path) -> None:
-    try:
-        if folder.exists() and any(folder.iterdir()) and not (folder / "page.js").exists():
-            raise DataError(f"{folder}: the folder holds other files; name a new one for the review page")
-        thumbs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder}: no folder for the review page: {error.strerror}") from None
+    key = hashlib.sha256(javascript(content).encode()).hexdigest()[:16]
+    return finish_page(folder, "lists.js", "REVIEW", {"key": key, "title": title, "records": records})
 
 
 def _write_strip(item: ReviewItem, drawing: Drawing, file: Path) -> _Strip | _Failure:
@@ -157,7 +143,7 @@ def _record(folder: Path, item: ReviewItem, file: Path, strip: _Strip | _Failure
         # As JSON text: the page puts it back as it is, also where a number has more digits than JavaScript's.
         "id": json.dumps(pair.id),
         "path": pair.img_path,
-        "link": None if item.picture is None else _link(folder, item.picture),
+        "link": None if item.picture is None else link(folder, item.picture),
         "prompt": pair.prompt,
         "chosen": pair.chosen,
         "rejected": pair.rejected,
@@ -171,13 +157,3 @@ def _record(folder: Path, item: ReviewItem, file: Path, strip: _Strip | _Failure
         return record | {"failure": strip.reason}
     shown = {"file": f"thumbs/{file.name}", "pictures": strip.pictures, "width": strip.width, "height": strip.height}
     return record | {"strip": shown, "share": strip.share}
-
-
-def _link(folder: Path, picture: Path) -> str:
-    """A relative address of the picture, so that it holds as long as page and pictures move together."""
-    return quote(os.fsencode(Path(os.path.relpath(picture, folder)).as_posix()))
-
-
-def _javascript(value: Any) -> str:
-    """JSON that is also JavaScript, in ASCII, and that no parser of HTML takes for a tag."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
