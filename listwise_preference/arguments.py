@@ -7,6 +7,9 @@ first in ``--help``, then those of ``transformers.TrainingArguments``.
 import dataclasses
 import difflib
 import json
+import math
+import os
+import re
 import sys
 from argparse import Action, ArgumentDefaultsHelpFormatter, Namespace
 from collections.abc import Mapping, Sequence
@@ -17,6 +20,7 @@ from typing import Any, ClassVar, Literal, NoReturn
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from .objective import Objective
 
@@ -165,7 +169,8 @@ class _Parser(HfArgumentParser):
     """Errors are one line: the usage of 200 options would bury it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+        # Once, however many processes were started.
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n" if os.environ.get("RANK", "0") == "0" else None)
 
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter):
@@ -194,6 +199,8 @@ def parse(recipe: Mapping[str, Any], argv: Sequence[str] | None = None, descript
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
+    # argparse takes -1e-3 for an option: it knows no exponents.
+    parser._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
     parser.add_argument("--config", metavar="FILE", help="YAML file of options; the command line goes over it")
     names = {action.dest for action in parser._actions}
     if unknown := set(recipe) - names:
@@ -221,6 +228,9 @@ def parse(recipe: Mapping[str, Any], argv: Sequence[str] | None = None, descript
         arguments.objective.resolve()
     except (ValueError, ImportError) as error:
         parser.error(" ".join(str(error).split()))
+    for logger in arguments.training.report_to or ():
+        if logger not in ("all", "none", *get_available_reporting_integrations()):
+            parser.error(f"--report_to {logger}: install its package first (pip install {logger})")
     return arguments
 
 
@@ -248,20 +258,22 @@ def _file_options(parser: _Parser, file: Path, names: set[str]) -> list[str]:
         parser.error(f"--config {file} is not YAML: {' '.join(str(error).split())}")
     if not isinstance(content, dict):
         parser.error(f"--config {file} must hold option: value lines")
+    choices = {action.dest: action.choices for action in parser._actions}
     tokens = []
     for name, value in content.items():
         if name not in names or name in ("config", "help"):
             close = difflib.get_close_matches(str(name), names, n=1)
             parser.error(f"--config {file}: unknown option {name}" + (f"; did you mean {close[0]}?" if close else ""))
         if value is None:
-            continue
-        tokens.append(f"--{name}")
+            parser.error(f"--config {file}: {name} has no value")
         if isinstance(value, list):
-            tokens += map(str, value)
+            tokens += [f"--{name}", *map(str, value)]
         elif isinstance(value, dict):
-            tokens.append(json.dumps(value))
+            tokens.append(f"--{name}={json.dumps(value)}")
+        elif value is False and "no" in (choices.get(name) or ()):
+            tokens.append(f"--{name}=no")  # YAML reads a bare no as false
         else:
-            tokens.append(str(value))
+            tokens.append(f"--{name}={value}")
     return tokens
 
 
@@ -291,6 +303,15 @@ def _settle(parser: _Parser, options: Namespace, explicit: set[str]) -> None:
         "--eval_share and --eval_pairs are two ways to the same; give one": options.eval_share and options.eval_pairs,
         "--max_completion_length must be 1 or more": options.max_completion_length < 1,
         "--lora_r must be 1 or more": options.lora_r < 1,
+        "--lora_alpha must be above 0": options.lora_alpha <= 0,
+        "--lora_dropout must be at least 0 and below 1": not 0 <= options.lora_dropout < 1,
+        "--learning_rate must be a number, 0 or more": not 0 <= options.learning_rate < math.inf,
+        "--per_device_train_batch_size must be 1 or more": options.per_device_train_batch_size < 1,
+        "--per_device_eval_batch_size must be 1 or more": options.per_device_eval_batch_size < 1,
+        "--gradient_accumulation_steps must be 1 or more": options.gradient_accumulation_steps < 1,
+        "--dataloader_drop_last true would drop records of the evaluation too": (
+            options.dataloader_drop_last and (options.eval_pairs or options.eval_share)
+        ),
         "--precompute_ref_batch_size must be 1 or more": (options.precompute_ref_batch_size or 1) < 1,
         "--attn_implementation flash_attention_2 needs --row_layout plain: it takes no custom mask": (
             options.attn_implementation == "flash_attention_2" and options.row_layout == "packed"

@@ -26,6 +26,7 @@ from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
 from .pairs import Record
+from .ranked_images import PictureError
 
 # What a token of a row belongs to.
 PAD, PROMPT, CHOSEN, REJECTED = range(4)
@@ -137,12 +138,16 @@ class ListwiseDataset(Dataset[Example]):
         return len(self.records)
 
     def __getitem__(self, index: int) -> Example:
+        try:
+            images = self.records[index].images.load()
+        except PictureError as error:  # the header was checked at the door, the body is read only here
+            raise PictureError(f"record {self.records[index].pair.id}: {error}") from error
         return Example(
             index=index,
             prompt_text=self.prompt_texts[index],
             chosen_ids=self.chosen_ids[index],
             rejected_ids=self.rejected_ids[index],
-            images=self.records[index].images.load(),
+            images=images,
             reference_logps=self.reference_logps[index] if self.reference_logps is not None else None,
         )
 

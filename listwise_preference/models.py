@@ -35,11 +35,29 @@ _LLAVA_RENAMINGS = (
 )
 
 
+# What stands around a user's turn and before an answer, for checkpoints that bring no template of their own.
+_IDEFICS2_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].capitalize() }}"
+    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<image>' }}{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{{ '<end_of_utterance>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+_LLAVA_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] + ' ' }}{% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
 @dataclass(frozen=True)
 class Family:
     """What is special to one family of models.
 
     Attributes:
+        chat_template: of checkpoints that have none themselves.
         end_token: ends an answer; ``None`` takes the tokenizer's end-of-sequence token.
         vision_tower: name of the module that ``--freeze_vision_tower`` leaves without adapter.
         packed_rows: whether a custom attention mask and custom positions reach its language model unchanged.
@@ -47,6 +65,7 @@ class Family:
         adapter_renamings: of adapters saved under an older layout of the model.
     """
 
+    chat_template: str
     end_token: str | None
     vision_tower: str
     packed_rows: bool = True
@@ -56,11 +75,17 @@ class Family:
 
 FAMILIES = {
     "idefics2": Family(
+        chat_template=_IDEFICS2_TEMPLATE,
         end_token="<end_of_utterance>",
         vision_tower="model.vision_model",
         processor_settings={"do_image_splitting": False},
     ),
-    "llava": Family(end_token=None, vision_tower="model.vision_tower", adapter_renamings=_LLAVA_RENAMINGS),
+    "llava": Family(
+        chat_template=_LLAVA_TEMPLATE,
+        end_token=None,
+        vision_tower="model.vision_tower",
+        adapter_renamings=_LLAVA_RENAMINGS,
+    ),
 }
 
 
@@ -89,17 +114,30 @@ def load_processor(name_or_path: str, revision: str | None = None) -> ProcessorM
     """The checkpoint's processor, Pillow-backed, set as the method wants it.
 
     Processors of old LLaVA checkpoints do not say how many image tokens a picture becomes; that is then taken from
-    the model's config.
+    the model's config. A checkpoint without a chat template gets its family's.
+
+    Raises:
+        ModelError: the checkpoint's processor cannot be loaded.
     """
     config, family = load_config(name_or_path, revision)
     # One backend everywhere: torchvision's resizes differ a little, and it need not be installed.
-    processor = AutoProcessor.from_pretrained(
-        name_or_path, revision=revision, backend="pil", **family.processor_settings
-    )
-    if config.model_type == "llava" and processor.patch_size is None:
-        processor.patch_size = config.vision_config.patch_size
-        processor.vision_feature_select_strategy = config.vision_feature_select_strategy
-        processor.num_additional_image_tokens = 1  # CLIP's class token, which "default" drops again
+    try:
+        processor = AutoProcessor.from_pretrained(
+            name_or_path, revision=revision, backend="pil", **family.processor_settings
+        )
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ModelError(f"cannot load the processor of {name_or_path}: {' '.join(str(error).split())}") from error
+    if processor.tokenizer.convert_tokens_to_ids(processor.image_token) != config.image_token_id:
+        raise ModelError(f"{name_or_path}: the tokenizer does not know the model's image token; are its files there?")
+    if config.model_type == "llava":
+        processor.patch_size = processor.patch_size or config.vision_config.patch_size
+        processor.vision_feature_select_strategy = (
+            processor.vision_feature_select_strategy or config.vision_feature_select_strategy
+        )
+        if config.vision_config.model_type == "clip_vision_model":
+            processor.num_additional_image_tokens = 1  # CLIP's class token, which "default" drops again
+    if not processor.chat_template:
+        processor.chat_template = processor.tokenizer.chat_template or family.chat_template
     return processor
 
 
@@ -160,6 +198,21 @@ def add_adapter(
         raise ModelError(f"--lora_target_modules {' '.join(target_modules)}: {error}") from error
 
 
+def adapter_file(folder: Path) -> Path:
+    """The weights' file of an adapter folder.
+
+    Raises:
+        ModelError: there is no adapter.
+    """
+    file = folder / "adapter_model.safetensors"
+    if not (folder / "adapter_config.json").is_file() or not file.is_file():
+        raise ModelError(
+            f"{folder} holds no adapter: adapter_config.json and adapter_model.safetensors must be there"
+            " (weights are read from safetensors only)"
+        )
+    return file
+
+
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
     """A saved adapter on its base model, proved to be whole.
 
@@ -170,12 +223,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
     Raises:
         ModelError: no adapter there; or tensors that are left over, missing, or of another shape, each named.
     """
-    file = folder / "adapter_model.safetensors"
-    if not (folder / "adapter_config.json").is_file() or not file.is_file():
-        raise ModelError(
-            f"{folder} holds no adapter: adapter_config.json and adapter_model.safetensors must be there"
-            " (weights are read from safetensors only)"
-        )
+    file = adapter_file(folder)
     config = PeftConfig.from_pretrained(str(folder))
     config.inference_mode = not trainable
     try:
@@ -261,6 +309,7 @@ def processor_identity(processor: ProcessorMixin) -> str:
     """A hash of all that turns a text and a picture into tensors."""
     settings = {
         "image_processor": [type(processor.image_processor).__name__, processor.image_processor.to_dict()],
+        "processor": processor.to_dict(),
         "chat_template": processor.chat_template,
         "tokenizer": processor.tokenizer.backend_tokenizer.to_str(),
     }

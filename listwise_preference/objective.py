@@ -4,6 +4,7 @@ Shapes: B record, L image of the list, A answer. The answers of a record stand i
 chosen on image 1, rejected on image 1 (when the objective uses it), chosen on image 2 ... L.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,10 +29,12 @@ class Objective:
 
     def __post_init__(self) -> None:
         weights = (self.dpo_weight, self.anchor_weight, self.listwise_weight)
-        if min(weights) < 0 or max(weights) == 0:
+        if not all(map(math.isfinite, weights)) or min(weights) < 0 or max(weights) == 0:
             raise ValueError(f"loss weights must be 0 or more and not all 0; got {weights}")
-        if self.beta <= 0:
+        if not (math.isfinite(self.beta) and self.beta > 0):
             raise ValueError(f"beta must be above 0; got {self.beta}")
+        if not math.isfinite(self.anchor_delta):
+            raise ValueError(f"anchor_delta must be a number; got {self.anchor_delta}")
 
     @property
     def uses_rejected(self) -> bool:

@@ -126,7 +126,7 @@ _ADVICE = {
     "text missing or unusable": 'give "prompt", "chosen" and "rejected" as text that is not blank',
     "conversation of another form": "give one user message as prompt and one assistant message "
     "as each answer; system messages and earlier turns cannot be used",
-    "image placeholder in the text": "take it out; the chat template sets the picture's place",
+    "special token in the text": "take it out; the model would read it as a picture's place or an answer's end",
     "picture missing": "check --image_root and the path, or fetch the picture",
     "picture unreadable": "replace or convert the file (JPEG, PNG and WebP are safe)",
     "picture outside the first ranked folder": "the first of --ranked_image_folders must "
@@ -197,7 +197,7 @@ def load_records(
         image_root: the folder that picture paths are relative to; no path may leave it.
         source: where the ranked images come from.
         on_bad_record: ``stop`` raises on any bad record, ``drop`` leaves bad records out.
-        placeholders: texts that stand for an image in the model's prompt and may not occur in the user's.
+        placeholders: tokens with a meaning of their own to the model, which may not occur in a user's text.
         excluded: ids, as text, of records to leave out unchecked (see ``read_exclusions``).
 
     Raises:
@@ -473,7 +473,7 @@ def _check_texts(texts: tuple[str, str, str], placeholders: tuple[str, ...]) -> 
     for key, text in zip(("prompt", "chosen", "rejected"), texts, strict=True):
         for placeholder in placeholders:
             if placeholder in text:
-                raise _Bad("image placeholder in the text", f'"{key}" contains {placeholder}')
+                raise _Bad("special token in the text", f'"{key}" contains {placeholder}')
 
 
 def _check_ids(candidates: list[_Candidate]) -> None:

@@ -7,6 +7,7 @@ an unchanged run finds all of its keys and computes nothing.
 
 import hashlib
 import json
+import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,28 +42,28 @@ def record_keys(dataset: ListwiseDataset, run_identity: str, *, with_rejected: b
 
 
 class ReferenceCache:
-    """Values by key in a folder of JSONL files, one file per process, each line ``{"key", "logps"}``.
+    """Values by key in a folder of JSONL files, each line ``{"key", "logps"}``.
 
-    Lines are appended and flushed as they are computed, so that an interrupted computation continues.
+    Lines are appended and flushed as they are computed, so that an interrupted computation continues. Every process of
+    every run writes a file of its own, so that runs may share a folder.
     """
 
-    def __init__(self, folder: Path, process_index: int = 0) -> None:
+    def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.file = folder / f"reference-{process_index}.jsonl"
-        if self.file.exists():  # an interruption may have torn the last line: the next one starts clean
-            with self.file.open("r+b") as stream:
-                stream.truncate(stream.read().rfind(b"\n") + 1)
+        self.file = folder / f"reference-{uuid.uuid4().hex}.jsonl"
 
     def load(self) -> dict[str, LogPs]:
-        """All whole lines of all files; a line torn by an interruption is no value."""
+        """All whole lines of all files; a line torn by an interruption is no value and is computed again."""
         values: dict[str, LogPs] = {}
         for file in sorted(self.folder.glob("reference-*.jsonl")):
             with file.open(encoding="utf-8") as lines:
                 for line in lines:
-                    if line.endswith("\n"):
+                    try:
                         entry = json.loads(line)
-                        values[entry["key"]] = tuple(entry["logps"])
+                    except json.JSONDecodeError:
+                        continue
+                    values[entry["key"]] = tuple(entry["logps"])
         return values
 
     def append(self, keys: Sequence[str], logps: Sequence[Sequence[float]]) -> None:

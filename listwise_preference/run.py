@@ -12,14 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import peft
+import PIL
 import torch
 import transformers
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from transformers import ProcessorMixin, set_seed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from . import __version__, models
 from .arguments import Arguments, ModelArguments
@@ -45,6 +47,10 @@ def run(arguments: Arguments, training: Sequence[Record], evaluation: Sequence[R
         Path(str(arguments.training.output_dir)),
     )
     _settle_machine(arguments)
+    # What costs nothing to find out now and hours to find out later.
+    checkpoint = _checkpoint_to_resume(args.resume_from_checkpoint, output) if args.do_train else None
+    if arguments.model.init_adapter is not None:
+        models.adapter_file(Path(arguments.model.init_adapter))
 
     config, family = models.load_config(_name(arguments.model), arguments.model.model_revision)
     packed = arguments.objective.row_layout == "packed"
@@ -62,19 +68,24 @@ def run(arguments: Arguments, training: Sequence[Record], evaluation: Sequence[R
         "program": Path(sys.argv[0]).name,
         "arguments": arguments.to_dict(),
         "data": _data_hashes(arguments) | {"training_records": len(training), "evaluation_records": len(evaluation)},
+        "objective_weights": [objective.dpo_weight, objective.anchor_weight, objective.listwise_weight],
         "base_weights": _weights_identity(arguments),
         "versions": {
             "listwise_preference": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "peft": peft.__version__,
+            "accelerate": accelerate.__version__,
+            "pillow": PIL.__version__,
         },
     }
+    policy = _policy(arguments, family)
+    description["adapter"] = _adapter_description(policy, arguments.model.init_adapter)
     trainer = ListwiseTrainer(
         objective=objective,
         attn_implementation=arguments.model.attn_implementation,
         run=description,
-        model=_policy(arguments, family),
+        model=policy,
         args=args,
         data_collator=Collator(processor, with_rejected=objective.uses_rejected, packed=packed),
         train_dataset=train_set,
@@ -83,20 +94,22 @@ def run(arguments: Arguments, training: Sequence[Record], evaluation: Sequence[R
     )
     if trainer.is_world_process_zero():
         output.mkdir(parents=True, exist_ok=True)
-        _write_json(output / "run.json", description)
+        if checkpoint is not None:
+            _warn_of_other_data(output / "run.json", description)
+        # An evaluation may go into the folder of the run that it is of, whose own record stays.
+        _write_json(output / ("run.json" if args.do_train else "eval_run.json"), description)
     if arguments.objective.precompute_ref_log_probs:
         datasets = {"training": train_set, "evaluation": eval_set}
         _precompute_reference(arguments, trainer, processor, description, datasets)
 
     if args.do_train:
-        trainer.train(resume_from_checkpoint=_checkpoint_to_resume(args.resume_from_checkpoint, output))
+        trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_state()
+        _save(trainer, output, description)
     if eval_set is not None:
         _evaluate(trainer, eval_set, objective, output)
-    if args.do_train:
-        _save(trainer, output, description)
-        if args.push_to_hub:
-            trainer.push_to_hub()
+    if args.do_train and args.push_to_hub:
+        trainer.push_to_hub()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -159,6 +172,25 @@ def _policy(arguments: Arguments, family: models.Family) -> PeftModel:
     return adapted
 
 
+def _adapter_description(policy: PeftModel, started_from: str | None) -> dict[str, Any]:
+    """The adapter's own numbers, which are not the options' when it was loaded."""
+    config: Any = policy.peft_config["default"]
+    return {
+        "r": config.r,
+        "alpha": config.lora_alpha,
+        "dropout": config.lora_dropout,
+        "target_modules": sorted(config.target_modules),
+        "started_from": None
+        if started_from is None
+        else {"folder": started_from, "sha256": models.sha256_of([models.adapter_file(Path(started_from))])},
+    }
+
+
+def _warn_of_other_data(file: Path, description: dict[str, Any]) -> None:
+    if file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("data") != description["data"]:
+        logger.warning(f"the data is not that of the run which is continued: {file} has other hashes or counts")
+
+
 def _weights_identity(arguments: Arguments) -> str:
     """Hashed by one process, since the weights are read as a whole for it, and told to the others."""
     identity: list[Any] = [None]
@@ -198,11 +230,15 @@ def _precompute_reference(
             models.processor_identity(processor),
         ]
     )
-    cache = ReferenceCache(Path(objective.ref_cache or f"{args.output_dir}/reference"), args.process_index)
+    cache = ReferenceCache(Path(objective.ref_cache or f"{args.output_dir}/reference"))
     batch_size = objective.precompute_ref_batch_size or 4 * args.per_device_train_batch_size
     for what, dataset in datasets.items():
         if dataset is not None:
-            keys = record_keys(dataset, identity, with_rejected=trainer.objective.uses_rejected)
+            # By one process, which reads every picture for it.
+            keys: list[Any] = [None] * len(dataset)
+            if trainer.is_world_process_zero():
+                keys = list(record_keys(dataset, identity, with_rejected=trainer.objective.uses_rejected))
+            broadcast_object_list(keys)
             computed = trainer.precompute_reference(dataset, keys, cache, batch_size)
             logger.info(
                 f"reference log-probabilities for {what}: {computed:,} computed,"
@@ -211,21 +247,27 @@ def _precompute_reference(
 
 
 def _checkpoint_to_resume(option: str | None, output: Path) -> str | None:
-    """The checkpoint folder that ``--resume_from_checkpoint`` means; "true" is the last one of the run, if any."""
+    """The folder that ``--resume_from_checkpoint`` means; "true" is the last whole checkpoint of the run, if any."""
     if option is None or option.lower() == "false":
         return None
-    if option.lower() == "true":
-        last = get_last_checkpoint(str(output)) if output.is_dir() else None
-        logger.info(f"continuing from {last}" if last else f"no checkpoint in {output} yet: starting at the beginning")
-        return last
-    if not Path(option).is_dir():
-        raise ModelError(f"--resume_from_checkpoint {option}: no such folder; 'true' takes the last one of the run")
-    return option
+    if option.lower() != "true":
+        if not (Path(option) / TRAINER_STATE_NAME).is_file():
+            raise ModelError(f"--resume_from_checkpoint {option}: no checkpoint there; 'true' takes the run's last one")
+        return option
+    folders = [folder for folder in output.glob("checkpoint-*") if folder.name.removeprefix("checkpoint-").isdigit()]
+    for folder in sorted(folders, key=lambda folder: int(folder.name.removeprefix("checkpoint-")), reverse=True):
+        if (folder / TRAINER_STATE_NAME).is_file():  # the Trainer writes it last
+            logger.info(f"continuing from {folder}")
+            return str(folder)
+        logger.warning(f"{folder} is not whole, an interruption cut it short: passed over")
+    logger.info(f"no checkpoint in {output} yet: starting at the beginning")
+    return None
 
 
 def _evaluate(trainer: ListwiseTrainer, dataset: ListwiseDataset, objective: Objective, output: Path) -> None:
     prediction = trainer.predict(dataset, metric_key_prefix="eval")
     trainer.log_metrics("eval", prediction.metrics)
+    trainer.log(dict(prediction.metrics or {}))
     if trainer.is_world_process_zero():
         _write_json(output / "eval_results.json", prediction.metrics)
         write_eval_records(output / "eval_records.jsonl", dataset, prediction, objective)
@@ -237,7 +279,7 @@ def _save(trainer: ListwiseTrainer, output: Path, description: dict[str, Any]) -
     final = output / "final"
     trainer.save_model(str(final), _internal_call=True)
     if trainer.is_world_process_zero():
-        (final / "training_args.bin").unlink()  # a pickle; run.json says the same to everyone
+        (final / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json says the same to everyone
         shutil.copy(output / "trainer_state.json", final)
         _write_json(final / "run.json", description)
         trainer.create_model_card(final)

@@ -26,13 +26,13 @@ from .pairs import (
     load_records,
     read_exclusions,
 )
-from .ranked_images import Drawing
+from .ranked_images import Drawing, PictureError
 
 if TYPE_CHECKING:
     from .arguments import Arguments
 
-# Tokens that place a picture in a prompt; in a user's text they would ask for a picture that is not there.
-PLACEHOLDERS = ("<image>", "<fake_token_around_image>")
+# In a user's text they would ask for a picture that is not there, or end an answer in its middle.
+PLACEHOLDERS = ("<image>", "<fake_token_around_image>", "<end_of_utterance>", "<s>", "</s>", "<pad>", "<unk>")
 
 logger = logging.getLogger("listwise_preference")
 
@@ -60,6 +60,11 @@ def main(recipe: Mapping[str, Any], argv: Sequence[str] | None = None) -> None:
         run(arguments, training, evaluation)
     except ModelError as error:
         _stop(error, is_main)
+    except PictureError as error:
+        # From a loading process it comes with that process's traceback; the last line is the message.
+        message = str(error).strip().splitlines()[-1].partition("PictureError: ")
+        what = "mend the picture or take the record out, and continue with --resume_from_checkpoint true"
+        _stop(PictureError(f"{message[2] or message[0]}; {what}"), is_main)
 
 
 def _stop(error: Exception, is_main: bool) -> NoReturn:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
@@ -21,7 +21,7 @@ from .answer_logps import answer_logps
 from .batch import Batch, ListwiseDataset
 from .model_card import write_model_card
 from .objective import Objective, Outcome, compare, metrics
-from .reference import ReferenceCache
+from .reference import LogPs, ReferenceCache
 
 
 class ListwiseTrainer(Trainer):
@@ -49,6 +49,13 @@ class ListwiseTrainer(Trainer):
         self.attn_implementation: str = attn_implementation
         self._sums: dict[str, Tensor] = {}
         self._record_count = 0
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """On the device; the reference's values as they are, where DeepSpeed rounds a batch's floats to the model's."""
+        prepared = super()._prepare_inputs(inputs)
+        if "reference_logps" in inputs:
+            prepared["reference_logps"] = inputs["reference_logps"].to(self.args.device)
+        return prepared
 
     # ---- loss ----
 
@@ -103,7 +110,7 @@ class ListwiseTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None, Tensor | None]:
         """Loss, (policy, reference) log-probabilities, and which records they are of."""
-        prepared: Any = self._prepare_inputs(inputs)  # type: ignore[arg-type]
+        prepared = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, logps = self.compute_loss(model, prepared, return_outputs=True)
         return loss, logps, prepared["record"]
@@ -147,7 +154,10 @@ class ListwiseTrainer(Trainer):
 
         The missing records are shared out over the processes. Returns how many were computed.
         """
-        known = cache.load()
+        # One process reads: the others must see the same even while it, or another run, is already writing.
+        read: list[Any] = [cache.load() if self.is_world_process_zero() else None]
+        broadcast_object_list(read)
+        known: dict[str, LogPs] = read[0]
         missing = [index for key, index in {key: i for i, key in enumerate(keys)}.items() if key not in known]
         mine = missing[self.accelerator.process_index :: self.accelerator.num_processes]
         loader: DataLoader[Any] = DataLoader(
@@ -158,7 +168,7 @@ class ListwiseTrainer(Trainer):
         )
         model: Any = self.model
         model.to(self.args.device)
-        computed: list[tuple[str, tuple[float, ...]]] = []
+        computed: list[tuple[str, LogPs]] = []
         bar = tqdm(
             total=len(mine),
             desc="reference log-probabilities",
@@ -202,7 +212,8 @@ def write_eval_records(
     def term(values_B: Tensor | None, row: int) -> float | None:
         return None if values_B is None else values_B[row].item()
 
-    with file.open("w", encoding="utf-8") as stream:
+    partial = file.with_name(file.name + ".partial")
+    with partial.open("w", encoding="utf-8") as stream:
         for index, record in enumerate(dataset.records):
             row = row_of[index]
             line = {
@@ -216,3 +227,4 @@ def write_eval_records(
                 "loss": term(outcome.loss_B, row),
             }
             stream.write(json.dumps(line) + "\n")
+    partial.replace(file)

@@ -27,6 +27,14 @@ def test_command_line_over_file_over_recipe(tmp_path: Path) -> None:
     assert arguments.model.freeze_vision_tower is True
 
 
+def test_numbers_with_exponents_and_yamls_no(tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("anchor_delta: -2e-3\nsave_strategy: no\n")
+    assert parse(RECIPE, ["--config", str(config)]).objective.anchor_delta == -2e-3
+    assert parse(RECIPE, ["--config", str(config)]).training.save_strategy == "no"
+    assert parse(RECIPE, ["--anchor_delta", "-1e-3"]).objective.anchor_delta == -1e-3
+
+
 @pytest.mark.parametrize(
     ("objective", "weights"),
     [("lpoi", (1, 1, 1)), ("dpo", (1, 0, 0)), ("mdpo", (1, 1, 1))],
@@ -70,6 +78,13 @@ def test_precision_of_the_adapter_follows_the_base() -> None:
         (["--eval_share", "1.5"], "--eval_share must be at least 0 and below 1"),
         (["--eval_strategy", "epoch"], "--eval_strategy needs --eval_pairs or --eval_share"),
         (["--attn_implementation", "flash_attention_2"], "needs --row_layout plain"),
+        (["--beta", "nan"], "beta must be above 0"),
+        (["--loss_weights", "nan", "1", "1"], "loss weights must be 0 or more"),
+        (["--learning_rate", "-1"], "--learning_rate must be a number, 0 or more"),
+        (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size must be 1 or more"),
+        (["--lora_dropout", "1.5"], "--lora_dropout must be at least 0 and below 1"),
+        (["--eval_share", "0.1", "--dataloader_drop_last", "true"], "would drop records of the evaluation"),
+        (["--report_to", "comet_ml"], "--report_to comet_ml: install its package first"),
         (["--config", "nowhere.yaml"], "--config nowhere.yaml: No such file"),
         (["--lr_scheduler_type", "zigzag"], "zigzag"),
     ],
@@ -88,6 +103,7 @@ def test_a_wrong_option_is_one_line(options: list[str], message: str, capsys: py
     [
         ("betta: 1", "unknown option betta; did you mean beta?"),
         ("- 1", "must hold option: value lines"),
+        ("beta:", "beta has no value"),
         ("a: [", "YAML"),
     ],
 )

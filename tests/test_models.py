@@ -198,6 +198,32 @@ def test_a_llava_processor_without_patch_size_is_completed(small_checkpoints: di
     assert ids(tmp_path / "old") == ids(checkpoint)
 
 
+def test_a_checkpoint_without_a_template_gets_its_familys(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "bare")
+    (tmp_path / "bare" / "chat_template.jinja").unlink()
+    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    texts = [
+        load_processor(str(folder)).apply_chat_template(turns, add_generation_prompt=True)
+        for folder in (checkpoint, tmp_path / "bare")
+    ]
+    assert texts[0] == texts[1]
+    assert (
+        texts[0]
+        == {
+            "idefics2": "User:<image>What?<end_of_utterance>\nAssistant:",
+            "llava": "USER: <image>\nWhat? ASSISTANT:",
+        }[checkpoint.name]
+    )
+
+
+def test_a_checkpoint_without_a_tokenizer_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "bare")
+    for file in (tmp_path / "bare").glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ModelError, match="cannot load the processor|tokenizer does not know"):
+        load_processor(str(tmp_path / "bare"))
+
+
 def test_checkpoints_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot load the model nowhere/at-all"):
         load_config("nowhere/at-all")

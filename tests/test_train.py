@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from listwise_preference.models import load_adapter, load_base_model, load_processor
 from listwise_preference.train import main
 
-from .conftest import SAMPLE, Run, sample_pairs
+from .conftest import ROOT, SAMPLE, Run, sample_pairs
 
 Train = Callable[..., Path]
 
@@ -235,6 +235,31 @@ def test_resuming_is_not_having_stopped(train: Train, precompute: str) -> None:
         torch.testing.assert_close(tensor, weights[name], atol=1e-6, rtol=0)
 
 
+def test_resuming_passes_over_a_checkpoint_that_was_cut_short(
+    train_idefics2: Train, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = train_idefics2("run")
+    losses = logged(folder)
+    (folder / "checkpoint-4" / "trainer_state.json").unlink()
+    train_idefics2("run", "--resume_from_checkpoint", "true")
+    assert logged(folder) == pytest.approx(losses, abs=1e-6)
+    assert "checkpoint-4 is not whole" in caplog.text and f"continuing from {folder / 'checkpoint-2'}" in caplog.text
+
+
+def test_processes_that_see_the_cache_at_different_times_share_the_work(tmp_path: Path) -> None:
+    """Whoever reads the folder while another already writes there must not plan with other values: one run's files
+    are added to by nobody else, a torn line and a garbled one are no values."""
+    from listwise_preference.reference import ReferenceCache
+
+    first, second = ReferenceCache(tmp_path), ReferenceCache(tmp_path)
+    first.append(["a"], [[1.5, -2.0]])
+    second.append(["b"], [[0.25]])
+    assert first.file != second.file
+    with second.file.open("a") as stream:
+        stream.write('garbled\n{"key": "c", "logps": [1')
+    assert ReferenceCache(tmp_path).load() == {"a": (1.5, -2.0), "b": (0.25,)}
+
+
 @pytest.mark.slow
 def test_two_processes_are_one_with_the_same_global_batch(
     small_checkpoints: dict[str, Path], few_pairs: Path, tmp_path: Path, run_program: Run
@@ -248,7 +273,22 @@ def test_two_processes_are_one_with_the_same_global_batch(
     # --multi_gpu is accelerate's word for several processes; without a GPU they meet over gloo
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
     two = ["--output_dir", tmp_path / "two", "--gradient_accumulation_steps", "2"]
-    run_program(*launch, "lpoi_llava.py", *common, *two)
+    # The second process comes late to a cache that the first one is filling.
+    late = tmp_path / "late.py"
+    late.write_text(
+        "import os, sys, time\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from listwise_preference import reference\n"
+        "from listwise_preference.train import main\n"
+        "import lpoi_llava\n"
+        "load = reference.ReferenceCache.load\n"
+        "def late(cache):\n"
+        "    time.sleep(3 if os.environ['RANK'] == '1' else 0)\n"
+        "    return load(cache)\n"
+        "reference.ReferenceCache.load = late\n"
+        "main(lpoi_llava.RECIPE)\n"
+    )
+    run_program(*launch, late, *common, *two)
     run_program("lpoi_llava.py", *common, "--output_dir", tmp_path / "one", "--gradient_accumulation_steps", "4")
     for key in ("loss", "rewards/margins", "list/kendall_tau", "logps/chosen"):
         assert logged(tmp_path / "two", key) == pytest.approx(logged(tmp_path / "one", key), abs=1e-4)
@@ -315,6 +355,38 @@ def test_the_run_is_written_down(train_idefics2: Train, tmp_path: Path) -> None:
 
 def sha256_twice(file: Path, sha256: Any) -> str:
     return str(sha256(sha256(file.read_bytes()).digest()).hexdigest())
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "not_said"),
+    [
+        (
+            (),
+            [
+                "listwise preference optimization",
+                "weights of dpo, anchor, listwise [1.0, 1.0, 1.0]",
+                "drawn from boxes",
+            ],
+            [],
+        ),
+        (("--objective", "mdpo"), ["trained by mDPO", "a crop of it, seed 42"], ["image_lists.jsonl"]),
+        (("--objective", "dpo"), ["trained by DPO", "[1.0, 0.0, 0.0]", "no ranked images"], ["image_lists.jsonl"]),
+        (("--lora_r", "2", "--max_steps", "1"), ["r 2, alpha 8", "1 steps, 0.5 epochs"], ["2 epochs"]),
+    ],
+)
+def test_the_model_card_says_what_was_done(
+    train_idefics2: Train, options: tuple[str, ...], said: list[str], not_said: list[str]
+) -> None:
+    card = (train_idefics2("run", *options) / "final" / "README.md").read_text()
+    assert [text for text in said if text not in card] == []
+    assert [text for text in not_said if text in card.split("sha256")[2]] == []
+
+
+def test_the_model_card_names_the_adapter_that_was_started_from(train_idefics2: Train) -> None:
+    first = train_idefics2("first", "--lora_r", "2", "--max_steps", "1")
+    second = train_idefics2("second", "--init_adapter", str(first / "final"), "--max_steps", "1")
+    card = (second / "final" / "README.md").read_text()
+    assert "r 2, alpha 8" in card and f"`{first / 'final'}`, sha256" in card
 
 
 def test_starting_from_an_adapter_keeps_the_base_as_reference(train_idefics2: Train) -> None:
@@ -391,6 +463,57 @@ def test_rejected_records_are_left_out_and_unknown_ids_said(
     folder = train_idefics2("run", "--max_steps", "1", "--exclude", str(rejected))
     assert json.loads((folder / "run.json").read_text())["data"]["training_records"] == 7
     assert "--exclude names 1 ids that no record has: nobody" in caplog.text
+
+
+def test_a_picture_that_breaks_off_is_named_in_one_line(
+    train_idefics2: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its header is good, so that the door lets it pass; it is read in a loading process."""
+    (tmp_path / "images").mkdir()
+    whole = (SAMPLE / "images" / "cat.jpg").read_bytes()
+    (tmp_path / "images" / "cut.jpg").write_bytes(whole[:6000])
+    (tmp_path / "pairs.json").write_text(json.dumps([sample_pairs(1)[0] | {"img_path": "images/cut.jpg"}]))
+    with pytest.raises(SystemExit) as stopped:
+        train_idefics2(
+            "run",
+            "--objective",
+            "dpo",
+            "--image_root",
+            str(tmp_path),
+            "--dataloader_num_workers",
+            "1",
+            image_lists=None,
+        )
+    assert stopped.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert (
+        "record astronaut-portrait: " in last and "images/cut.jpg" in last and "--resume_from_checkpoint true" in last
+    )
+
+
+def test_an_evaluation_leaves_the_record_of_the_training_run_alone(train_idefics2: Train) -> None:
+    folder = train_idefics2("run", "--max_steps", "1")
+    before = (folder / "run.json").read_text()
+    train_idefics2("run", "--do_train", "false", "--eval_pairs", str(SAMPLE / "pairs.json"))
+    assert (folder / "run.json").read_text() == before
+    assert json.loads((folder / "eval_run.json").read_text())["data"]["evaluation_records"] == 31
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--resume_from_checkpoint", "nowhere"), "nowhere: no checkpoint there"),
+        (("--init_adapter", "nowhere"), "nowhere holds no adapter"),
+        (("--row_layout", "plain", "--model_name_or_path", "nowhere/at-all"), "cannot load the model nowhere/at-all"),
+    ],
+)
+def test_what_is_missing_is_said_before_the_work(
+    train_idefics2: Train, options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        train_idefics2("run", *options)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_bad_records_stop_the_run_before_a_model_is_loaded(

@@ -42,23 +42,9 @@ from transformers import (
 )
 from transformers.models.idefics2.configuration_idefics2 import Idefics2PerceiverConfig, Idefics2VisionConfig
 
-FamilyName = Literal["idefics2", "llava"]
+from ..models import FAMILIES
 
-# Of the same form as the released checkpoints' templates: what stands around a user's turn and before an answer.
-IDEFICS2_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'].capitalize() }}"
-    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}{{ '<image>' }}{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{{ '<end_of_utterance>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-LLAVA_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
-    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
-    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] + ' ' }}{% endfor %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
+FamilyName = Literal["idefics2", "llava"]
 
 # Enough English for the tokenizer to have learned common words; what it has not seen falls back to bytes.
 SAMPLE_TEXTS = (
@@ -167,7 +153,7 @@ def build_small_model(
             ),
             tokenizer,
             image_seq_len=8,
-            chat_template=IDEFICS2_TEMPLATE,
+            chat_template=FAMILIES["idefics2"].chat_template,
         )
         model = Idefics2ForConditionalGeneration(
             Idefics2Config(
@@ -201,7 +187,7 @@ def build_small_model(
             patch_size=14,
             vision_feature_select_strategy="default",
             num_additional_image_tokens=1,
-            chat_template=LLAVA_TEMPLATE,
+            chat_template=FAMILIES["llava"].chat_template,
         )
         model = LlavaForConditionalGeneration(
             LlavaConfig(
