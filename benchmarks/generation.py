@@ -18,22 +18,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a clone without installing
 
-THINGS = (
-    "person",
-    "dog",
-    "cat",
-    "tree",
-    "car",
-    "boat",
-    "cup",
-    "chair",
-    "table",
-    "cloud",
-    "river",
-    "house",
-    "jar",
-    "hat",
-)
+# fmt: off
+THINGS = ("person", "dog", "cat", "tree", "car", "boat", "bird", "cup", "chair", "table", "cloud", "river", "house",
+          "bottle")
+# fmt: on
 
 
 def main() -> None:

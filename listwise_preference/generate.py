@@ -160,7 +160,7 @@ def _run(settings: Settings, is_main: bool) -> None:
     from .answering import Answerer, Decoding, plan, prove_adapter
 
     # The first process done waits for the last, however long that one takes.
-    state = PartialState(timeout=timedelta(days=30))
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=30))
     files = RunFiles(settings.output, state.process_index)
     refusal: str | None = None
     finished = False
