@@ -1,6 +1,7 @@
 """Score answers files as the benchmarks' own programs do: AMBER, Object HalBench, CHAIR, MMHal-Bench, POPE.
 
     python score.py amber answers.json --data AMBER --output scores/lpoi-amber.json
+    python score.py amber answers.json --data AMBER --report look --image_root AMBER/image
     python score.py object-halbench answers.jsonl --coco_annotations annotations
     python score.py mmhal answers.json --judge_base_url http://localhost:8000/v1 --judge_model MODEL
     python score.py pope answers.jsonl --questions coco_pope_random.json
@@ -74,6 +75,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="word: first whole word yes or no in the first sentence (default); exact: only Yes and No, as "
         "AMBER's program alone; release: the released LPOI code's rule, for comparison, not to be trusted",
     )
+
+    one.add_argument("--report", type=Path, metavar="DIR", help="write a page to look at the answers")
+    one.add_argument("--image_root", type=Path, metavar="DIR", help="AMBER's pictures, to show them on the page")
 
     for name, help_ in (
         ("object-halbench", "Object HalBench: objects in answers about 300 COCO pictures"),

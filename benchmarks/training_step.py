@@ -75,7 +75,7 @@ def build(family: str, size: str) -> tuple[Any, Any]:
 def measure(way: str, family: str, size: str, steps: int, answer_tokens: int | None) -> dict[str, Any]:
     """Time ``steps`` steps of one record each after one that is not counted.
 
-    On the CPU seconds are the process's own CPU time over its threads, which other work on the machine changes little.
+    On the CPU one thread does all, and seconds are its CPU time, which other work on the machine changes little.
     """
     import torch
 
@@ -87,6 +87,7 @@ def measure(way: str, family: str, size: str, steps: int, answer_tokens: int | N
     from listwise_preference.ranked_images import Drawing
 
     torch.manual_seed(0)
+    torch.set_num_threads(1)
     sample = ROOT / "data" / "sample"
     records = load_records(sample / "pairs.json", sample, BoxLists(sample / "image_lists.jsonl", Drawing())).records
     bare, processor = build(family, size)
@@ -129,7 +130,7 @@ def measure(way: str, family: str, size: str, steps: int, answer_tokens: int | N
         if device.type == "cuda":
             torch.cuda.synchronize()
             return time.perf_counter()
-        return time.process_time() / torch.get_num_threads()
+        return time.process_time()
 
     seconds, tokens, scored = [], 0, 0
     # Every third record: different pictures, questions and lengths.
@@ -159,7 +160,7 @@ def measure(way: str, family: str, size: str, steps: int, answer_tokens: int | N
         "pictures": {"release": 7, "plain": 6, "packed": 5}[layout] * forwards,
         "tokens": round(tokens / steps) * forwards,
         "answer_tokens": round(scored / steps),
-        "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if on_gpu else "CPU, one thread",
         "parameters": sum(p.numel() for p in bare.parameters()),
     }
 

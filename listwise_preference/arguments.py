@@ -77,6 +77,11 @@ class DataArguments:
     )
     max_completion_length: int = _option(384, "tokens after which an answer is cut; prompts are never cut")
     on_bad_record: Literal["stop", "drop"] = _option("stop", "stop with a report, or train on the other records")
+    exclude: str | None = _option(
+        None,
+        'records of --pairs to leave out: JSON {"rejected": [ids]}, as the review page of image lists saves it, or'
+        " a list of ids",
+    )
     eval_pairs: str | None = _option(None, "pairs to evaluate on, in the same form as --pairs")
     eval_image_lists: str | None = _option(None, "image lists of --eval_pairs, if they are not in --image_lists")
     eval_share: float = _option(0.0, "hold out this share of --pairs for evaluation, whole pictures at a time")

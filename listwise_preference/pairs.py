@@ -60,14 +60,31 @@ class Record:
 class Records:
     """The usable records in the file's order, and what became of the rest.
 
-    ``dropped`` were bad, ``without_box`` have an image list that hides nothing; ``report`` is empty when
-    nothing was bad.
+    ``dropped`` were bad, ``without_box`` have an image list that hides nothing, ``excluded`` are the ids
+    among those asked to leave out that were there; ``report`` is empty when nothing was bad.
     """
 
     records: tuple[Record, ...]
     dropped: int
     without_box: int
     report: str
+    excluded: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One record of a pairs file before any picture is opened.
+
+    ``pair`` and ``path`` are there when ``problem`` is empty; ``problem`` says what is wrong and where, for a user.
+    ``img_path`` is there when the record names a picture at all.
+    """
+
+    number: int
+    id: str | int
+    img_path: str | None
+    pair: Pair | None
+    path: Path | None
+    problem: str
 
 
 @dataclass(frozen=True)
@@ -122,6 +139,7 @@ _ADVICE = {
     "bottom exclusive",
 }
 _EXAMPLES = 3
+_TWICE = "id used twice"
 _HEADER_THREADS = 8
 
 
@@ -170,6 +188,7 @@ def load_records(
     *,
     on_bad_record: Literal["stop", "drop"] = "stop",
     placeholders: tuple[str, ...] = (),
+    excluded: frozenset[str] = frozenset(),
 ) -> Records:
     """Read and check every record; of the pictures only the headers are read.
 
@@ -179,6 +198,7 @@ def load_records(
         source: where the ranked images come from.
         on_bad_record: ``stop`` raises on any bad record, ``drop`` leaves bad records out.
         placeholders: texts that stand for an image in the model's prompt and may not occur in the user's.
+        excluded: ids, as text, of records to leave out unchecked (see ``read_exclusions``).
 
     Raises:
         DataError: a file that cannot be used at all, bad records under ``stop``, or nothing left.
@@ -193,8 +213,59 @@ def load_records(
     _check_ids(candidates)
     if isinstance(source, BoxLists):
         _match_lists(candidates, pairs_file, source.file, image_root)
-    _check_pictures(candidates, source)
-    return _sum_up(candidates, pairs_file, on_bad_record)
+    found = excluded & {str(candidate.id) for candidate in candidates if candidate.id is not None}
+    kept = [candidate for candidate in candidates if candidate.id is None or str(candidate.id) not in found]
+    _check_pictures(kept, source)
+    return _sum_up(kept, pairs_file, on_bad_record, found)
+
+
+def read_entries(pairs_file: Path, image_root: Path, placeholders: tuple[str, ...] = ()) -> tuple[Entry, ...]:
+    """Every record of a pairs file, the bad ones with their problem; no picture is looked at.
+
+    Raises:
+        DataError: the file or the root cannot be used at all, or an id is given twice.
+    """
+    if not image_root.is_dir():
+        raise DataError(f"{image_root}: no such folder; set --image_root to the folder the pictures are under")
+    candidates = [_Candidate(row) for row in _read_rows(pairs_file)]
+    for candidate in candidates:
+        _read_candidate(candidate, image_root, placeholders)
+    _check_ids(candidates)
+    twice = [what for candidate in candidates for reason, what in candidate.problems if reason == _TWICE]
+    if twice:
+        raise DataError(
+            "\n".join([f"{_TWICE}: {len(twice)}; {_ADVICE[_TWICE]}", *(f"  {w}" for w in twice[:_EXAMPLES])])
+        )
+    return tuple(_entry(candidate) for candidate in candidates)
+
+
+def _entry(candidate: _Candidate) -> Entry:
+    number = candidate.row.number
+    record_id = number if candidate.id is None else candidate.id
+    problem = "; ".join(what for _, what in candidate.problems)
+    if problem:
+        return Entry(number, record_id, candidate.img_path, None, None, problem)
+    assert candidate.img_path is not None and candidate.texts is not None
+    pair = Pair(record_id, candidate.img_path, *candidate.texts)
+    return Entry(number, record_id, candidate.img_path, pair, candidate.path, "")
+
+
+def read_exclusions(file: Path) -> frozenset[str]:
+    """The ids of records to leave out, as text: ``{"rejected": [ids]}``, as the review page saves it, or a list.
+
+    Raises:
+        DataError: the file cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"--exclude {file}: {error.strerror}") from None
+    except ValueError:
+        raise DataError(f"--exclude {file}: not valid JSON") from None
+    ids = content.get("rejected") if isinstance(content, dict) else content
+    if not isinstance(ids, list) or any(isinstance(one, bool) or not isinstance(one, str | int) for one in ids):
+        raise DataError(f'--exclude {file}: write {{"rejected": [ids]}} or a list of ids')
+    return frozenset(map(str, ids))
 
 
 def _check_folders(folders: tuple[Path, ...]) -> None:
@@ -412,7 +483,7 @@ def _check_ids(candidates: list[_Candidate]) -> None:
             continue
         number = first.setdefault(str(candidate.id), candidate.row.number)
         if number != candidate.row.number:
-            candidate.add(_Bad("id used twice", f"id {candidate.id} is also that of record {number}"))
+            candidate.add(_Bad(_TWICE, f"id {candidate.id} is also that of record {number}"))
 
 
 # Image lists
@@ -591,7 +662,9 @@ def _header_size(path: Path) -> tuple[int, int] | _Bad:
 # The result
 
 
-def _sum_up(candidates: list[_Candidate], pairs_file: Path, on_bad_record: Literal["stop", "drop"]) -> Records:
+def _sum_up(
+    candidates: list[_Candidate], pairs_file: Path, on_bad_record: Literal["stop", "drop"], excluded: frozenset[str]
+) -> Records:
     total = len(candidates)
     bad = [candidate for candidate in candidates if candidate.problems]
     records = []
@@ -608,13 +681,15 @@ def _sum_up(candidates: list[_Candidate], pairs_file: Path, on_bad_record: Liter
     report = _report(bad, pairs_file, total) if bad else ""
     if not records:
         counts = f"of {total}, {len(bad)} are bad and {without_box} have no box to hide"
+        if excluded:
+            counts += f"; {len(excluded)} more are excluded"
         raise DataError(f"{report}\n{pairs_file}: no record is left: {counts}.".lstrip())
     if bad and on_bad_record == "stop":
         rest = f"--on_bad_record drop leaves these records out and uses the other {len(records)}."
         raise DataError(f"{report}\n{rest}")
     if bad:
         report += f"\nLeft out (--on_bad_record drop); records used: {len(records)}."
-    return Records(tuple(records), dropped=len(bad), without_box=without_box, report=report)
+    return Records(tuple(records), dropped=len(bad), without_box=without_box, report=report, excluded=excluded)
 
 
 def _report(bad: list[_Candidate], pairs_file: Path, total: int) -> str:

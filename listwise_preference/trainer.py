@@ -4,7 +4,7 @@ Shapes: B record, A answer (chosen on image 1, rejected, chosen on image 2 ... L
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
 from .answer_logps import answer_logps
 from .batch import Batch, ListwiseDataset
+from .model_card import write_model_card
 from .objective import Objective, Outcome, compare, metrics
 from .reference import ReferenceCache
 
@@ -32,14 +33,18 @@ class ListwiseTrainer(Trainer):
     Args:
         objective: what is optimized.
         attn_implementation: of the model, which decides on the form of the mask.
+        run: what ``run.json`` holds, for the model card.
         trainer_arguments: as of :class:`transformers.Trainer`.
     """
 
     # compute_loss returns a mean over records, which the Trainer divides by the accumulation steps.
     loss_is_scaled_for_ga = False
 
-    def __init__(self, *, objective: Objective, attn_implementation: str = "sdpa", **trainer_arguments: Any) -> None:
+    def __init__(
+        self, *, objective: Objective, attn_implementation: str, run: Mapping[str, Any], **trainer_arguments: Any
+    ) -> None:
         super().__init__(compute_metrics=self._mean_metrics, **trainer_arguments)
+        self.run: Mapping[str, Any] = run
         self.objective: Objective = objective
         self.attn_implementation: str = attn_implementation
         self._sums: dict[str, Tensor] = {}
@@ -126,6 +131,12 @@ class ListwiseTrainer(Trainer):
         if metrics is not None and f"{metric_key_prefix}_mean_loss" in metrics:
             metrics[f"{metric_key_prefix}_loss"] = metrics.pop(f"{metric_key_prefix}_mean_loss")
         return output
+
+    def create_model_card(self, folder: Path | None = None, **_: Any) -> None:  # type: ignore[override]
+        """This project's card in a folder, by default where ``--push_to_hub`` wants the Trainer's draft."""
+        if self.is_world_process_zero():
+            folder = folder or Path(str(self.args.output_dir))
+            write_model_card(folder / "README.md", self.run, self.state.log_history)
 
     # ---- reference once ----
 

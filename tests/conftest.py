@@ -1,20 +1,26 @@
-"""Small real checkpoints, the sample data, and the programs run as a user runs them."""
+"""Small real checkpoints, the sample data, the programs run as a user runs them, and a browser for the pages."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "data" / "sample"
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Models this small only lose by threads that wait for each other; before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +71,42 @@ def run_program() -> Run:
         return finished
 
     return run
+
+
+def no_browser(what: str) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(f"no {what}: the pages would go untested")
+    pytest.skip(f"no {what} to open the pages in; apt-get install chromium, pip install -r requirements-dev.txt")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator["Browser"]:
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        no_browser("playwright")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        no_browser("chromium")
+    quiet = ["background-networking", "component-update", "sync", "quic", "gpu"]
+    flags = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(browser: "Browser") -> Iterator["BrowserContext"]:
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.set_default_timeout(10_000)
+    requests: list[str] = []
+    complaints: list[str] = []
+    context.on("request", lambda request: requests.append(request.url))
+    context.on("weberror", lambda error: complaints.append(str(error.error)))
+    context.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
+    yield context
+    context.close()
+    # Every test that opens a page shows with it that the page stays on the disk and raises nothing.
+    outside = [url for url in requests if not url.startswith(("file:", "data:", "blob:"))]
+    assert (outside, complaints) == ([], [])

@@ -7,7 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scoring_data import (  # noqa: F401
+
+from listwise_preference.scoring import amber
+from listwise_preference.scoring.amber import Amber, DescriptionScore, Question
+from listwise_preference.scoring.similarity import Similarity, load_similarity
+from listwise_preference.scoring.words import NltkWords, load_lemmas
+
+from .scoring_data import (  # noqa: F401
     BENCHMARKS,
     GOLDEN,
     ROOT,
@@ -17,11 +23,6 @@ from scoring_data import (  # noqa: F401
     needs_nltk_data,
     score_fixture,
 )
-
-from listwise_preference.scoring import amber
-from listwise_preference.scoring.amber import Amber, DescriptionScore, Question
-from listwise_preference.scoring.similarity import Similarity, load_similarity
-from listwise_preference.scoring.words import NltkWords, load_lemmas
 
 # The official program's headings, its spelling included.
 HEADINGS = {
@@ -192,7 +193,9 @@ def test_nouns_keep_their_case_and_lose_words_whose_lemma_is_unknown() -> None:
     words, lemmas = NltkWords(), load_lemmas(None, "lemma_forms.json")
     text = "The photo shows Boats, boats, sunglasses and women."
     # Boats is not boats; the lemma of sunglasses is sunglass, which AMBER does not know.
-    assert amber.nouns_of(text, words, lemmas) == ["boat", "woman"]
+    nouns = amber.nouns_of(text, words, lemmas)
+    assert [noun.lemma for noun in nouns] == ["boat", "woman"]
+    assert [text[noun.start : noun.end] for noun in nouns] == ["boats", "women"]
 
 
 @needs_nltk_data

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from scoring_data import BENCHMARKS, GOLDEN, ROOT, SAMPLE, Score, needs_benchmarks, score_fixture  # noqa: F401
 
 from listwise_preference.scoring.answers import (
     ScoringError,
@@ -14,6 +13,8 @@ from listwise_preference.scoring.answers import (
     read_records,
     release_yes_or_no,
 )
+
+from .scoring_data import BENCHMARKS, GOLDEN, ROOT, SAMPLE, Score, needs_benchmarks, score_fixture  # noqa: F401
 
 
 @pytest.mark.parametrize(

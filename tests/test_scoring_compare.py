@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from scoring_data import Score, score_fixture  # noqa: F401
 
 from listwise_preference.scoring import compare
 from listwise_preference.scoring.bootstrap import bootstrap
+
+from .scoring_data import Score, score_fixture  # noqa: F401
 
 AMBER = {
     "benchmark": "amber",

@@ -3,7 +3,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scoring_data import (
+
+from listwise_preference.scoring import mmhal
+from listwise_preference.scoring.answers import ScoringError
+from listwise_preference.scoring.judge import Judge, fill, read_template
+
+from .scoring_data import (
     BENCHMARKS,
     GOLDEN,
     Score,
@@ -11,10 +16,6 @@ from scoring_data import (
     needs_benchmarks,
     score_fixture,  # noqa: F401
 )
-
-from listwise_preference.scoring import mmhal
-from listwise_preference.scoring.answers import ScoringError
-from listwise_preference.scoring.judge import Judge, fill, read_template
 
 FOLDER = BENCHMARKS / "mmhal"
 

@@ -4,7 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scoring_data import (
+
+from listwise_preference.scoring import object_halbench
+from listwise_preference.scoring.object_halbench import OBJECT_HALBENCH_NAMES, SHIPPED_SYNONYMS, ObjectWords
+from listwise_preference.scoring.words import NltkWords, load_lemmas
+
+from .scoring_data import (
     BENCHMARKS,
     GOLDEN,
     Score,
@@ -13,10 +18,6 @@ from scoring_data import (
     needs_nltk_data,
     score_fixture,  # noqa: F401
 )
-
-from listwise_preference.scoring import object_halbench
-from listwise_preference.scoring.object_halbench import OBJECT_HALBENCH_NAMES, SHIPPED_SYNONYMS, ObjectWords
-from listwise_preference.scoring.words import NltkWords, load_lemmas
 
 FOLDER = BENCHMARKS / "object_halbench"
 TABLE = ObjectWords(SHIPPED_SYNONYMS, OBJECT_HALBENCH_NAMES)

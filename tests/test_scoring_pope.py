@@ -2,9 +2,10 @@ import json
 from pathlib import Path
 
 import pytest
-from scoring_data import BENCHMARKS, GOLDEN, Score, needs_benchmarks, score_fixture  # noqa: F401
 
 from listwise_preference.scoring import pope
+
+from .scoring_data import BENCHMARKS, GOLDEN, Score, needs_benchmarks, score_fixture  # noqa: F401
 
 
 @pytest.mark.parametrize(

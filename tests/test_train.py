@@ -112,22 +112,21 @@ def test_metrics_are_means_over_all_records_of_a_step(train_idefics2: Train) -> 
 
 @pytest.mark.parametrize("precompute", ["true", "false"])
 def test_accumulating_four_batches_of_one_is_one_batch_of_four(train_idefics2: Train, precompute: str) -> None:
-    """The same losses step after step means the same gradients."""
-    losses = [
-        logged(
-            train_idefics2(
-                f"run{size}",
-                "--precompute_ref_log_probs",
-                precompute,
-                per_device_train_batch_size=size,
-                gradient_accumulation_steps=4 // size,
-            )
+    """Loss and gradient norm agree at each step, and each step starts from the ones before."""
+    ones, fours = (
+        train_idefics2(
+            f"run{size}",
+            "--precompute_ref_log_probs",
+            precompute,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=4 // size,
         )
         for size in (1, 4)
-    ]
-    assert len(losses[0]) == 4
-    assert losses[0] == pytest.approx(losses[1], abs=2e-5)
-    assert losses[0][-1] < losses[0][0]
+    )
+    assert len(logged(ones)) == 4
+    assert logged(ones) == pytest.approx(logged(fours), abs=2e-5)
+    assert logged(ones, "grad_norm") == pytest.approx(logged(fours, "grad_norm"), rel=1e-4)
+    assert logged(ones)[-1] < logged(ones)[0]
 
 
 def test_a_precomputed_reference_gives_the_losses_of_a_live_one(train: Train) -> None:
@@ -359,6 +358,16 @@ def test_evaluation_alone_writes_every_record(train: Train, checkpoint: Path) ->
     assert not (folder / "final").exists()
 
 
+def test_evaluation_after_each_epoch_is_logged(train_idefics2: Train) -> None:
+    """A reference by chance equal to the policy would give 6.17 each time; the model learns, so the loss falls."""
+    folder = train_idefics2("run", "--eval_strategy", "epoch", "--eval_share", "0.3", "--learning_rate", "5e-3")
+    losses = logged(folder, "eval_loss")
+    assert len(losses) == 2
+    assert losses[1] < losses[0] < 6.17
+    final = json.loads((folder / "eval_results.json").read_text())
+    assert final["eval_loss"] == pytest.approx(losses[1], abs=1e-5)
+
+
 def test_pictures_held_out_are_not_trained_on(train_idefics2: Train) -> None:
     from listwise_preference.pairs import PictureOnly, load_records
     from listwise_preference.train import hold_out
@@ -372,6 +381,16 @@ def test_pictures_held_out_are_not_trained_on(train_idefics2: Train) -> None:
 
 
 # ---- the door ----
+
+
+def test_rejected_records_are_left_out_and_unknown_ids_said(
+    train_idefics2: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rejected = tmp_path / "rejected.json"
+    rejected.write_text(json.dumps({"rejected": [sample_pairs(8)[2]["id"], "nobody"]}), encoding="utf-8")
+    folder = train_idefics2("run", "--max_steps", "1", "--exclude", str(rejected))
+    assert json.loads((folder / "run.json").read_text())["data"]["training_records"] == 7
+    assert "--exclude names 1 ids that no record has: nobody" in caplog.text
 
 
 def test_bad_records_stop_the_run_before_a_model_is_loaded(

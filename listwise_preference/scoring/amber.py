@@ -6,7 +6,7 @@ strings "Yes" and "No" count; F1 is made from precision and recall as printed.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from listwise_preference.scoring.answers import (
     release_yes_or_no,
 )
 from listwise_preference.scoring.similarity import Similarity
-from listwise_preference.scoring.words import Lemmas, NltkWords
+from listwise_preference.scoring.words import Lemmas, NltkWords, token_spans
 
 # The official counters' prefix of each kind of yes/no question; the overall counters have none.
 PREFIXES = {"state": "as_", "number": "an_", "action": "aa_", "relation": "asso_", "existence": "ha_"}
@@ -124,24 +124,61 @@ def load_amber(folder: Path) -> Amber:
 
 
 @dataclass(frozen=True)
+class NounVerdict:
+    """What one noun of AMBER's vocabulary stands for in a description.
+
+    ``position`` is the noun's among all nouns of the description; ``truth`` the place of the true object that it
+    covers, ``lures`` the places of the likely hallucinations that it falls for, both in the annotation's lists.
+    A safe noun is never a hallucination and covers nothing.
+    """
+
+    noun: str
+    position: int
+    safe: bool = False
+    truth: int | None = None
+    lures: tuple[int, ...] = ()
+
+    @property
+    def hallucinated(self) -> bool:
+        """Whether CHAIR counts the noun as a hallucination."""
+        return not self.safe and self.truth is None
+
+
+@dataclass(frozen=True)
 class DescriptionScore:
-    """One description: its nouns of AMBER's vocabulary in order, and what they stand for.
+    """One description: the verdicts on its nouns of AMBER's vocabulary, in order.
 
     ``hallucinated`` are positions in ``nouns``; ``covered`` and ``expected`` are positions in the
     annotation's lists of true objects and of likely hallucinations.
     """
 
-    nouns: tuple[str, ...]
-    hallucinated: tuple[int, ...]
-    covered: frozenset[int]
-    expected: frozenset[int]
+    verdicts: tuple[NounVerdict, ...]
+
+    @property
+    def nouns(self) -> tuple[str, ...]:
+        """The nouns that count in CHAIR's denominator."""
+        return tuple(verdict.noun for verdict in self.verdicts)
+
+    @property
+    def hallucinated(self) -> tuple[int, ...]:
+        """CHAIR's numerator."""
+        return tuple(place for place, verdict in enumerate(self.verdicts) if verdict.hallucinated)
+
+    @property
+    def covered(self) -> frozenset[int]:
+        """Cover's numerator."""
+        return frozenset(verdict.truth for verdict in self.verdicts if verdict.truth is not None)
+
+    @property
+    def expected(self) -> frozenset[int]:
+        """Cog's numerator."""
+        return frozenset(place for verdict in self.verdicts for place in verdict.lures)
 
 
 def score_description(
     nouns: Sequence[str], question: Question, amber: Amber, similarity: Similarity
 ) -> DescriptionScore:
-    """Count one description's nouns by the official rules; nouns outside the vocabulary are passed over."""
-    named = tuple(noun for noun in nouns if noun in amber.vocabulary)
+    """Judge one description's nouns by the official rules; nouns outside the vocabulary are passed over."""
 
     def candidates(objects: Sequence[str]) -> list[tuple[str, int]]:
         # Associated words stand before the objects themselves, and the first match wins.
@@ -149,33 +186,42 @@ def score_description(
         return associated + [(one, place) for place, one in enumerate(objects)]
 
     truths, lures = candidates(question.truth), candidates(question.hallu)
-    hallucinated, covered, expected = [], set(), set()
-    for position, noun in enumerate(named):
+
+    def judge(noun: str, position: int) -> NounVerdict:
         if noun in amber.safe_words:
-            continue
+            return NounVerdict(noun, position, safe=True)
         equal = next((place for word, place in truths if word == noun), None)
         if equal is not None:
-            covered.add(equal)
-            continue
-        equal = next((place for word, place in lures if word == noun), None)
-        if equal is not None:
-            expected.add(equal)
+            return NounVerdict(noun, position, truth=equal)
         # An equal word does not end the search: a similar one may come earlier in the list and is marked too.
+        equal = next((place for word, place in lures if word == noun), None)
         like = next((place for word, place in lures if similarity.similar(noun, word)), None)
-        if like is not None:
-            expected.add(like)
-        like = next((place for word, place in truths if similarity.similar(noun, word)), None)
-        if like is None:
-            hallucinated.append(position)
-        else:
-            covered.add(like)
-    return DescriptionScore(named, tuple(hallucinated), frozenset(covered), frozenset(expected))
+        marked = tuple(dict.fromkeys(place for place in (equal, like) if place is not None))
+        truth = next((place for word, place in truths if similarity.similar(noun, word)), None)
+        return NounVerdict(noun, position, truth=truth, lures=marked)
+
+    return DescriptionScore(
+        tuple(judge(noun, position) for position, noun in enumerate(nouns) if noun in amber.vocabulary)
+    )
 
 
-def nouns_of(text: str, words: NltkWords, lemmas: Lemmas) -> list[str]:
+@dataclass(frozen=True)
+class Noun:
+    """A noun of a text: its lemma, and where the text has it, ``text[start:end]``."""
+
+    lemma: str
+    start: int
+    end: int
+
+
+def nouns_of(text: str, words: NltkWords, lemmas: Lemmas) -> list[Noun]:
     """Known lemmas of the tokens that NLTK tags NN, NNS, NNP or NNPS; case is kept."""
-    nouns = [token for token, tag in words.tags(words.tokens(text)) if tag.startswith("NN")]
-    return [lemma for noun in nouns if (lemma := lemmas.of(noun)) is not None]
+    tokens = words.tokens(text)
+    return [
+        Noun(lemma, *span)
+        for (token, tag), span in zip(words.tags(tokens), token_spans(text, tokens), strict=True)
+        if tag.startswith("NN") and (lemma := lemmas.of(token)) is not None
+    ]
 
 
 def count_description(score: DescriptionScore, question: Question) -> dict[str, int]:
@@ -247,6 +293,36 @@ def metrics_of_sums(sums: Mapping[str, float]) -> Record:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """One answer, how it was read, and what it adds to the official counters.
+
+    ``nouns`` and ``description`` are a description's: its nouns, and the verdicts on those that AMBER knows.
+    """
+
+    answer: Answer
+    question: Question
+    read: str
+    counts: Mapping[str, int]
+    nouns: tuple[Noun, ...] = ()
+    description: DescriptionScore | None = None
+
+    @property
+    def picture(self) -> str:
+        """The picture's name; where AMBER's questions are not there to tell it, each answer has its own."""
+        return self.question.image or f"question {self.answer.id}"
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether this is an answer to a yes/no question that is neither Yes nor No after reading."""
+        return self.description is None and self.read not in ("Yes", "No")
+
+    @property
+    def right(self) -> bool:
+        """Whether this is a yes/no answer that counts as correct."""
+        return self.counts.get("qa_correct_score") == 1
+
+
+@dataclass(frozen=True)
 class AmberScores:
     """The official counters over all answers, each picture's own counts, and how the answers were read."""
 
@@ -268,28 +344,34 @@ def read_yes_or_no(answer: Answer, question: Question, rule: YesNoRule) -> str:
     return answer.response
 
 
-def score_answers(
-    answers: Sequence[Answer], amber: Amber, similarity: Similarity, lemmas: Lemmas, rule: YesNoRule
-) -> AmberScores:
-    """Count all answers. NLTK is loaded at the first description."""
-    counters: dict[str, float] = {name: START if name.endswith("_num") else 0 for name in COUNTERS}
-    pictures: dict[str, Counter[str]] = {}
+def judge_answers(
+    answers: Iterable[Answer], amber: Amber, similarity: Similarity, lemmas: Lemmas, rule: YesNoRule
+) -> Iterator[Judged]:
+    """Judge each answer. NLTK is loaded at the first description."""
     words: NltkWords | None = None
-    reread, unreadable = 0, []
     for answer in answers:
         question = amber.questions[answer.id]
-        response = read_yes_or_no(answer, question, rule)
-        reread += response != answer.response
+        read = read_yes_or_no(answer, question, rule)
         if question.kind == "generative":
             words = words or NltkWords()
-            score = score_description(nouns_of(response, words, lemmas), question, amber, similarity)
-            counts = count_description(score, question)
+            nouns = nouns_of(read, words, lemmas)
+            score = score_description([noun.lemma for noun in nouns], question, amber, similarity)
+            yield Judged(answer, question, read, count_description(score, question), tuple(nouns), score)
         else:
-            if response not in ("Yes", "No"):
-                unreadable.append(answer.id)
-            counts = count_yes_or_no(response, question)
-        picture = pictures.setdefault(question.image or f"question {answer.id}", Counter())
-        for name, count in counts.items():
+            yield Judged(answer, question, read, count_yes_or_no(read, question))
+
+
+def score_answers(judged: Iterable[Judged]) -> AmberScores:
+    """Count all answers."""
+    counters: dict[str, float] = {name: START if name.endswith("_num") else 0 for name in COUNTERS}
+    pictures: dict[str, Counter[str]] = {}
+    reread, unreadable = 0, []
+    for one in judged:
+        reread += one.read != one.answer.response
+        if one.unreadable:
+            unreadable.append(one.answer.id)
+        picture = pictures.setdefault(one.picture, Counter())
+        for name, count in one.counts.items():
             counters[name] += count
             picture[name] += count
     return AmberScores(counters, pictures, reread, tuple(unreadable))

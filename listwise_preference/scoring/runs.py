@@ -44,14 +44,27 @@ def whole(
 
 def score_amber(args: argparse.Namespace) -> None:
     """AMBER."""
+    if args.image_root and not args.report:
+        raise ScoringError("--image_root is for the pictures of the page: it needs --report DIR")
+    if args.image_root and not args.image_root.is_dir():
+        raise ScoringError(f"{args.image_root}: no such folder; give the one with AMBER_1.jpg and so on")
     data = amber.load_amber(args.data)
     answers, problems = amber.check(read_records(args.answers), data)
     problems.refuse_unless(args.partial and bool(answers), args.answers)
     if args.bootstrap and any(data.questions[answer.id].image is None for answer in answers):
         raise ScoringError(f"{args.data}: --bootstrap draws pictures and needs data/query/query_all.json to know them")
+    if args.report:
+        from listwise_preference.pairs import DataError
+        from listwise_preference.scoring.amber_report import start_report, write_report
+
+        try:
+            start_report(args.report)
+        except DataError as error:
+            raise ScoringError(str(error)) from error
     similarity = load_similarity(args.similarity, data.vocabulary, args.save_similarity)
     lemmas = load_lemmas(args.lemmas, "lemma_forms.json")
-    scores = amber.score_answers(answers, data, similarity, lemmas, args.yes_no)
+    judged = list(amber.judge_answers(answers, data, similarity, lemmas, args.yes_no))
+    scores = amber.score_answers(judged)
     numbers = amber.metrics(scores.counters)
     descriptions = sum(data.questions[answer.id].kind == "generative" for answer in answers)
     counts = {
@@ -102,6 +115,9 @@ def score_amber(args: argparse.Namespace) -> None:
         amber.metrics_of_sums,
     )
     report(result, amber.table, notes, args.output)
+    if args.report:
+        page = write_report(args.report, judged, result, notes, args.image_root)
+        print(f"Open {page} in a browser", file=sys.stderr)
 
 
 def score_coco(args: argparse.Namespace) -> None:

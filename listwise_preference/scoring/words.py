@@ -5,7 +5,7 @@ vocabulary can change a number, and all forms that lead there are in a shipped t
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -79,6 +79,9 @@ def load_lemmas(name: str | None, shipped: str) -> Lemmas:
 
 # What later NLTK versions added to 3.8.1's rules, as their patterns spell it.
 _CURLY_QUOTES = r"\u2018\u2019\u201c\u201d\xab\xbb"
+# The tokenizer's two ways to write a double quote, and what the text may have in their place.
+_QUOTES = ("``", "''")
+_WRITTEN_QUOTES = ('"', *_QUOTES)
 _NO_WEIGHTS: Mapping[str, float] = {}
 _LATER_RULES = frozenset({r"\s+", r"[\u2012-\u2015]"})
 
@@ -122,6 +125,24 @@ def _tokenizer_of_nltk_3_8() -> Callable[[str], list[str]]:
     sentences, words = PunktTokenizer("english"), Words()
     sentences._lang_vars = Language()
     return lambda text: [word for sentence in sentences.tokenize(text) for word in words.tokenize(sentence)]
+
+
+def token_spans(text: str, tokens: Sequence[str]) -> list[tuple[int, int]]:
+    """Where the text has each of its tokens, ``text[start:end]``.
+
+    The tokenizer drops nothing but white space and changes nothing but double quotes, so each token begins at
+    the first character that is not white space behind the one before.
+    """
+    spans, place = [], 0
+    for token in tokens:
+        while text[place].isspace():
+            place += 1
+        written = token
+        if token in _QUOTES:
+            written = next(quote for quote in _WRITTEN_QUOTES if text.startswith(quote, place))
+        spans.append((place, place + len(written)))
+        place += len(written)
+    return spans
 
 
 class NltkWords:

@@ -1,0 +1,355 @@
+"""Records -> lines of image lists: for each record the first object whose hiding matters, with its box.
+
+Detection and verification run in rounds over all open records of a window: every picture is asked for the phrases of
+its text, then candidate after candidate is verified, those of all records side by side, and records that run out of
+candidates are asked for anything at all. What shares a batch is decided by the input alone, so that a continued run
+computes the same as one without interruption.
+"""
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from listwise_preference.image_lists.critical_object import Phrase, candidate_phrases
+from listwise_preference.image_lists.detect import Detector, Failed, Found, Query, box_share, choose
+from listwise_preference.image_lists.options import Rules
+from listwise_preference.image_lists.store import Line
+from listwise_preference.pairs import Entry, Pair
+from listwise_preference.ranked_images import (
+    Box,
+    Drawing,
+    PictureError,
+    open_picture,
+    ranked_images,
+    upright_size,
+)
+
+if TYPE_CHECKING:
+    from listwise_preference.image_lists.verify import Verifier
+
+# Records whose rounds run together: enough for full batches in late rounds, few enough to lose little when stopped.
+WINDOW = 128
+# Batches that are read ahead of the one that is computed.
+_AHEAD = 2
+
+
+@dataclass
+class Clock:
+    """Seconds of the main thread: waiting for pictures, and in each model."""
+
+    waiting_to_detect: float = 0.0
+    detecting: float = 0.0
+    waiting_to_verify: float = 0.0
+    verifying: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A phrase and what the detector made of it.
+
+    ``tried`` is what a line says of it so far; ``box`` is None when there is nothing to try.
+    """
+
+    phrase: str
+    source: str
+    surface: str | None
+    box: Box | None
+    score: float | None
+    tried: dict[str, Any]
+
+
+@dataclass
+class _Open:
+    """A record on its way: candidates still to try, what was tried, and how often the verifier was asked."""
+
+    number: int
+    pair: Pair
+    path: Path
+    size: tuple[int, int]
+    phrases: tuple[Phrase, ...]
+    candidates: deque[_Candidate] = field(default_factory=deque)
+    tried: list[dict[str, Any]] = field(default_factory=list)
+    boxes: set[Box] = field(default_factory=set)
+    verified: int = 0
+    asked_for_anything: bool = False
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Records whose pictures are read, what the model wants of them, and the records that cannot be read."""
+
+    records: list[_Open]
+    prepared: Any
+    unreadable: list[tuple[_Open, str]]
+
+
+class Builder:
+    """Runs windows of records through detector and verifier.
+
+    Args:
+        verifier: None takes each record's first candidate as it is.
+        rules: the options that decide which candidate is taken.
+        drawing: how the hidden picture looks that the verifier sees.
+        finished: is called with each record's number and line as soon as it is known.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        verifier: "Verifier | None",
+        rules: Rules,
+        drawing: Drawing,
+        finished: Callable[[int, Line], None],
+    ) -> None:
+        self.detector = detector
+        self.verifier = verifier
+        self.rules = rules
+        self.drawing = drawing
+        self.finished = finished
+        self.clock = Clock()
+
+    def run(self, window: Sequence[Entry]) -> None:
+        """Finish every record of a window."""
+        records = []
+        for entry in window:
+            if entry.pair is None or entry.path is None:
+                self.finished(entry.number, error_line(entry, entry.problem))
+                continue
+            try:
+                size = upright_size(entry.path)  # from the header: for the order below
+            except (PictureError, OSError) as error:
+                self.finished(entry.number, error_line(entry, str(error)))
+                continue
+            phrases = candidate_phrases(entry.pair, self.rules.prefer)
+            records.append(_Open(entry.number, entry.pair, entry.path, size, phrases))
+        # Detectors compute pictures of one size together.
+        records.sort(key=lambda record: (record.size, record.number))
+
+        with ThreadPoolExecutor(self.rules.threads) as readers, ThreadPoolExecutor(1) as preparer:
+            pools = (readers, preparer)
+            records = self._detect(records, pools)
+            while records:
+                records = self._decide(records, pools)
+                exhausted = [record for record in records if not record.candidates]
+                if exhausted:
+                    readable = {record.number for record in self._detect(exhausted, pools, anything=True)}
+                    records = [record for record in records if record.candidates or record.number in readable]
+
+    # Detection
+
+    def _detect(
+        self, records: list[_Open], pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor], anything: bool = False
+    ) -> list[_Open]:
+        """Fill in the candidates; records whose picture cannot be read or searched are finished and left out."""
+        to_ask = [record for record in records if anything or record.phrases]
+        gone: set[int] = set()
+
+        def fail(record: _Open, reason: str) -> None:
+            self._finish(record, "error", reason=reason)
+            gone.add(record.number)
+
+        def query(record: _Open, picture: Image.Image) -> Query:
+            phrases = () if anything else tuple(phrase.text for phrase in record.phrases)
+            return Query(record.pair.img_path, picture, phrases)
+
+        def prepare(batch: list[_Open], pictures: list[Image.Image]) -> Any:
+            return self.detector.prepare(list(map(query, batch, pictures)))
+
+        def load(record: _Open) -> Image.Image:
+            return open_picture(record.path)
+
+        started = time.perf_counter()
+        for batch in _read_ahead(to_ask, self.rules.detector_batch_size, load, prepare, pools):
+            self.clock.waiting_to_detect += time.perf_counter() - started
+            started = time.perf_counter()
+            answers = self.detector.detect(batch.prepared)
+            self.clock.detecting += time.perf_counter() - started
+            for record, reason in batch.unreadable:
+                fail(record, reason)
+            for record, answer in zip(batch.records, answers, strict=True):
+                if isinstance(answer, Failed):
+                    fail(record, answer.reason)
+                elif anything:
+                    self._add_anything(record, answer)
+                else:
+                    for phrase in record.phrases:
+                        self._add(record, answer, phrase.text, phrase.source, phrase.surface)
+            started = time.perf_counter()
+        return [record for record in records if record.number not in gone]
+
+    def _add_anything(self, record: _Open, answer: list[Found]) -> None:
+        record.asked_for_anything = True
+        labels = sorted({found.phrase for found in answer})
+        # The method takes a random one; seed and id decide which.
+        random.Random(f"{self.rules.seed}/{record.pair.id}").shuffle(labels)
+        for label in labels:
+            self._add(record, answer, label, "detected", None)
+
+    def _add(self, record: _Open, answer: list[Found], phrase: str, source: str, surface: str | None) -> None:
+        """The phrase's best box as the next candidate; one that was a candidate before is not tried again."""
+        found = [one for one in answer if one.phrase == phrase]
+        choice = choose(found, record.size, self.rules.min_box_share, self.rules.max_box_share)
+        tried: dict[str, Any] = {"phrase": phrase, "source": source, "outcome": "taken"}
+        box, score = None, None
+        if not found:
+            tried["outcome"] = "not_found"
+        elif choice.found is None:
+            tried["outcome"] = "wrong_size"
+        elif choice.found.box in record.boxes:
+            tried["outcome"] = "same_box"
+        else:
+            box, score = choice.found.box, _rounded(choice.found.score)
+            tried |= {"box": _edges(box), "score": score}
+            record.boxes.add(box)
+        tried |= {
+            name: count for name, count in (("too_small", choice.too_small), ("too_large", choice.too_large)) if count
+        }
+        record.candidates.append(_Candidate(phrase, source, surface, box, score, tried))
+
+    # Decision
+
+    def _decide(self, records: list[_Open], pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor]) -> list[_Open]:
+        """One round: try the next candidate of every record; returns those that are still open."""
+        to_verify, still_open = [], []
+        for record in records:
+            while record.candidates and record.candidates[0].box is None:
+                record.tried.append(record.candidates.popleft().tried)
+            if record.candidates and self.verifier is None:
+                self._finish(record, "unverified", record.candidates[0])
+            elif record.candidates:
+                to_verify.append(record)
+            elif record.asked_for_anything:
+                self._finish(record, "not_hideable" if record.verified else "no_object")
+            else:
+                still_open.append(record)
+        return still_open + self._verify(to_verify, pools)
+
+    def _verify(self, records: list[_Open], pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor]) -> list[_Open]:
+        """Show the verifier each record's first candidate hidden; returns the records that need another one."""
+        if not records:
+            return []
+        from listwise_preference.image_lists.verify import Check  # with torch
+
+        verifier = self.verifier
+        assert verifier is not None
+        still_open = []
+
+        def load(record: _Open) -> Image.Image:
+            box = record.candidates[0].box
+            assert box is not None
+            return ranked_images(open_picture(record.path), box, self.drawing)[-1]
+
+        def prepare(batch: list[_Open], pictures: list[Image.Image]) -> Any:
+            return verifier.prepare(
+                [
+                    Check(picture, record.pair.prompt, record.pair.chosen)
+                    for record, picture in zip(batch, pictures, strict=True)
+                ]
+            )
+
+        started = time.perf_counter()
+        for batch in _read_ahead(records, self.rules.verifier_batch_size, load, prepare, pools):
+            self.clock.waiting_to_verify += time.perf_counter() - started
+            started = time.perf_counter()
+            probabilities = verifier.p_yes(batch.prepared)
+            self.clock.verifying += time.perf_counter() - started
+            for record, reason in batch.unreadable:
+                self._finish(record, "error", reason=reason)
+            for record, p_yes in zip(batch.records, probabilities, strict=True):
+                candidate = record.candidates[0]
+                candidate.tried["p_yes"] = _rounded(p_yes)
+                record.verified += 1
+                if p_yes < self.rules.verify_threshold:
+                    self._finish(record, "verified", candidate)
+                    continue
+                record.tried.append({**record.candidates.popleft().tried, "outcome": "answerable"})
+                if record.verified == self.rules.max_candidates:
+                    self._finish(record, "not_hideable")
+                else:
+                    still_open.append(record)
+            started = time.perf_counter()
+        return still_open
+
+    def _finish(self, record: _Open, verdict: str, taken: _Candidate | None = None, reason: str | None = None) -> None:
+        line: Line = {"id": record.pair.id, "img_path": record.pair.img_path, **_NOTHING, "verdict": verdict}
+        if taken is not None and taken.box is not None:
+            line |= {
+                "box": _edges(taken.box),
+                "box_share": _rounded(box_share(taken.box, record.size)),
+                "phrase": taken.phrase,
+                "surface": taken.surface,
+                "source": taken.source,
+                "score": taken.score,
+            }
+            record.tried.append(taken.tried)
+        if reason is not None:
+            line["reason"] = reason
+        self.finished(record.number, line | {"tried": record.tried})
+
+
+_NOTHING = dict.fromkeys(("box", "box_share", "phrase", "surface", "source", "score"))
+
+
+def error_line(entry: Entry, reason: str) -> Line:
+    """The line of a record that cannot be used."""
+    line = {"id": entry.id, "img_path": entry.img_path, **_NOTHING, "verdict": "error"}
+    return {**line, "reason": reason, "tried": []}
+
+
+def excluded_line(entry: Entry) -> Line:
+    """The line of a record that the user leaves out before it was looked at."""
+    return {"id": entry.id, "img_path": entry.img_path, **_NOTHING, "verdict": "excluded", "tried": []}
+
+
+def _edges(box: Box) -> list[int]:
+    return [box.left, box.top, box.right, box.bottom]
+
+
+def _rounded(value: float | None) -> float | None:
+    """To what a continued run on the same machine surely finds again."""
+    return None if value is None else round(value, 4)
+
+
+def _read_ahead(
+    records: Sequence[_Open],
+    batch_size: int,
+    load: Callable[[_Open], Image.Image],
+    prepare: Callable[[list[_Open], list[Image.Image]], Any],
+    pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor],
+) -> Iterator[_Batch]:
+    """The batches in order; the next ones are read and prepared while the caller computes on one.
+
+    Pictures are opened by the first pool; the second prepares whole batches one after another, since tokenizers do not
+    like company.
+    """
+    readers, preparer = pools
+
+    def submit(batch: Sequence[_Open]) -> "Future[_Batch]":
+        pictures = [readers.submit(load, record) for record in batch]
+        return preparer.submit(gather, batch, pictures)
+
+    def gather(batch: Sequence[_Open], pictures: "list[Future[Image.Image]]") -> _Batch:
+        read: list[_Open] = []
+        opened: list[Image.Image] = []
+        unreadable = []
+        for record, picture in zip(batch, pictures, strict=True):
+            try:
+                opened.append(picture.result())
+                read.append(record)
+            except (PictureError, OSError, ValueError) as error:
+                unreadable.append((record, str(error)))
+        return _Batch(read, prepare(read, opened), unreadable)
+
+    batches = [records[start : start + batch_size] for start in range(0, len(records), batch_size)]
+    waiting = deque(submit(batch) for batch in batches[: 1 + _AHEAD])
+    for following in [*batches[1 + _AHEAD :], *[None] * min(len(batches), 1 + _AHEAD)]:
+        yield waiting.popleft().result()
+        if following is not None:
+            waiting.append(submit(following))

@@ -1,0 +1,161 @@
+"""The lists in other forms: pictures in the release's folders, and records for other trainers."""
+
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from listwise_preference.pairs import DataError, Pair
+from listwise_preference.ranked_images import Box, Drawing, PictureError, open_picture, ranked_images
+
+Trainer = Literal["trl", "ms-swift", "llama-factory"]
+
+
+@dataclass(frozen=True)
+class Usable:
+    """A record with a box to train on; ``path`` is its picture."""
+
+    pair: Pair
+    path: Path
+    box: Box
+
+
+@dataclass(frozen=True)
+class Written:
+    """The records whose pictures were written, and those that were not: folders have one list for each picture."""
+
+    records: tuple[Usable, ...]
+    left_out: tuple[Usable, ...]
+
+
+def level_folders(folder: Path, drawing: Drawing) -> tuple[Path, ...]:
+    """The folders of the levels with something hidden, least first, named by percentage: 25, 50, 75, 100 for five."""
+    last = drawing.list_size - 1
+    return tuple(folder / f"{100 * level / last:.4g}" for level in range(1, drawing.list_size))
+
+
+def write_pictures(
+    folder: Path, records: Sequence[Usable], image_root: Path, drawing: Drawing, threads: int
+) -> Written:
+    """Write the levels of every list below ``folder``, with the path that the picture has below the image root.
+
+    Level 0 is the picture itself, under the image root. A file that ends in .jpg or .jpeg is JPEG of quality 95, any
+    other is PNG whatever its ending, so that all folders have the same file names. ``pairs.json`` names the records
+    that the pictures belong to.
+
+    Raises:
+        DataError: the folder lies where the pictures would be overwritten, or cannot be written.
+    """
+    root = Path(os.path.abspath(image_root))  # noqa: PTH100 - resolve() would follow links
+    if Path(os.path.abspath(folder)) == root:  # noqa: PTH100
+        raise DataError(f"--write_pictures {folder} is the image root; name a folder of its own")
+    first: dict[Path, Usable] = {}
+    for record in records:
+        first.setdefault(record.path, record)
+    chosen = list(first.values())
+    folders = level_folders(folder, drawing)
+
+    def write(record: Usable) -> None:
+        below = os.path.relpath(record.path, root)
+        levels = ranked_images(open_picture(record.path), record.box, drawing)[1:]
+        for level, picture in zip(folders, levels, strict=True):
+            file = level / below
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if file.suffix.lower() in (".jpg", ".jpeg"):
+                picture.save(file, "JPEG", quality=95)
+            else:
+                picture.save(file, "PNG")
+
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in tqdm(pool.map(write, chosen), total=len(chosen), desc="Writing", unit=" lists", disable=None):
+                pass
+        write_json(folder / "pairs.json", [_plain(record.pair) for record in chosen])
+    except (OSError, PictureError) as error:
+        raise DataError(f"--write_pictures {folder}: {error}") from None
+    left_out = tuple(record for record in records if first[record.path] is not record)
+    return Written(tuple(chosen), left_out)
+
+
+def export(
+    trainer: Trainer, records: Sequence[Usable], image_root: Path, pictures: Path | None, drawing: Drawing
+) -> Any:
+    """The records in the form that ``trainer`` reads, as one JSON value; pictures by absolute path.
+
+    - trl (DPOTrainer): conversational prompt, chosen and rejected, one picture for both. Text pairs only.
+    - llama-factory (ShareGPT form, ``"ranking": true``): one picture for both. Text pairs only.
+    - ms-swift: the text pair, then for each two adjacent levels the chosen answer on the better against the chosen
+      answer on the worse picture (``rejected_images``). ``pictures`` is the folder of ``write_pictures``, and only
+      records that were written there may be given.
+    """
+    match trainer:
+        case "trl":
+            return [_trl(record) for record in records]
+        case "llama-factory":
+            return [_llama_factory(record) for record in records]
+        case "ms-swift":
+            assert pictures is not None
+            folders = level_folders(pictures, drawing)
+            return [row for record in records for row in _ms_swift(record, image_root, folders)]
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Indented JSON, readable in any language."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _plain(pair: Pair) -> dict[str, Any]:
+    return {
+        "id": pair.id,
+        "img_path": pair.img_path,
+        "prompt": pair.prompt,
+        "chosen": pair.chosen,
+        "rejected": pair.rejected,
+    }
+
+
+def _trl(record: Usable) -> dict[str, Any]:
+    def turn(role: str, text: str, *before: dict[str, str]) -> list[dict[str, Any]]:
+        return [{"role": role, "content": [*before, {"type": "text", "text": text}]}]
+
+    return {
+        "images": [_absolute(record.path)],
+        "prompt": turn("user", record.pair.prompt, {"type": "image"}),
+        "chosen": turn("assistant", record.pair.chosen),
+        "rejected": turn("assistant", record.pair.rejected),
+    }
+
+
+def _llama_factory(record: Usable) -> dict[str, Any]:
+    return {
+        "conversations": [{"from": "human", "value": f"<image>{record.pair.prompt}"}],
+        "chosen": {"from": "gpt", "value": record.pair.chosen},
+        "rejected": {"from": "gpt", "value": record.pair.rejected},
+        "images": [_absolute(record.path)],
+    }
+
+
+def _ms_swift(record: Usable, image_root: Path, folders: Sequence[Path]) -> list[dict[str, Any]]:
+    pair = record.pair
+    below = os.path.relpath(record.path, image_root)
+    levels = [_absolute(record.path), *(_absolute(folder / below) for folder in folders)]
+    messages = [
+        {"role": "user", "content": f"<image>{pair.prompt}"},
+        {"role": "assistant", "content": pair.chosen},
+    ]
+    text_pair = {"messages": messages, "images": levels[:1], "rejected_response": pair.rejected}
+    picture_pairs = [
+        {"messages": messages, "images": [better], "rejected_images": [worse]} for better, worse in pairwise(levels)
+    ]
+    return [text_pair, *picture_pairs]
+
+
+def _absolute(path: Path) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links

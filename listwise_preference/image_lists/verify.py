@@ -1,0 +1,139 @@
+"""Would the chosen answer still be given if its object were hidden? A vision-language model is asked.
+
+The model sees the picture with the whole box hidden and ``QUESTION``. The answer is not generated: the model's
+probabilities of "Yes" and "No" decide.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoConfig, AutoProcessor, BatchFeature, PreTrainedModel, ProcessorMixin
+
+from listwise_preference.batch import ChatFormat
+from listwise_preference.models import FAMILIES, ModelError, load_base_model, load_processor
+
+# The method gives no wording; this one is the project's choice.
+QUESTION = (
+    "Question: {prompt}\n"
+    "Answer: {chosen}\n"
+    "Judging only by what can be seen in the image, is this answer correct? Reply with Yes or No."
+)
+YES_AND_NO = ("Yes", "No")
+
+
+@dataclass(frozen=True)
+class Check:
+    """A picture with the object hidden, and the pair that is put to the test on it."""
+
+    picture: Image.Image
+    prompt: str
+    chosen: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """``inputs`` of a batch of prompts, padded on the right, and the tokens of "Yes" and "No" behind them."""
+
+    inputs: BatchFeature
+    answers: tuple[tuple[int, ...], tuple[int, ...]]
+
+
+class Verifier:
+    """``p_yes(prepare(checks))``: how probable "Yes" is against "No"; ``prepare`` may run on another thread.
+
+    Args:
+        model: any image-text model of transformers with a chat template, on its device.
+        processor: of the model.
+
+    Raises:
+        ModelError: the processor has no usable chat template.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin) -> None:
+        self.model = model.eval()
+        self.processor = processor
+        try:
+            # Without an end token: "Yes." and "Yes, it is." count for yes as well.
+            self.chat = ChatFormat(processor, end_token="")
+        except ValueError as error:
+            raise ModelError(f"{model.name_or_path}: {error}") from error
+        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    @classmethod
+    def load(cls, name_or_path: str, *, device: torch.device, dtype: torch.dtype) -> "Verifier":
+        """The checkpoint on ``device``, in ``dtype`` there if it is a GPU and in float32 otherwise.
+
+        Raises:
+            ModelError: there is no such checkpoint, or it is no image-text model.
+        """
+        try:
+            model_type = AutoConfig.from_pretrained(name_or_path).model_type
+            if model_type in FAMILIES:
+                processor = load_processor(name_or_path)
+            else:
+                processor = AutoProcessor.from_pretrained(name_or_path)
+        except (OSError, ValueError, ImportError) as error:
+            raise ModelError(f"cannot load the verifier {name_or_path}: {error}") from error
+        model = load_base_model(name_or_path, dtype=dtype if device.type == "cuda" else torch.float32)
+        model.to(device)  # type: ignore[arg-type]
+        return cls(model, processor)
+
+    def prepare(self, checks: Sequence[Check]) -> Prepared:
+        """Prompts and pictures as tensors."""
+        texts = [self.chat.prompt_text(QUESTION.format(prompt=check.prompt, chosen=check.chosen)) for check in checks]
+        yes, no = (tuple(self.chat.answer_ids(texts[:1], [answer])[0]) for answer in YES_AND_NO)
+        inputs = self.processor(
+            text=texts,
+            images=[[check.picture] for check in checks],
+            padding=True,
+            padding_side="right",
+            return_tensors="pt",
+        )
+        return Prepared(inputs, (yes, no))
+
+    @torch.inference_mode()
+    def p_yes(self, prepared: Prepared) -> list[float]:
+        """Per check the softmax over the log-probabilities of "Yes" and "No", its first part."""
+        inputs = prepared.inputs.to(self.model.device)
+        inputs = inputs.to(self.model.dtype)  # floating tensors only
+        # When each answer is a single token, one forward gives both: nothing but the prompt stands before them.
+        heads = sorted({answer[:-1] for answer in prepared.answers})
+        logps = {head: self._next_logps(inputs, head) for head in heads}
+        scores = [
+            sum(
+                (logps[answer[:-1]][:, position, token] for position, token in enumerate(answer)),
+                start=torch.zeros((), device=self.model.device),
+            )
+            for answer in prepared.answers
+        ]
+        return torch.stack(scores, dim=-1).softmax(-1)[:, 0].tolist()
+
+    def _next_logps(self, inputs: BatchFeature, head: tuple[int, ...]) -> Tensor:
+        """(checks, len(head) + 1, vocabulary) log-probabilities behind the prompt and behind each token of ``head``."""
+        lengths = inputs["attention_mask"].sum(-1).tolist()
+        shape = inputs["input_ids"].shape
+        extended = dict(inputs)
+        for name, values in inputs.items():
+            if isinstance(values, Tensor) and values.shape == shape and name != "pixel_values":
+                tail = {"input_ids": list(head), "attention_mask": [1] * len(head)}.get(name, [0] * len(head))
+                extended[name] = _insert(values, lengths, tail)
+        keep = max(lengths) - min(lengths) + len(head) + 1
+        if self._keeps_logits:
+            extended["logits_to_keep"] = keep
+        logits = self.model(**extended).logits
+        offset = shape[1] + len(head) - logits.shape[1]
+        rows = [
+            row[length - 1 - offset : length + len(head) - offset] for row, length in zip(logits, lengths, strict=True)
+        ]
+        return torch.stack(rows).float().log_softmax(-1)
+
+
+def _insert(values: Tensor, lengths: Sequence[int], tail: list[int]) -> Tensor:
+    """Each row's ``tail`` behind its own ``lengths`` entries, before the padding."""
+    added = torch.tensor(tail, dtype=values.dtype, device=values.device)
+    rows = [torch.cat((row[:length], added, row[length:])) for row, length in zip(values, lengths, strict=True)]
+    return torch.stack(rows)

@@ -1,0 +1,402 @@
+"use strict";
+
+// answers.js, written beside this file, has set window.REPORT = {result, notes, pictures}. Text of answers reaches the
+// page as text nodes and attributes only, never as HTML. All verdicts are the scorer's.
+
+const PAGE_SIZE = 20;
+const ATTRIBUTES = ["state", "number", "action"];
+const KINDS = [
+  ["", "All kinds"],
+  ["generative", "Descriptions"],
+  ["existence", "Existence"],
+  ["attribute", "Attribute"],
+  ["state", "– State"],
+  ["number", "– Number"],
+  ["action", "– Action"],
+  ["relation", "Relation"],
+];
+const ERRORS = [
+  ["", "All answers"],
+  ["any", "Any error"],
+  ["hallucinated", "Hallucinated words"],
+  ["cognition", "Cognition words"],
+  ["missing", "Missing objects"],
+  ["false_yes", "Yes instead of No"],
+  ["false_no", "No instead of Yes"],
+  ["unreadable", "Unreadable answers"],
+  ["none", "No error"],
+];
+const RIGHT = ["right", "✓ right"];
+const WRONG = ["wrong", "✕ wrong"];
+const OUTCOMES = { false_yes: WRONG, false_no: WRONG, unreadable: ["unreadable", "? unreadable"] };
+const LEGEND = [
+  ["true", false, "in the picture"],
+  ["hallucinated", false, "hallucinated"],
+  ["hallucinated", true, "cognition: a likely hallucination"],
+  ["safe", false, "counted, but never wrong"],
+];
+
+const byId = (id) => document.getElementById(id);
+const number = (value) => value.toLocaleString("en");
+const plural = (count, one, many = `${one}s`) => `${number(count)} ${count === 1 ? one : many}`;
+
+function element(tag, properties = {}, ...children) {
+  const node = Object.assign(document.createElement(tag), properties);
+  node.append(...children.filter((child) => child !== null));
+  return node;
+}
+
+const pictures = window.REPORT?.pictures ?? [];
+
+// What is searched: all of an answer that the page shows, and the picture's name.
+for (const picture of pictures) {
+  picture.wrong = 0;
+  picture.hallucinated = 0;
+  for (const answer of picture.answers) {
+    const objects = answer.kind === "generative" ? [...answer.covered, ...answer.missing, ...answer.lures] : [];
+    const texts = [picture.name, `id ${answer.id}`, answer.question ?? "", answer.answer, ...objects];
+    answer.searched = texts.join("\n").toLowerCase();
+    if (answer.kind === "generative") picture.hallucinated += answer.hallucinated;
+    else picture.wrong += answer.errors.length;
+  }
+}
+
+const ORDERS = [
+  ["Order of the file", null],
+  ["Most hallucinated", (picture) => picture.hallucinated],
+  ["Most wrong", (picture) => picture.wrong],
+];
+
+// What is shown: `view` holds [picture, its answers that fit] in the order shown, `first` is where the page begins.
+
+let view = [];
+let first = 0;
+
+const fitsKind = (answer, kind) =>
+  kind === "" || answer.kind === kind || (kind === "attribute" && ATTRIBUTES.includes(answer.kind));
+
+function fitsError(answer, error) {
+  if (error === "") return true;
+  if (error === "any") return answer.errors.length > 0;
+  if (error === "none") return answer.errors.length === 0;
+  return answer.errors.includes(error);
+}
+
+function applyControls() {
+  const search = byId("search").value.trim().toLowerCase();
+  const kind = byId("kind").value;
+  const error = byId("error").value;
+  const kindCounts = new Map(KINDS.map(([value]) => [value, 0]));
+  const errorCounts = new Map(ERRORS.map(([value]) => [value, 0]));
+  view = [];
+  for (const picture of pictures) {
+    const found = picture.answers.filter((answer) => search === "" || answer.searched.includes(search));
+    // Each choice says how many answers it would leave with the others as they are.
+    for (const answer of found) {
+      if (fitsError(answer, error)) for (const [value] of KINDS) if (fitsKind(answer, value)) add(kindCounts, value);
+      if (fitsKind(answer, kind)) for (const [value] of ERRORS) if (fitsError(answer, value)) add(errorCounts, value);
+    }
+    const shown = found.filter((answer) => fitsKind(answer, kind) && fitsError(answer, error));
+    if (shown.length > 0) view.push([picture, shown]);
+  }
+  const [, key] = ORDERS[byId("order").value];
+  if (key !== null) view.sort(([a], [b]) => key(b) - key(a));
+  label("kind", KINDS, kindCounts);
+  label("error", ERRORS, errorCounts);
+  const answers = view.reduce((sum, [, shown]) => sum + shown.length, 0);
+  byId("found").textContent = view.length === 0 ? "" :
+    `${plural(answers, "answer")} on ${plural(view.length, "picture")}`;
+  showPage(0);
+}
+
+function add(counts, value) {
+  counts.set(value, counts.get(value) + 1);
+}
+
+function label(id, choices, counts) {
+  choices.forEach(([value, text], place) => {
+    byId(id).options[place].textContent = `${text} (${number(counts.get(value))})`;
+  });
+}
+
+function showPage(start) {
+  first = start;
+  const shown = view.slice(first, first + PAGE_SIZE);
+  const none = element("p", { className: "notice" }, "No answer fits these filters.");
+  const articles = shown.map(([picture, answers]) => article(picture, answers));
+  byId("pictures").replaceChildren(...(shown.length === 0 ? [none] : articles));
+  const last = first + shown.length;
+  const range = shown.length === 0 ? "0" : `${number(first + 1)}–${number(last)} of ${number(view.length)}`;
+  for (const pager of document.querySelectorAll(".pager")) {
+    pager.querySelector(".range").textContent = range;
+    pager.querySelector(".previous").disabled = first === 0;
+    pager.querySelector(".next").disabled = last >= view.length;
+  }
+  toStart();
+}
+
+// Back to the first answer, but only for who has scrolled past it: the scores stay in view while filters change.
+function toStart() {
+  const list = document.querySelector(".found");
+  if (list.getBoundingClientRect().top < 0) list.scrollIntoView();
+}
+
+function turnPage(step) {
+  const start = first + step * PAGE_SIZE;
+  if (start < 0 || start >= view.length) return;
+  showPage(start);
+}
+
+// One picture
+
+function article(picture, shown) {
+  const descriptions = shown.filter((answer) => answer.kind === "generative");
+  const questions = shown.filter((answer) => answer.kind !== "generative");
+  const hidden = picture.answers.length - shown.length;
+  const all = element("button", { type: "button", className: "all" }, `Show all ${picture.answers.length} answers`);
+  const node = element("article", { className: "picture", tabIndex: -1 },
+    picture.picture === undefined ? null : thumbnail(picture),
+    element("div", { className: "body" },
+      element("header", {},
+        element("h2", {}, picture.name), element("p", {}, summary(picture)), hidden > 0 ? all : null),
+      ...descriptions.map(description),
+      questions.length > 0 ? questionTable(questions) : null));
+  all.addEventListener("click", () => {
+    const whole = article(picture, picture.answers);
+    node.replaceWith(whole);
+    whole.focus({ preventScroll: true });
+  });
+  node.setAttribute("aria-label", picture.name);
+  return node;
+}
+
+function summary(picture) {
+  const questions = picture.answers.filter((answer) => answer.kind !== "generative").length;
+  const parts = [];
+  if (questions < picture.answers.length) parts.push(plural(picture.hallucinated, "hallucinated word"));
+  if (questions > 0) parts.push(`${picture.wrong} of ${plural(questions, "answer")} wrong`);
+  return parts.join(" · ");
+}
+
+function thumbnail(picture) {
+  const { failure, file, link, width, height } = picture.picture;
+  const missing = (reason) => element("p", { className: "failure" }, `No picture: ${reason}`);
+  if (failure) return element("div", { className: "side" }, missing(failure));
+  const image = element("img", { alt: "", loading: "lazy", decoding: "async", width, height, src: file });
+  const whole = element("a", { href: link, target: "_blank", rel: "noreferrer", title: "Open the picture" }, image);
+  whole.setAttribute("aria-label", `Open ${picture.name}`);
+  image.addEventListener("error", () => whole.replaceWith(missing(`${file} cannot be shown`)));
+  return element("div", { className: "side" }, whole);
+}
+
+function description(answer) {
+  const words = answer.parts.filter((part) => typeof part !== "string");
+  const hallucinated = words.filter((word) => word.verdict === "hallucinated");
+  const text = answer.parts.map((part) => typeof part === "string" ? part : marked(part));
+  return element("section", { className: "description" },
+    element("p", { className: "text" }, ...(text.length > 0 ? text : [element("i", {}, "empty answer")])),
+    answer.read === answer.answer ? null :
+      element("p", { className: "note" }, `The answer, read as above: ${answer.answer}`),
+    element("dl", {},
+      row("hallucinated", "Hallucinated", `${answer.hallucinated} of ${plural(answer.nouns, "noun")}`,
+        counted(hallucinated.map((word) => word.noun))),
+      row("cognition", "Cognition", `${answer.fallen_for.length} of ${answer.lures.length} likely`,
+        answer.fallen_for),
+      row("true", "Covered", `${answer.covered.length} of ${plural(answer.objects, "object")}`,
+        answer.covered.map((name) => namedBy(name, words))),
+      row("missing", "Missing", `${answer.missing.length} of ${plural(answer.objects, "object")}`, answer.missing)));
+}
+
+function marked(word) {
+  const node = element("mark", { className: word.verdict, title: reason(word) }, word.word);
+  node.classList.toggle("cognition", word.lures.length > 0);
+  return node;
+}
+
+function reason(word) {
+  const found = word.noun === word.truth ? "is in the picture" : `counts as “${word.truth}”, which is in the picture`;
+  const verdicts = {
+    true: found,
+    hallucinated: "is not in the picture",
+    safe: "counts as a noun and is never a hallucination",
+  };
+  const lures = word.lures.map((lure) => `“${lure}”`).join(" and ");
+  return `“${word.noun}” ${verdicts[word.verdict]}${lures ? `; falls for the likely hallucination ${lures}` : ""}`;
+}
+
+// Covered objects say which other noun stands for them.
+function namedBy(name, words) {
+  const nouns = words.filter((word) => word.truth === name).map((word) => word.noun);
+  return nouns.includes(name) || nouns.length === 0 ? name : `${name} (${[...new Set(nouns)].join(", ")})`;
+}
+
+function counted(nouns) {
+  const counts = new Map();
+  for (const noun of nouns) counts.set(noun, (counts.get(noun) ?? 0) + 1);
+  return [...counts].map(([noun, times]) => times > 1 ? `${noun} × ${times}` : noun);
+}
+
+function row(className, name, count, values) {
+  return element("div", { className },
+    element("dt", {}, name), element("dd", { className: "count" }, count),
+    element("dd", {}, ...values.map((value) => element("span", {}, value))));
+}
+
+function questionTable(answers) {
+  const head = ["Id", "Kind", "Question", "Expected", "Answer", ""];
+  return element("table", { className: "questions" },
+    element("thead", {}, element("tr", {}, ...head.map((name) => element("th", { scope: "col" }, name)))),
+    element("tbody", {}, ...answers.map(questionRow)));
+}
+
+function questionRow(answer) {
+  const [outcome, words] = OUTCOMES[answer.errors[0]] ?? RIGHT;
+  const read = answer.read === answer.answer ? null : element("small", {}, ` read as ${answer.read}`);
+  return element("tr", { className: outcome },
+    element("td", { className: "id" }, String(answer.id)),
+    element("td", { className: "kind" }, answer.kind),
+    element("td", { className: "question" }, answer.question ?? "question not known"),
+    element("td", { className: "expected" }, answer.expected),
+    element("td", { className: "answer" }, answer.answer === "" ? element("i", {}, "empty") : answer.answer, read),
+    element("td", { className: "outcome" }, words));
+}
+
+// Scores
+
+function scores() {
+  const { result, notes } = window.REPORT;
+  return [
+    result.partial ? warning(result) : null,
+    result.generative ? descriptionScores(result) : null,
+    result.discriminative ? questionScores(result) : null,
+    protocol(result),
+    notes.length > 0 ? element("ul", { className: "notes" }, ...notes.map((note) => element("li", {}, note))) : null,
+  ].filter((node) => node !== null);
+}
+
+function warning(result) {
+  return element("div", { className: "warning" },
+    element("p", {}, "Partial: not all of the benchmark was scored; do not compare these numbers with whole ones."),
+    element("ul", {}, ...result.problems.map((problem) => element("li", {}, problem))));
+}
+
+function cell(result, group, name) {
+  const value = result[group]?.[name];
+  const edges = result.bootstrap?.intervals[`${group}.${name}`];
+  return element("td", {}, typeof value === "number" ? value.toFixed(1) : "–",
+    edges ? element("small", { title: "95 % interval" }, `${edges[0].toFixed(1)}–${edges[1].toFixed(1)}`) : null);
+}
+
+function table(caption, head, rows) {
+  return element("table", {},
+    element("caption", {}, caption),
+    element("thead", {}, element("tr", {}, ...head.map((name) => element("th", { scope: "col" }, name)))),
+    element("tbody", {}, ...rows));
+}
+
+function descriptionScores(result) {
+  const names = [["chair", "CHAIR", "lower is better"], ["cover", "Cover", "higher is better"],
+    ["hal", "Hal", "lower is better"], ["cog", "Cog", "lower is better"]];
+  const rows = names.map(([key, name, better]) => element("tr", {},
+    element("th", { scope: "row" }, `${name} `, element("small", {}, better)), cell(result, "generative", key)));
+  return element("div", { className: "card descriptions" },
+    table(plural(result.counts.descriptions, "description"), ["", "%"], rows));
+}
+
+function legend() {
+  return LEGEND.map(([verdict, cognition, text]) => {
+    const mark = element("mark", { className: verdict }, "noun");
+    mark.classList.toggle("cognition", cognition);
+    return element("span", {}, mark, ` ${text}`);
+  });
+}
+
+function questionScores(result) {
+  const names = ["accuracy", "precision", "recall", "f1"];
+  const kinds = ["discriminative", "existence", "attribute", ...ATTRIBUTES, "relation"].filter((kind) => result[kind]);
+  const rows = kinds.map((kind) => {
+    const name = kind === "discriminative" ? "all" : kind;
+    const cells = names.map((one) => cell(result, kind, one));
+    const node = element("tr", {}, element("th", { scope: "row" }, name), ...cells);
+    node.classList.toggle("part", ATTRIBUTES.includes(kind));
+    return node;
+  });
+  return element("div", { className: "card yes-no" },
+    table(plural(result.counts.yes_no, "yes/no answer"), ["", "Accuracy", "Precision", "Recall", "F1"], rows));
+}
+
+function protocol(result) {
+  const { rules, yes_no, similarity, lemmas } = result.protocol;
+  const versions = Object.entries(result.versions).map(([name, version]) => `${name} ${version}`);
+  const rows = [
+    ["Answers", result.answers.file],
+    ["SHA-256", `${result.answers.sha256.slice(0, 16)}…`],
+    ["Rules", rules],
+    ["Yes and no", `read by the rule “${yes_no}”; ${number(result.counts.unreadable)} unreadable`],
+    ["Similar words",
+      `${similarity.source} (${similarity.from}), ${similarity.pairs} pairs above ${similarity.threshold}`],
+    ["Lemmas", lemmas],
+    ["Versions", versions.join(", ")],
+  ];
+  return element("div", { className: "card" },
+    element("dl", { className: "protocol" }, ...rows.map(([name, value]) =>
+      element("div", {}, element("dt", {}, name), element("dd", {}, value)))));
+}
+
+// Moving
+
+function move(step) {
+  const nodes = [...byId("pictures").querySelectorAll("article")];
+  const at = nodes.indexOf(document.activeElement.closest("article"));
+  const target = nodes[at < 0 ? 0 : at + step];
+  if (!target) return;
+  target.focus({ preventScroll: true });
+  target.scrollIntoView({ block: "start" });
+}
+
+const KEYS = {
+  j: () => move(1),
+  k: () => move(-1),
+  ArrowRight: () => turnPage(1),
+  ArrowLeft: () => turnPage(-1),
+  "/": () => byId("search").focus(),
+};
+
+function onKey(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.closest("input, select")) {
+    if (event.key === "Escape") event.target.blur();
+    return;
+  }
+  const action = KEYS[event.key];
+  if (!action) return;
+  event.preventDefault();
+  action();
+}
+
+function start() {
+  if (!window.REPORT) {
+    byId("pictures").replaceChildren(element("p", { className: "notice" },
+      "answers.js is missing beside this page: it was not finished. Run the command that makes it again."));
+    return;
+  }
+  document.title = `AMBER: ${window.REPORT.result.answers.file}`;
+  byId("title").textContent = document.title;
+  byId("scores").replaceChildren(...scores());
+  if (window.REPORT.result.generative) byId("legend").replaceChildren(...legend());
+  for (const [id, choices] of [["kind", KINDS], ["error", ERRORS]]) {
+    byId(id).replaceChildren(...choices.map(([value, text]) => element("option", { value }, text)));
+  }
+  byId("order").replaceChildren(...ORDERS.map(([text], place) => element("option", { value: place }, text)));
+  byId("controls").addEventListener("input", applyControls);
+  byId("controls").addEventListener("submit", (event) => {  // Enter in the search field
+    event.preventDefault();
+    byId("search").blur();
+  });
+  for (const button of document.querySelectorAll(".previous")) button.addEventListener("click", () => turnPage(-1));
+  for (const button of document.querySelectorAll(".next")) button.addEventListener("click", () => turnPage(1));
+  document.addEventListener("keydown", onKey);
+  applyControls();
+}
+
+start();

@@ -1,0 +1,519 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from listwise_preference.image_lists.command import main
+from listwise_preference.image_lists.summary import summarize
+from listwise_preference.pairs import BoxLists, DataError, Folders, load_records, read_exclusions
+from listwise_preference.ranked_images import Drawing
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = ROOT / "data" / "sample"
+NLTK_DATA = ROOT.parent / "shared" / "benchmarks" / "nltk_data"
+
+pytestmark = pytest.mark.skipif(not NLTK_DATA.is_dir(), reason=f"no NLTK data in {NLTK_DATA}")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nltk_data() -> Iterator[None]:
+    data = pytest.importorskip("nltk.data")
+    data.path.insert(0, str(NLTK_DATA))
+    yield
+    data.path.remove(str(NLTK_DATA))
+
+
+Lines = list[dict[str, Any]]
+
+
+def read(file: Path) -> Lines:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def write_json(file: Path, value: Any) -> Path:
+    file.write_text(json.dumps(value), encoding="utf-8")
+    return file
+
+
+def options(output: Path, pairs: Path = SAMPLE / "pairs.json", root: Path = SAMPLE, *more: object) -> list[str]:
+    """A command line that needs no model."""
+    boxes = root / "annotations.jsonl"
+    line = ["--pairs", pairs, "--image_root", root, "--output", output]
+    return [*map(str, [*line, "--detector", "annotations", "--annotations", boxes, "--verifier", "none", *more])]
+
+
+def sample(output: Path, *more: object) -> list[str]:
+    return options(output, SAMPLE / "pairs.json", SAMPLE, *more)
+
+
+def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+def start(arguments: list[str], *launcher: str) -> "subprocess.Popen[str]":
+    environment = os.environ | {"NLTK_DATA": str(NLTK_DATA), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [*(launcher or (sys.executable,)), str(ROOT / "make_image_lists.py"), *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: "subprocess.Popen[str]") -> str:
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    return said
+
+
+# The sample
+
+
+def test_one_command_makes_lists_page_and_summary_of_the_sample_without_torch(tmp_path: Path) -> None:
+    code = "import sys; from listwise_preference.image_lists.command import main; main(sys.argv[1:]); "
+    code += "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    arguments = sample(tmp_path / "lists.jsonl", "--review", tmp_path / "review")
+    environment = os.environ | {"NLTK_DATA": str(NLTK_DATA)}
+    subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment, check=True, timeout=60)
+
+    lines = read(tmp_path / "lists.jsonl")
+    by_hand = read(SAMPLE / "image_lists.jsonl")
+    assert [line["id"] for line in lines] == [line["id"] for line in by_hand]
+    other = {a["id"]: a["phrase"] for a, b in zip(lines, by_hand, strict=True) if a["box"] != b["box"]}
+    # "fish" is the larger of two; "The person is carrying a dark backpack" names the person first.
+    assert other == {"perch-left": "fish", "stairs-backpack": "person"}
+    summary = json.loads((tmp_path / "lists.summary.json").read_text())
+    assert summary["verdicts"] == {"unverified": {"records": 31, "share": 1.0}}
+    assert sum(summary["box_share"]["counts"]) == 31
+    assert (tmp_path / "review" / "index.html").is_file()
+    assert Image.open(tmp_path / "lists.box_share.png").size == (960, 480)
+    assert not (tmp_path / "lists.jsonl.parts").exists()
+    records = load_records(SAMPLE / "pairs.json", SAMPLE, BoxLists(tmp_path / "lists.jsonl", Drawing()))
+    assert len(records.records) == 31
+
+
+def test_the_lists_stand_in_input_order_with_what_was_tried(tmp_path: Path) -> None:
+    pairs = write_json(
+        tmp_path / "pairs.json",
+        [
+            pair("images/coffee.jpg", "What is it?", "A zebra stands there. A spoon lies by a cup."),
+            pair("images/cat.jpg", "Is the sky blue?", "It is."),
+            pair("images/perch.jpg", "What is it?", "A zebra. A giraffe!"),
+        ],
+    )
+    main(options(tmp_path / "lists.jsonl", pairs))
+    first, second, third = read(tmp_path / "lists.jsonl")
+    assert (first["phrase"], first["source"], first["box"]) == ("spoon", "chosen_rest", [326, 66, 425, 326])
+    assert [(tried["phrase"], tried["outcome"]) for tried in first["tried"]] == [
+        ("zebra", "not_found"),
+        ("spoon", "taken"),
+    ]
+    # Nothing of the text is annotated: any object will do, and none below 1 % or above 95 % of the picture.
+    assert second["source"] == third["source"] == "detected"
+    summary = summarize([first, second, third])
+    assert summary["some_text_phrase_not_found"] >= 2
+    assert summary["no_text_phrase_found"] == sum(
+        all(tried["outcome"] == "not_found" for tried in line["tried"] if tried["source"] != "detected")
+        and any(tried["source"] != "detected" for tried in line["tried"])
+        for line in (first, second, third)
+    )
+    main(options(tmp_path / "again.jsonl", pairs))
+    assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "lists.jsonl").read_bytes()
+
+
+def pair(img_path: str, prompt: str, chosen: str, **more: Any) -> dict[str, Any]:
+    return {"img_path": img_path, "prompt": prompt, "chosen": chosen, "rejected": "A green parrot."} | more
+
+
+# Bad input
+
+
+def test_every_bad_record_gets_a_verdict_and_nothing_else_is_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    Image.new("RGB", (100, 50), "red").save(root / "good.png")
+    whole = (SAMPLE / "images" / "coffee.jpg").read_bytes()
+    (root / "corrupt.jpg").write_bytes(whole[: len(whole) // 2])
+    (root / "empty.jpg").write_bytes(b"")
+    huge = Image.new("1", (20000, 10000))
+    huge.save(root / "huge.png")
+    boxes = [
+        {"img_path": name, "label": "cup", "box": [10, 10, 40, 40]}
+        for name in ("good.png", "corrupt.jpg", "empty.jpg", "huge.png")
+    ]
+    boxes.append({"img_path": "good.png", "label": "spoon", "box": [5, 5, 5, 20]})
+    (root / "annotations.jsonl").write_text("".join(json.dumps(box) + "\n" for box in boxes))
+    pairs = write_json(
+        tmp_path / "pairs.json",
+        [
+            pair("corrupt.jpg", "What is it?", "A cup."),
+            pair("empty.jpg", "What is it?", "A cup."),
+            pair("huge.png", "What is it?", "A cup."),
+            pair("missing.png", "What is it?", "A cup."),
+            pair("good.png", "What is it?", ""),
+            pair("good.png", "What is it?", "A <image> cup."),
+            pair("../good.png", "What is it?", "A cup."),
+            pair("good.png", "Что это?", "Красная чашка на столе."),
+            pair("good.png", "What is it?", 'A "tiny" 😀 cup with a 🐱 on it.'),
+            pair("good.png", "What is it?", "A spoon."),
+            "no record at all",
+            pair("good.png", "What is it?", "A cup."),
+        ],
+    )
+    main(options(tmp_path / "lists.jsonl", pairs, root))
+    said = capsys.readouterr().err
+    lines = read(tmp_path / "lists.jsonl")
+    assert [line["verdict"] for line in lines] == [
+        *["error"] * 7, "unverified", "unverified", "unverified", "error", "unverified",
+    ]  # fmt: skip
+    reasons = [line.get("reason", "") for line in lines]
+    assert "truncated" in reasons[0]
+    assert "the file is empty" in reasons[1]
+    assert "too large" in reasons[2] and "200000000 pixels" in reasons[2] and "exceeds limit" in reasons[2]
+    assert "missing.png: no such file" in reasons[3]
+    assert '"chosen" is blank' in reasons[4]
+    assert '"chosen" contains <image>' in reasons[5]
+    assert "not under" in reasons[6]
+    assert "not an object" in reasons[10]
+    # Another language, no annotated spoon: the cup is what is detected.
+    assert [(line["phrase"], line["source"]) for line in lines[7:10]] == [
+        ("cup", "detected"),
+        ("cup", "chosen_first"),
+        ("cup", "detected"),
+    ]
+    assert lines[11]["box"] == [10, 10, 40, 40]
+    assert "box of no size, 0 x 15 pixels, on good.png" in said
+    assert "error: record 1" in said and "5 more errors" in said
+
+
+def test_annotations_of_another_data_set_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "other.jsonl").write_text('{"img_path": "street/1.jpg", "label": "car", "box": [0, 0, 5, 5]}\n')
+    arguments = [*sample(tmp_path / "lists.jsonl"), "--annotations", str(tmp_path / "other.jsonl")]
+    assert "for none of the 12 pictures of the pairs: it names street/1.jpg" in refusal(arguments, capsys)
+    assert list(tmp_path.iterdir()) == [tmp_path / "other.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--image_root", "nowhere"], "no such folder"),
+        (["--image_root", str(ROOT)], "none of the 12 pictures is there"),
+        (["--list_size", "1"], "at least 2"),
+        (["--min_box_share", "0.9", "--max_box_share", "0.1"], "no box could be taken"),
+        (["--max_box_share", "95"], "95 is not between 0 and 1"),
+        (["--export", "ms-swift"], "needs --write_pictures"),
+        (["--exclude", "nowhere.json"], "No such file"),
+        (["--pairs", "nowhere.json"], "no such file"),
+        (["--write_pictures", str(SAMPLE)], "is the image root"),
+    ],
+)
+def test_a_wrong_option_is_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert message in refusal([*sample(tmp_path / "lists.jsonl"), *arguments], capsys)
+
+
+def test_an_id_given_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = [pair("images/cat.jpg", "What is it?", "A cat.", id="x")] * 2
+    pairs = write_json(tmp_path / "pairs.json", records)
+    assert "id x is also that of record 1" in refusal(options(tmp_path / "lists.jsonl", pairs), capsys)
+
+
+# Stop and continue
+
+
+def many_pairs(file: Path, count: int) -> Path:
+    pairs = json.loads((SAMPLE / "pairs.json").read_text())
+    records = [
+        pairs[k % len(pairs)] | {"id": f"{k}", "prompt": f"{k}: {pairs[k % len(pairs)]['prompt']}"}
+        for k in range(count)
+    ]
+    return write_json(file, records)
+
+
+def test_a_torn_line_is_repaired_and_a_finished_run_is_not_done_again(tmp_path: Path) -> None:
+    main(sample(tmp_path / "whole.jsonl"))
+    whole = read(tmp_path / "whole.jsonl")
+    main(sample(tmp_path / "lists.jsonl"))
+    run = json.loads((tmp_path / "lists.summary.json").read_text())["run"]
+    parts = tmp_path / "lists.jsonl.parts"
+    parts.mkdir()
+    (tmp_path / "lists.jsonl").unlink()
+    write_json(parts / "run.json", {"run": run})
+    rows = [json.dumps({"number": number, "line": whole[number - 1]}) for number in (3, 31, 1)]
+    (parts / "0.jsonl").write_text("\n".join(rows)[:-20])
+    (parts / "1.jsonl").write_text(json.dumps({"number": 7, "line": whole[6]}) + '\n{"number": 8, "li')
+    main(sample(tmp_path / "lists.jsonl"))
+    assert (tmp_path / "lists.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert json.loads((tmp_path / "lists.summary.json").read_text())["speed"]["records_computed"] == 28
+    main(sample(tmp_path / "lists.jsonl"))
+    assert (tmp_path / "lists.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert json.loads((tmp_path / "lists.summary.json").read_text())["speed"]["records_computed"] == 0
+
+
+def test_other_options_or_inputs_are_not_mixed_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "lists.jsonl"
+    main(sample(output))
+    before = output.read_bytes()
+    changed = refusal(sample(output, "--min_box_share", "0.05"), capsys)
+    assert "--min_box_share was 0.01 and is 0.05" in changed and "--restart" in changed
+    assert "--pairs was" in refusal(options(output, many_pairs(tmp_path / "pairs.json", 31)), capsys)
+    assert output.read_bytes() == before
+    main(sample(output, "--min_box_share", "0.05", "--restart"))
+    assert output.read_bytes() != before
+    (tmp_path / "foreign.jsonl").write_text("{}\n")
+    assert "nothing says how it was made" in refusal(sample(tmp_path / "foreign.jsonl"), capsys)
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments_the_file_is_the_same(tmp_path: Path) -> None:
+    count = 900
+    pairs = many_pairs(tmp_path / "pairs.json", count)
+    main(options(tmp_path / "whole.jsonl", pairs))
+    arguments = options(tmp_path / "lists.jsonl", pairs)
+    draw = random.Random()  # other moments in every run of the tests
+    killed = 0
+    for moment in sorted(draw.sample(range(1, count - 60), 10)):
+        process = start(arguments)
+        part = tmp_path / "lists.jsonl.parts" / "0.jsonl"
+        while process.poll() is None and (not part.exists() or part.read_bytes().count(b"\n") < moment):
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.01))
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        process.communicate()
+    assert killed >= 8  # at most some came too late
+    finish(start(arguments))
+    assert (tmp_path / "lists.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_file_of_one(tmp_path: Path) -> None:
+    pairs = many_pairs(tmp_path / "pairs.json", 300)
+    main(options(tmp_path / "one.jsonl", pairs))
+    # What accelerate starts for two GPUs; without any they meet on the CPU.
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    finish(start(options(tmp_path / "two.jsonl", pairs), *launcher))
+    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+    assert json.loads((tmp_path / "two.summary.json").read_text())["speed"]["processes"] == 2
+
+
+# Exclusion
+
+
+def test_excluded_records_keep_a_line_without_use_and_come_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "lists.jsonl"
+    main(sample(output))
+    before = output.read_bytes()
+    rejected = write_json(tmp_path / "rejected.json", {"rejected": ["cat-nose", "moose-animal", "nobody"]})
+    main(sample(output, "--exclude", rejected))
+    said = capsys.readouterr().err
+    assert "leaves out 2 of 31 records" in said and "1 ids that no record has: nobody" in said
+    lines = {line["id"]: line for line in read(output)}
+    assert len(lines) == 31 and lines["cat-nose"]["verdict"] == lines["moose-animal"]["verdict"] == "excluded"
+    summary = json.loads((tmp_path / "lists.summary.json").read_text())
+    assert summary["with_box"] == 29 and summary["speed"]["records_computed"] == 0
+    records = load_records(SAMPLE / "pairs.json", SAMPLE, BoxLists(output, Drawing()))
+    assert (len(records.records), records.without_box) == (29, 2)
+    main(sample(output))
+    assert output.read_bytes() == before
+
+    fresh = tmp_path / "fresh.jsonl"
+    main(sample(fresh, "--exclude", write_json(tmp_path / "list.json", ["cat-nose"])))
+    assert [line["id"] for line in read(fresh) if line["box"] is None] == ["cat-nose"]
+    main(sample(fresh))
+    assert fresh.read_bytes() == before
+
+
+def test_training_leaves_out_the_rejected_records(tmp_path: Path) -> None:
+    lists = BoxLists(SAMPLE / "image_lists.jsonl", Drawing())
+    excluded = read_exclusions(write_json(tmp_path / "rejected.json", {"rejected": ["cat-nose", "nobody"]}))
+    records = load_records(SAMPLE / "pairs.json", SAMPLE, lists, excluded=excluded)
+    assert records.excluded == {"cat-nose"}
+    assert len(records.records) == 30 and "cat-nose" not in {record.pair.id for record in records.records}
+    for content in ({"rejected": "cat"}, {"ids": []}, [1.5], "x", [True]):
+        with pytest.raises(DataError, match="or a list of ids"):
+            read_exclusions(write_json(tmp_path / "wrong.json", content))
+
+
+# Pictures and other trainers
+
+
+def png_sample(tmp_path: Path) -> tuple[Path, Path]:
+    """Three sample pictures as PNG with their boxes, and a pair for each."""
+    root = tmp_path / "root"
+    (root / "images").mkdir(parents=True)
+    boxes = read(SAMPLE / "annotations.jsonl")
+    names = ("cat", "coffee", "rocket")
+    for name in names:
+        Image.open(SAMPLE / "images" / f"{name}.jpg").save(root / "images" / f"{name}.png")
+    mine = [box | {"img_path": box["img_path"].replace(".jpg", ".png")} for box in boxes]
+    (root / "annotations.jsonl").write_text("".join(json.dumps(box) + "\n" for box in mine))
+    chosen = {"cat": "A cat.", "coffee": "A cup.", "rocket": "A rocket."}
+    records = [pair(f"images/{name}.png", "What is it?", chosen[name]) for name in names]
+    return write_json(tmp_path / "pairs.json", records), root
+
+
+def test_training_on_written_pngs_and_on_boxes_gives_the_same_batch(tmp_path: Path) -> None:
+    from listwise_preference.batch import ChatFormat, Collator, ListwiseDataset
+    from listwise_preference.small_world.model import build_small_model
+
+    pairs, root = png_sample(tmp_path)
+    pictures = tmp_path / "pictures"
+    main(options(tmp_path / "lists.jsonl", pairs, root, "--write_pictures", pictures))
+    assert sorted(path.name for path in pictures.iterdir()) == ["100", "25", "50", "75", "pairs.json"]
+    drawn = load_records(pairs, root, BoxLists(tmp_path / "lists.jsonl", Drawing())).records
+    folders = Folders((root, *(pictures / share for share in ("25", "50", "75", "100"))))
+    opened = load_records(pictures / "pairs.json", root, folders).records
+    assert len(drawn) == len(opened) == 3
+    for one, other in zip(drawn, opened, strict=True):
+        assert one.pair == other.pair
+        assert len({image.tobytes() for image in other.images.load()}) == 5
+    _, processor = build_small_model("llava")
+    chat = ChatFormat(processor, "</s>")
+    datasets = (ListwiseDataset(records, chat, 384) for records in (drawn, opened))
+    first, second = (Collator(processor)([dataset[k] for k in range(3)]) for dataset in datasets)
+    assert first["pictures"]["pixel_values"].equal(second["pictures"]["pixel_values"])
+    assert first["input_ids"].equal(second["input_ids"]) and first["targets"].equal(second["targets"])
+
+
+def test_jpegs_stay_jpegs_and_a_picture_has_one_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = tmp_path / "pictures"
+    main(sample(tmp_path / "lists.jsonl", "--write_pictures", pictures, "--list_size", "3"))
+    assert sorted(path.name for path in pictures.iterdir()) == ["100", "50", "pairs.json"]
+    assert Image.open(pictures / "50" / "images" / "cat.jpg").format == "JPEG"
+    assert "19 more records have a picture that is there already" in capsys.readouterr().err
+    assert len(json.loads((pictures / "pairs.json").read_text())) == 12
+
+
+def test_exports_have_the_form_of_each_trainer(tmp_path: Path) -> None:
+    pairs, root = png_sample(tmp_path)
+    pictures = tmp_path / "pictures"
+    for trainer in ("trl", "llama-factory", "ms-swift"):
+        main(options(tmp_path / "lists.jsonl", pairs, root, "--write_pictures", pictures, "--export", trainer))
+    cat = str(root / "images" / "cat.png")
+    trl, factory, swift = (
+        json.loads((tmp_path / f"lists.{trainer}.json").read_text()) for trainer in ("trl", "llama-factory", "ms-swift")
+    )
+    assert trl[0] == {
+        "images": [cat],
+        "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}],
+        "chosen": [{"role": "assistant", "content": [{"type": "text", "text": "A cat."}]}],
+        "rejected": [{"role": "assistant", "content": [{"type": "text", "text": "A green parrot."}]}],
+    }
+    assert factory[0] == {
+        "conversations": [{"from": "human", "value": "<image>What is it?"}],
+        "chosen": {"from": "gpt", "value": "A cat."},
+        "rejected": {"from": "gpt", "value": "A green parrot."},
+        "images": [cat],
+    }
+    messages = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "A cat."}]
+    levels = [cat, *(str(pictures / share / "images" / "cat.png") for share in ("25", "50", "75", "100"))]
+    assert swift[:5] == [
+        {"messages": messages, "images": [cat], "rejected_response": "A green parrot."},
+        *({"messages": messages, "images": [better], "rejected_images": [worse]} for better, worse in pairwise(levels)),
+    ]
+    assert all(Path(path).is_file() for row in swift for path in row["images"] + row.get("rejected_images", []))
+    assert (len(trl), len(factory), len(swift)) == (3, 3, 15)
+
+
+# With small models
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """Options for small models and twelve records; one thread, since small work only waits for a second one."""
+    import torch
+
+    from listwise_preference.small_world.detector import save_small_detector
+    from listwise_preference.small_world.model import save_small_model
+
+    folder = tmp_path_factory.mktemp("models")
+    detector, verifier = save_small_detector(folder / "dino"), save_small_model(folder / "vlm", "idefics2")
+    pairs = write_json(folder / "pairs.json", json.loads((SAMPLE / "pairs.json").read_text())[:12])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield [
+        "--pairs",
+        str(pairs),
+        "--detector_model",
+        str(detector),
+        "--verifier",
+        str(verifier),
+        "--box_threshold",
+        "0.2",
+    ]
+    torch.set_num_threads(threads)
+
+
+def with_models(output: Path, models: list[str], *more: object) -> list[str]:
+    line = ["--image_root", SAMPLE, "--output", output]
+    return [*map(str, [*line, "--max_box_share", "1", "--min_box_share", "0", *models, *more])]
+
+
+def test_answerable_to_the_end_is_not_hideable_after_max_candidates(tmp_path: Path, models: list[str]) -> None:
+    """At threshold 0 every answer counts as still right, at threshold 1 none does."""
+    main(with_models(tmp_path / "never.jsonl", models, "--verify_threshold", "0", "--max_candidates", "3"))
+    never = read(tmp_path / "never.jsonl")
+    asked = [[tried for tried in line["tried"] if "p_yes" in tried] for line in never]
+    assert max(map(len, asked)) == 3
+    for line, tries in zip(never, asked, strict=True):
+        assert line["verdict"] == ("not_hideable" if tries else "no_object") and line["box"] is None
+        assert {tried["outcome"] for tried in tries} <= {"answerable"}
+        boxes = [tuple(tried["box"]) for tried in tries]
+        assert len(set(boxes)) == len(boxes)  # no box is tried twice
+    main(with_models(tmp_path / "always.jsonl", models, "--verify_threshold", "1"))
+    for line, before in zip(read(tmp_path / "always.jsonl"), asked, strict=True):
+        assert line["verdict"] == ("verified" if before else "no_object")
+        if before:
+            assert line["tried"][-1] == before[0] | {"outcome": "taken"}  # the first one that was tried above
+
+
+def test_batches_decide_nothing(tmp_path: Path, models: list[str]) -> None:
+    main(with_models(tmp_path / "one.jsonl", models, "--detector_batch_size", "1", "--verifier_batch_size", "1"))
+    main(with_models(tmp_path / "many.jsonl", models, "--detector_batch_size", "8", "--verifier_batch_size", "7"))
+    one, many = read(tmp_path / "one.jsonl"), read(tmp_path / "many.jsonl")
+    for name in ("id", "verdict", "phrase", "box"):
+        assert [line[name] for line in one] == [line[name] for line in many]
+
+
+def test_a_model_that_is_not_there_or_of_another_kind_is_named_and_leaves_nothing_behind(
+    tmp_path: Path, models: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "lists.jsonl"
+    verifier = models[models.index("--verifier") + 1]
+    nowhere = str(tmp_path / "nowhere")
+    assert f"cannot load {nowhere}" in refusal(with_models(output, models, "--detector_model", nowhere), capsys)
+    other = refusal(with_models(output, models, "--detector_model", verifier), capsys)
+    assert f"cannot load the detector {verifier}" in other
+    main(with_models(output, models, "--verifier", "none"))  # with other options, and yet there is nothing to refuse
+    assert len(read(output)) == 12
+
+
+@pytest.mark.slow
+def test_a_killed_run_with_models_ends_as_an_uninterrupted_one(tmp_path: Path, models: list[str]) -> None:
+    main(with_models(tmp_path / "whole.jsonl", models))
+    arguments = with_models(tmp_path / "lists.jsonl", models)
+    process = start(arguments)
+    part = tmp_path / "lists.jsonl.parts" / "0.jsonl"
+    while process.poll() is None and (not part.exists() or part.read_bytes().count(b"\n") < 3):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and not (tmp_path / "lists.jsonl").exists()
+    main(arguments)
+    assert (tmp_path / "lists.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
