@@ -3,13 +3,10 @@
 from listwise_preference.generate import main
 main(RECIPE)
 
-Beside ``--output`` stand, while a run lasts, ``<output>.partial.jsonl`` (one line an answer; further processes write
-``<output>.partial-1.jsonl`` ...) and, from its start on, ``<output>.run.json``: model, adapter, questions and settings,
-which a rerun must share to continue.
+``answer_files`` says what stands beside ``--output``.
 """
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -20,17 +17,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from . import __version__
+from .answer_files import AnswerFiles
 from .pairs import DataError
-from .questions import BENCHMARKS, Question, Questions, read_questions, write_answers, write_atomically
+from .questions import BENCHMARKS, Questions, read_questions
 from .ranked_images import PictureError
-
-if TYPE_CHECKING:
-    from .answering import Answer
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -60,11 +55,11 @@ class Settings:
     attn_implementation: str
     load_in_4bit: bool
     on_bad_record: Any
-    overwrite: bool
+    restart: bool
 
 
 # Of these a continued run may have others: they change no answer, or only in the last bits of a number.
-_FREE = ("questions", "image_root", "output", "batch_size", "share_prefix", "on_bad_record", "overwrite")
+_FREE = ("questions", "image_root", "output", "batch_size", "share_prefix", "on_bad_record", "restart")
 
 
 def parse(recipe: Mapping[str, Any], argv: Sequence[str] | None = None) -> Settings:
@@ -99,7 +94,7 @@ def parse(recipe: Mapping[str, Any], argv: Sequence[str] | None = None) -> Setti
     add("--load_in_4bit", action="store_true", help="quantize the base weights on loading (needs bitsandbytes)")
     add("--on_bad_record", choices=("stop", "drop"), default="stop", help="stop with a list of all that cannot "
         "be asked (default), or answer the other questions")  # fmt: skip
-    add("--overwrite", action="store_true", help="start anew where an earlier run's answers stand")
+    add("--restart", action="store_true", help="begin again where an earlier run's answers stand")
     if unknown := set(recipe) - {action.dest for action in parser._actions}:
         raise ValueError(f"the recipe sets unknown options: {', '.join(sorted(unknown))}")
     parser.set_defaults(**recipe)
@@ -161,13 +156,13 @@ def _run(settings: Settings, is_main: bool) -> None:
 
     # The first process done waits for the last, however long that one takes.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=30))
-    files = RunFiles(settings.output, state.process_index)
+    files = AnswerFiles(settings.output, state.process_index)
     refusal: str | None = None
     finished = False
     if is_main:
         assert asked is not None
         try:
-            finished = files.begin(_run_record(settings, asked), settings.overwrite)
+            finished = files.begin(_run_record(settings, asked), settings.restart)
         except (DataError, models.ModelError) as error:
             refusal = str(error)
     agreed = [asked, refusal, finished]
@@ -179,7 +174,7 @@ def _run(settings: Settings, is_main: bool) -> None:
     if refusal:
         sys.exit(2)
     if finished:
-        logger.info(f"{settings.output} is complete: nothing to do (--overwrite starts anew)")
+        logger.info(f"{settings.output} is complete: nothing to do (--restart begins again)")
         return
 
     files.repair()
@@ -232,7 +227,7 @@ def _run(settings: Settings, is_main: bool) -> None:
 
     state.wait_for_everyone()
     if is_main:
-        files.finish(settings, asked)
+        files.finish(benchmark, asked)
     state.wait_for_everyone()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -295,115 +290,3 @@ def _run_record(settings: Settings, asked: Questions) -> dict[str, Any]:
             "peft": peft.__version__,
         },
     }
-
-
-class RunFiles:
-    """The answers file of a run and what stands beside it."""
-
-    def __init__(self, output: Path, process_index: int = 0) -> None:
-        self.output = output
-        self.record = output.with_name(f"{output.name}.run.json")
-        number = f"-{process_index}" if process_index else ""
-        self.partial = output.with_name(f"{output.name}.partial{number}.jsonl")
-
-    def _partials(self) -> list[Path]:
-        """The partial files of all processes, of earlier runs with more of them too."""
-        start = f"{self.output.name}.partial"
-        folder = self.output.parent
-        names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
-        return [folder / name for name in names if name.startswith(start) and name.endswith(".jsonl")]
-
-    def begin(self, run: dict[str, Any], overwrite: bool) -> bool:
-        """Start or continue a run; whether it is finished already.
-
-        Raises:
-            DataError: answers of another run are in the way.
-        """
-        answers = [file for file in (self.output, *self._partials()) if file.exists()]
-        if answers and not overwrite:
-            if not self.record.exists():
-                raise DataError(
-                    f"{answers[0]} is there without {self.record}, so nobody knows what made it."
-                    " Give another --output, or --overwrite to start anew"
-                )
-            earlier = json.loads(self.record.read_text(encoding="utf-8"))
-            if changed := _differences(earlier.get("decides", {}), run["decides"]):
-                raise DataError(
-                    f"{answers[0]} holds answers of another run; what differs:\n"
-                    + "\n".join(f"  {line}" for line in changed)
-                    + "\nGive another --output, or --overwrite to start anew"
-                )
-            if earlier["versions"] != run["versions"]:
-                logger.warning(f"continuing under other versions than before: {earlier['versions']}")
-            if self.output.exists():
-                self._remove_partials()
-                return True
-        else:
-            self.output.unlink(missing_ok=True)
-            self._remove_partials()
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        self._write_record(run)
-        return False
-
-    def _remove_partials(self) -> None:
-        for file in self._partials():
-            file.unlink()
-
-    def _write_record(self, run: Mapping[str, Any]) -> None:
-        write_atomically(self.record, (json.dumps(run, indent=2, ensure_ascii=False) + "\n").encode())
-
-    def repair(self) -> None:
-        """Take off a last line that an interruption has torn, so that the next one starts clean."""
-        if self.partial.exists():
-            with self.partial.open("r+b") as stream:
-                stream.truncate(stream.read().rfind(b"\n") + 1)
-
-    def read(self) -> dict[int, dict[str, Any]]:
-        """Every whole line of every process, by question number."""
-        lines: dict[int, dict[str, Any]] = {}
-        for file in self._partials():
-            with file.open("rb") as stream:
-                for line in stream:
-                    if line.endswith(b"\n"):
-                        entry = json.loads(line)
-                        lines[entry["number"]] = entry
-        return lines
-
-    def append(self, answers: Iterable["Answer"]) -> None:
-        """Write answers and flush them."""
-        with self.partial.open("a", encoding="utf-8", errors="replace") as stream:
-            for answer in answers:
-                line = {"number": answer.question.number, "answer": answer.text, "cut": answer.cut}
-                stream.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-    def finish(self, settings: Settings, asked: Questions) -> None:
-        """The official file from the partial ones, which then go."""
-        lines = self.read()
-        write_answers(
-            BENCHMARKS[settings.benchmark],
-            ((question, lines[question.number]["answer"]) for question in asked.questions),
-            self.output,
-        )
-        run = json.loads(self.record.read_text(encoding="utf-8"))
-        cut = {kind: _count_cut(asked.questions, lines, kind == "yes_no") for kind in ("free_text", "yes_no")}
-        self._write_record(run | {"answers_cut": cut})
-        self._remove_partials()
-        for kind, option in (("free_text", "--max_new_tokens"), ("yes_no", "--max_new_tokens_yes_no")):
-            if cut[kind]:
-                logger.warning(f"{cut[kind]:,} answers had not ended when they reached {option}")
-        logger.info(f"wrote {len(asked.questions):,} answers to {self.output}")
-
-
-def _count_cut(questions: Iterable[Question], lines: Mapping[int, Mapping[str, Any]], yes_no: bool) -> int:
-    return sum(bool(lines[question.number]["cut"]) for question in questions if question.yes_no == yes_no)
-
-
-def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    lines = []
-    for key in sorted({*earlier, *now}):
-        before, after = earlier.get(key), now.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            lines += _differences(before, after)
-        elif before != after:
-            lines.append(f"{key}: {before} then, {after} now")
-    return lines

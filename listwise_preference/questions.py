@@ -11,7 +11,6 @@
 import base64
 import binascii
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from .pairs import DataError
 from .ranked_images import PictureError, open_picture
+from .safe_files import write_whole
 from .scoring.answers import Record, ScoringError, first_yes_or_no, read_records
 from .scoring.pope import says_yes
 
@@ -176,7 +176,7 @@ def _unpack(image: str, path: Path) -> Path:
     except binascii.Error as error:
         raise _Bad(f'"image" is neither a file name nor a picture in base64: {error}') from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content)
+    write_whole(path, content)
     return path
 
 
@@ -263,14 +263,4 @@ def write_answers(benchmark: Benchmark, answers: Iterable[tuple[Question, str]],
     else:
         text = json.dumps(records, ensure_ascii=False, indent=2) + "\n"
     # A model can write half a surrogate pair; the file must stay UTF-8.
-    write_atomically(file, text.encode("utf-8", "replace"))
-
-
-def write_atomically(file: Path, content: bytes) -> None:
-    """A file that is there as a whole or not at all, also when the power fails."""
-    draft = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    with draft.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    draft.replace(file)
+    write_whole(file, text.encode("utf-8", "replace"))

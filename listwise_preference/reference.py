@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from .batch import ListwiseDataset
 from .models import sha256_of
+from .safe_files import cut_torn_line, whole_lines
 
 LogPs = tuple[float, ...]
 
@@ -50,19 +51,13 @@ class ReferenceCache:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.file = folder / f"reference-{process_index}.jsonl"
-        if self.file.exists():  # an interruption may have torn the last line: the next one starts clean
-            with self.file.open("r+b") as stream:
-                stream.truncate(stream.read().rfind(b"\n") + 1)
+        cut_torn_line(self.file)
 
     def load(self) -> dict[str, LogPs]:
         """All whole lines of all files; a line torn by an interruption is no value."""
         values: dict[str, LogPs] = {}
         for file in sorted(self.folder.glob("reference-*.jsonl")):
-            with file.open(encoding="utf-8") as lines:
-                for line in lines:
-                    if line.endswith("\n"):
-                        entry = json.loads(line)
-                        values[entry["key"]] = tuple(entry["logps"])
+            values |= {entry["key"]: tuple(entry["logps"]) for entry in whole_lines(file)}
         return values
 
     def append(self, keys: Sequence[str], logps: Sequence[Sequence[float]]) -> None:

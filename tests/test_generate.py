@@ -7,15 +7,16 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from listwise_preference.answer_files import AnswerFiles
 from listwise_preference.answering import Answerer, Decoding, plan
-from listwise_preference.generate import RunFiles, main, parse
+from listwise_preference.generate import main, parse
 from listwise_preference.models import ModelError, add_adapter, load_base_model, load_processor
 from listwise_preference.pairs import DataError
 from listwise_preference.questions import (
@@ -98,15 +99,6 @@ def plain_texts(answerer: Answerer, questions: Sequence[Question]) -> dict[int, 
         new = made[0, inputs["input_ids"].shape[1] :]
         texts[question.number] = answerer.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
     return texts
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """A second thread only waits on tensors as small as these."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # ---- batches ----
@@ -437,7 +429,7 @@ def test_other_settings_are_refused(
     assert "holds answers of another run" in printed
     assert f"{option}: " in printed
     assert output.read_bytes() == before
-    main({}, [*changed, "--overwrite"])
+    main({}, [*changed, "--restart"])
 
 
 def test_other_questions_and_answers_of_unknown_origin_are_refused(
@@ -449,7 +441,7 @@ def test_other_questions_and_answers_of_unknown_origin_are_refused(
         main({}, options(output))
     assert "nobody knows what made it" in capsys.readouterr().err
     query_file.write_text(json.dumps(amber_records()[:3]))
-    main({}, [*options(output), "--overwrite"])
+    main({}, [*options(output), "--restart"])
     query_file.write_text(json.dumps(amber_records()[:4]))
     with pytest.raises(SystemExit, match="2"):
         main({}, options(output))
@@ -457,7 +449,7 @@ def test_other_questions_and_answers_of_unknown_origin_are_refused(
 
 
 def test_a_torn_last_line_is_no_answer_and_is_repaired(tmp_path: Path) -> None:
-    files, other = RunFiles(tmp_path / "a.json"), RunFiles(tmp_path / "a.json", process_index=1)
+    files, other = AnswerFiles(tmp_path / "a.json"), AnswerFiles(tmp_path / "a.json", process_index=1)
     files.partial.write_bytes(b'{"number": 1, "answer": "No", "cut": false}\n{"number": 2, "ans')
     other.partial.write_bytes('{"number": 3, "answer": "caf\u00e9", "cut": true}\n{"numb'.encode())
     assert sorted(files.read()) == [1, 3]
@@ -523,9 +515,7 @@ def test_the_recipe_is_for_idefics2_on_amber_and_gives_way_to_the_command_line()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llava", "idefics2"])
-def test_killed_ten_times_is_uninterrupted(
-    tmp_path: Path, options: Callable[..., Options], monkeypatch: pytest.MonkeyPatch, family: str
-) -> None:
+def test_killed_ten_times_is_uninterrupted(tmp_path: Path, options: Callable[..., Options], family: str) -> None:
     """SIGKILL at ten random moments, also while a line is written: the same bytes in the end."""
     whole, torn = tmp_path / "whole.json", tmp_path / "torn.json"
     main({}, options(whole, family, batch_size=2))
@@ -535,7 +525,6 @@ def test_killed_ten_times_is_uninterrupted(
         return partial.read_bytes().count(b"\n") if partial.exists() else 0
 
     # Its children find everything imported: ten starts cost seconds instead of a minute.
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["listwise_preference.answering", "listwise_preference.generate"])
     draw = random.Random(family)
