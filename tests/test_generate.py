@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from listwise_preference.answer_files import AnswerFiles
-from listwise_preference.answering import Answerer, Decoding, plan
+from listwise_preference.answering import Answer, Answerer, Decoding, plan
 from listwise_preference.generate import main, parse
 from listwise_preference.models import ModelError, add_adapter, load_base_model, load_processor
 from listwise_preference.pairs import DataError
@@ -190,7 +190,24 @@ def test_when_memory_runs_out_batches_are_halved_and_the_answers_stay(
     answerer.model.model.language_model.register_forward_pre_hook(refuse_above(3), with_kwargs=True)
     answerer.model.model.vision_tower.register_forward_pre_hook(refuse_above(2), with_kwargs=True)
     assert texts_of(answerer, sixty) == expected
-    assert (answerer.most_pictures, answerer.most_rows) == (2, 3) or answerer.most_rows == 2
+    assert (answerer.most_pictures, answerer.most_rows) == (2, 2)
+
+    # Nothing fits beside more than three pictures once six batches are done: the rest is asked group by smaller group.
+    crowded = answerer_of(small_checkpoints["llava"], batch_size=8)
+    held: list[int] = []
+
+    def refuse_beside_many(module: Any, args: Any, kwargs: Any) -> None:
+        if held[-1] > 3 and len(answers) > 35:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    crowded.model.model.vision_tower.register_forward_pre_hook(lambda module, args: held.append(len(args[0])))
+    crowded.model.model.language_model.register_forward_pre_hook(refuse_beside_many, with_kwargs=True)
+    answers: list[Answer] = []
+    for batch in crowded.answer(crowded.prepare(sixty)):
+        answers += batch
+    assert held == [6, 3, 3]
+    assert sorted(answer.question.number for answer in answers) == list(range(1, 61))  # none of them twice
+    assert {answer.question.number: answer.text for answer in answers} == expected
 
     answerer.model.model.language_model.register_forward_pre_hook(refuse_above(0), with_kwargs=True)
     with pytest.raises(ModelError, match="not enough memory for one question"):
