@@ -94,7 +94,7 @@ def main() -> None:
     prompt = answerer(1, share_prefix=False).prepare(questions[:1]).rows[0].ids
     print(
         f"{arguments.family}, {parameters:,} parameters, {prompt.count(model.config.image_token_id)} image tokens,"
-        f" float32 on the CPU, threads: {torch.get_num_threads()}; {len(questions)} questions on {len(pictures)} pictures,"
+        f" float32, CPU threads: {torch.get_num_threads()}; {len(questions)} questions on {len(pictures)} pictures,"
         f" {budgets[False]} tokens a description, {budgets[True]} a yes/no answer, batches of {arguments.batch_size}"
     )
     print("| way | s | CPU s | questions a second | of the loop |")
