@@ -28,7 +28,9 @@ from listwise_preference.questions import (
     write_answers,
 )
 from listwise_preference.ranked_images import open_picture
-from listwise_preference.scoring.answers import first_yes_or_no
+from listwise_preference.scoring.answers import first_yes_or_no, read_records
+from listwise_preference.scoring.mmhal import check as check_mmhal
+from listwise_preference.scoring.object_halbench import read_captions
 from listwise_preference.scoring.pope import says_yes
 
 from .conftest import ROOT, SAMPLE, Run
@@ -319,10 +321,10 @@ def test_forms_of_the_other_benchmarks(tmp_path: Path) -> None:
         ),
         "mmhal": (
             [{"question_type": "other", "image_src": "https://host/7206072054_o.jpg", "image_id": "df", "question": "Q",
-              "model_answer": ""}],
+              "image_content": ["Cat"], "gt_answer": "Two.", "model_answer": ""}],
             ["images/7206072054_o.jpg"],
             [{"question_type": "other", "image_src": "https://host/7206072054_o.jpg", "image_id": "df", "question": "Q",
-              "model_answer": "A"}],
+              "image_content": ["Cat"], "gt_answer": "Two.", "model_answer": "A"}],
         ),
         "pope": (
             [{"question_id": 1, "image": "images/7206072054_o.jpg", "text": "Is there a cat?", "label": "yes"}],
@@ -342,6 +344,14 @@ def test_forms_of_the_other_benchmarks(tmp_path: Path) -> None:
         assert (
             [json.loads(line) for line in text.splitlines()] if benchmark.json_lines else json.loads(text)
         ) == written
+    captions, problems = read_captions(tmp_path / "object-halbench-answers.json", None)
+    assert [(caption.image_id, caption.text, caption.question) for caption in captions] == [
+        (5, "A", "What?"), (9, "B", "Who?"), (5, "C", "Where?")
+    ]  # fmt: skip
+    assert problems.sentences == ()
+    judged, problems = check_mmhal(read_records(tmp_path / "mmhal-answers.json"))
+    assert [record["model_answer"] for record in judged] == ["A"]
+    assert problems.sentences == ("1 records, and MMHal-Bench has 96",)
     assert (tmp_path / "000000000009.jpg").read_bytes() == (SAMPLE / "images" / "pan.jpg").read_bytes()
 
 
