@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
+    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
@@ -62,6 +64,7 @@ class Family:
         vision_tower: name of the module that ``--freeze_vision_tower`` leaves without adapter.
         packed_rows: whether a custom attention mask and custom positions reach its language model unchanged.
         processor_settings: how the method wants the processor set.
+        expands_text_alone: whether the processor puts the image tokens into a prompt without seeing the picture.
         adapter_renamings: of adapters saved under an older layout of the model.
     """
 
@@ -70,6 +73,7 @@ class Family:
     vision_tower: str
     packed_rows: bool = True
     processor_settings: Mapping[str, object] = field(default_factory=dict)
+    expands_text_alone: bool = False
     adapter_renamings: Sequence[tuple[re.Pattern[str], str]] = ()
 
 
@@ -79,6 +83,7 @@ FAMILIES = {
         end_token="<end_of_utterance>",
         vision_tower="model.vision_model",
         processor_settings={"do_image_splitting": False},
+        expands_text_alone=True,
     ),
     "llava": Family(
         chat_template=_LLAVA_TEMPLATE,
@@ -152,18 +157,33 @@ def load_base_model(
     revision: str | None = None,
     dtype: torch.dtype = torch.bfloat16,
     attn_implementation: str | None = None,
+    device: torch.device | None = None,
+    load_in_4bit: bool = False,
 ) -> PreTrainedModel:
     """The checkpoint's weights, from safetensors only.
 
+    Args:
+        device: where they are put; ``None`` leaves them on the CPU.
+        load_in_4bit: quantize the linear layers to NF4 while loading, ``dtype`` being that of the computation.
+
     Raises:
-        ModelError: no safetensors weights, or an attention implementation that is not there.
+        ModelError: no safetensors weights, or an attention implementation or a package that is not there.
     """
+    quantization = None
+    if load_in_4bit:
+        if find_spec("bitsandbytes") is None:
+            raise ModelError("--load_in_4bit needs a package that is not installed: pip install bitsandbytes")
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True
+        )
     try:
         return AutoModelForImageTextToText.from_pretrained(
             name_or_path,
             revision=revision,
             dtype=dtype,
             attn_implementation=attn_implementation,
+            device_map=None if device is None else {"": device},
+            quantization_config=quantization,
             use_safetensors=True,
         )
     except (OSError, ValueError, ImportError) as error:

@@ -30,6 +30,7 @@ from .models import ModelError
 from .objective import Objective
 from .pairs import Record
 from .reference import ReferenceCache, record_keys
+from .safe_files import write_whole
 from .trainer import ListwiseTrainer, write_eval_records
 
 logger = logging.getLogger("listwise_preference")
@@ -287,4 +288,4 @@ def _save(trainer: ListwiseTrainer, output: Path, description: dict[str, Any]) -
 
 
 def _write_json(file: Path, content: object) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_whole(file, json.dumps(content, indent=2) + "\n")

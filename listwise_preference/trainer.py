@@ -22,6 +22,7 @@ from .batch import Batch, ListwiseDataset
 from .model_card import write_model_card
 from .objective import Objective, Outcome, compare, metrics
 from .reference import LogPs, ReferenceCache
+from .safe_files import write_whole
 
 
 class ListwiseTrainer(Trainer):
@@ -212,19 +213,18 @@ def write_eval_records(
     def term(values_B: Tensor | None, row: int) -> float | None:
         return None if values_B is None else values_B[row].item()
 
-    partial = file.with_name(file.name + ".partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        for index, record in enumerate(dataset.records):
-            row = row_of[index]
-            line = {
-                "id": record.pair.id,
-                "policy_logps": answers(policy, row),
-                "reference_logps": answers(reference, row),
-                "rewards": answers(outcome.rewards_BA, row),
-                "loss_dpo": term(outcome.dpo_B, row),
-                "loss_anchor": term(outcome.anchor_B, row),
-                "loss_listwise": term(outcome.listwise_B, row),
-                "loss": term(outcome.loss_B, row),
-            }
-            stream.write(json.dumps(line) + "\n")
-    partial.replace(file)
+    lines = []
+    for index, record in enumerate(dataset.records):
+        row = row_of[index]
+        line = {
+            "id": record.pair.id,
+            "policy_logps": answers(policy, row),
+            "reference_logps": answers(reference, row),
+            "rewards": answers(outcome.rewards_BA, row),
+            "loss_dpo": term(outcome.dpo_B, row),
+            "loss_anchor": term(outcome.anchor_B, row),
+            "loss_listwise": term(outcome.listwise_B, row),
+            "loss": term(outcome.loss_B, row),
+        }
+        lines.append(json.dumps(line) + "\n")
+    write_whole(file, "".join(lines))

@@ -6,13 +6,13 @@ in input order and in one move; its summary then holds what ``run.json`` held.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from listwise_preference.pairs import DataError
+from listwise_preference.safe_files import cut_torn_line, whole_lines, write_whole
 
 Line = dict[str, Any]
 Run = Mapping[str, Any]
@@ -51,26 +51,21 @@ class ListStore:
             self._refuse_other(self.summary, run)
         try:
             self.parts.mkdir(parents=True, exist_ok=True)
-            _write(run_file, json.dumps({"run": run}, indent=2) + "\n")
+            write_whole(run_file, json.dumps({"run": run}, indent=2) + "\n")
         except OSError as error:
             raise DataError(f"--output {self.output}: {error.strerror}: {error.filename}") from None
 
     def repair(self) -> None:
         """Cut off what an interruption left of a last line of this process's file."""
-        if self._part.exists():
-            with self._part.open("r+b") as stream:
-                stream.truncate(stream.read().rfind(b"\n") + 1)
+        cut_torn_line(self._part)
 
     def lines(self) -> dict[int, Line]:
         """All finished records, of the output as it stands and of all whole lines of the parts, which go first."""
         lines: dict[int, Line] = {}
         if self.output.exists():
-            text = self.output.read_text(encoding="utf-8")
-            lines = {number: json.loads(line) for number, line in enumerate(text.split("\n")[:-1], start=1)}
+            lines = dict(enumerate(whole_lines(self.output), start=1))
         for part in sorted(self.parts.glob("*.jsonl")):
-            for row in part.read_text(encoding="utf-8").split("\n")[:-1]:  # what follows the last newline is torn
-                value = json.loads(row)
-                lines[value["number"]] = value["line"]
+            lines |= {value["number"]: value["line"] for value in whole_lines(part)}
         return lines
 
     def append(self, number: int, line: Line) -> None:
@@ -80,8 +75,8 @@ class ListStore:
 
     def finish(self, lines: Sequence[Line], run: Run, summary: Mapping[str, Any]) -> None:
         """Write summary and output, each whole or not at all, and drop the parts. One process does this, at the end."""
-        _write(self.summary, json.dumps({**summary, "run": run}, indent=2, ensure_ascii=False) + "\n")
-        _write(self.output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        write_whole(self.summary, json.dumps({**summary, "run": run}, indent=2, ensure_ascii=False) + "\n")
+        write_whole(self.output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         shutil.rmtree(self.parts)
 
     def _refuse_other(self, file: Path, run: Run) -> None:
@@ -99,13 +94,3 @@ class ListStore:
 
 
 _WAYS_OUT = "Name another --output, or begin again with --restart."
-
-
-def _write(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    unfinished = file.with_name(f"{file.name}.unfinished")
-    with unfinished.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    unfinished.replace(file)

@@ -1,0 +1,115 @@
+"""Questions answered per second, against a plain loop of one question at a time on the same model.
+
+    python benchmarks/generation.py                                     # CPU, about a minute
+    python benchmarks/generation.py --family idefics2
+
+AMBER's mix on photographs of data/sample: one description and 14 yes/no questions on each picture. The model has random
+weights and no reason to end an answer, so both ways write the same numbers of tokens; that real answers to yes/no
+questions end early, or are ended, is not counted. Both ways start from the picture files and end in texts, which are
+compared.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # runs from a clone without installing
+
+# fmt: off
+THINGS = ("person", "dog", "cat", "tree", "car", "boat", "bird", "cup", "chair", "table", "cloud", "river", "house",
+          "bottle")
+# fmt: on
+
+
+def main() -> None:
+    """Run both ways and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=("llava", "idefics2"), default="llava")
+    parser.add_argument("--pictures", type=int, default=4, help="at most 12")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--description_tokens", type=int, default=64)
+    parser.add_argument("--yes_no_tokens", type=int, default=4)
+    parser.add_argument("--hidden_size", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--threads", type=int, default=1, help="of torch; with more, other work on the machine shows")
+    arguments = parser.parse_args()
+
+    import torch
+
+    from listwise_preference.answering import Answerer, Decoding, plan
+    from listwise_preference.questions import Question
+    from listwise_preference.ranked_images import open_picture
+    from listwise_preference.small_world.model import build_small_model
+
+    torch.set_num_threads(arguments.threads)
+    pictures = sorted((ROOT / "data" / "sample" / "images").glob("*.jpg"))[: arguments.pictures]
+    asked = [("Describe this image.", picture, False) for picture in pictures]
+    asked += [(f"Is there a {thing} in this image?", picture, True) for picture in pictures for thing in THINGS]
+    questions = [Question(number, *question, {}) for number, question in enumerate(asked, start=1)]
+    model, processor = build_small_model(
+        arguments.family, image_size=336, hidden_size=arguments.hidden_size, layers=arguments.layers
+    )
+    model.generation_config.eos_token_id = None
+    budgets = {False: arguments.description_tokens, True: arguments.yes_no_tokens}
+    sizes = {"max_new_tokens": budgets[False], "max_new_tokens_yes_no": budgets[True]}
+
+    def answerer(batch_size: int, *, share_prefix: bool) -> Answerer:
+        made = Answerer(model, processor, Decoding(batch_size=batch_size, share_prefix=share_prefix, **sizes))
+        made.end_ids = []
+        return made
+
+    def ours(batch_size: int, *, share_prefix: bool) -> dict[int, str]:
+        works = answerer(batch_size, share_prefix=share_prefix)
+        return {
+            answer.question.number: answer.text
+            for group in plan(questions, batch_size)
+            for answers in works.answer(works.prepare(group))
+            for answer in answers
+        }
+
+    def loop() -> dict[int, str]:
+        chat = answerer(1, share_prefix=False).chat
+        texts = {}
+        for question in questions:
+            inputs = processor(
+                text=chat.prompt_text(question.text), images=open_picture(question.picture), return_tensors="pt"
+            )
+            with torch.inference_mode():
+                made = model.generate(  # type: ignore[operator]
+                    **inputs, max_new_tokens=budgets[question.yes_no], do_sample=False
+                )
+            new = made[0, inputs["input_ids"].shape[1] :]
+            texts[question.number] = processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+        return texts
+
+    ways: dict[str, Callable[[], dict[int, str]]] = {
+        "one question at a time": loop,
+        "batched, nothing shared but the pictures' features": lambda: ours(arguments.batch_size, share_prefix=False),
+        "batched, beginning shared": lambda: ours(arguments.batch_size, share_prefix=True),
+    }
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    prompt = answerer(1, share_prefix=False).prepare(questions[:1]).rows[0].ids
+    print(
+        f"{arguments.family}, {parameters:,} parameters, {prompt.count(model.config.image_token_id)} image tokens,"
+        f" float32, CPU threads: {torch.get_num_threads()}; {len(questions)} questions on {len(pictures)} pictures,"
+        f" {budgets[False]} tokens a description, {budgets[True]} a yes/no answer, batches of {arguments.batch_size}"
+    )
+    print("| way | s | CPU s | questions a second | of the loop |")
+    print("|---|---|---|---|---|")
+    first: tuple[float, dict[int, str]] | None = None
+    for name, way in ways.items():
+        wall, cpu = time.perf_counter(), time.process_time()
+        texts = way()
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        first = first or (wall, texts)
+        print(f"| {name} | {wall:.1f} | {cpu:.1f} | {len(questions) / wall:.2f} | {first[0] / wall:.2f} |", flush=True)
+        same = sum(texts[number] == text for number, text in first[1].items())
+        if same < len(questions):
+            print(f"{len(questions) - same} of {len(questions)} texts differ from the loop's", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,614 @@
+"""Answers to benchmarks' questions: batched, shared, stopped, continued, they are those of one question at a time."""
+
+import base64
+import json
+import multiprocessing
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from listwise_preference.answer_files import AnswerFiles
+from listwise_preference.answering import Answer, Answerer, Decoding, plan
+from listwise_preference.generate import main, parse
+from listwise_preference.models import ModelError, add_adapter, load_base_model, load_processor
+from listwise_preference.pairs import DataError
+from listwise_preference.questions import (
+    BENCHMARKS,
+    Question,
+    pope_decided,
+    read_questions,
+    word_decided,
+    write_answers,
+)
+from listwise_preference.ranked_images import open_picture
+from listwise_preference.scoring.answers import first_yes_or_no, read_records
+from listwise_preference.scoring.mmhal import check as check_mmhal
+from listwise_preference.scoring.object_halbench import read_captions
+from listwise_preference.scoring.pope import says_yes
+
+from .conftest import ROOT, SAMPLE, Run
+from .scoring_data import needs_nltk_data
+
+BENCHMARK_DATA = ROOT.parent / "shared" / "benchmarks"
+PICTURES = ("cat", "coffee", "astronaut", "rocket", "moose", "stairs")
+YES_NO = (
+    "Is there a dog in this image?",
+    "Is there a person?",
+    "Are there two trees in this image?",
+    "Is the sky sunny in this image?",
+    "Does the person stand in this image?",
+    "Is there direct contact between the cup and the table, which stands in the middle of the room?",
+    "Is the cat asleep?",
+    "Are there three cars on the street in this image?",
+    "Is the grass green in this image?",
+)
+
+
+def amber_records() -> list[dict[str, Any]]:
+    """60 questions on 6 pictures in AMBER's form and order: descriptions first, then 9 yes/no questions on each."""
+    asked = [(picture, "Describe this image.") for picture in PICTURES]
+    asked += [(picture, query) for picture in PICTURES for query in YES_NO]
+    return [{"id": n, "image": f"{name}.jpg", "query": query} for n, (name, query) in enumerate(asked, start=1)]
+
+
+@pytest.fixture
+def query_file(tmp_path: Path) -> Path:
+    file = tmp_path / "query_all.json"
+    file.write_text(json.dumps(amber_records()), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def sixty() -> tuple[Question, ...]:
+    benchmark = BENCHMARKS["amber"]
+    records = amber_records()
+    read = [benchmark.read(record, SAMPLE / "images") for record in records]
+    return tuple(
+        Question(number, *one, record) for number, (one, record) in enumerate(zip(read, records, strict=True), start=1)
+    )
+
+
+def answerer_of(checkpoint: Path, **changes: Any) -> Answerer:
+    sizes: dict[str, Any] = {"max_new_tokens": 12, "max_new_tokens_yes_no": 5}
+    model = load_base_model(str(checkpoint), dtype=torch.float32).eval()
+    return Answerer(model, load_processor(str(checkpoint)), Decoding(**sizes | changes))
+
+
+def texts_of(answerer: Answerer, questions: Sequence[Question]) -> dict[int, str]:
+    return {
+        answer.question.number: answer.text
+        for group in plan(questions, answerer.decoding.batch_size)
+        for answers in answerer.answer(answerer.prepare(group))
+        for answer in answers
+    }
+
+
+def plain_texts(answerer: Answerer, questions: Sequence[Question]) -> dict[int, str]:
+    """One question at a time with nothing of this project but the prompt's text."""
+    texts = {}
+    for question in questions:
+        prompt = answerer.chat.prompt_text(question.text)
+        inputs = answerer.processor(text=prompt, images=open_picture(question.picture), return_tensors="pt")
+        budget = 5 if question.yes_no else 12
+        made = answerer.model.generate(**inputs, max_new_tokens=budget, do_sample=False)
+        new = made[0, inputs["input_ids"].shape[1] :]
+        texts[question.number] = answerer.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+    return texts
+
+
+# ---- batches ----
+
+
+def test_batched_and_shared_answers_are_those_of_one_question_at_a_time(
+    checkpoint: Path, sixty: tuple[Question, ...]
+) -> None:
+    shared = answerer_of(checkpoint, batch_size=7)
+    expected = plain_texts(shared, sixty)
+    assert len(set(expected.values())) > 20  # the model says different things to different questions and pictures
+    assert texts_of(shared, sixty) == expected
+    assert texts_of(answerer_of(checkpoint, batch_size=7, share_prefix=False), sixty) == expected
+    assert texts_of(answerer_of(checkpoint, batch_size=1), sixty) == expected
+
+
+def test_shared_and_unshared_logits_agree(checkpoint: Path, sixty: tuple[Question, ...]) -> None:
+    logits = {}
+    for share in (True, False):
+        answerer = answerer_of(checkpoint, share_prefix=share)
+        group = answerer.prepare(sixty)
+        encoded = answerer.encode(group)
+        image = answerer.image_token
+        assert (encoded.shared > group.rows[0].ids.index(image)) == share
+        assert all(image not in row.ids[encoded.shared :] for row in group.rows) == share
+        logits[share] = answerer.first_logits(group, group.rows)
+    torch.testing.assert_close(logits[True], logits[False], rtol=0, atol=2e-5)
+    assert logits[True].std(dim=0).mean() > 0.01  # far above the tolerance: questions have logits of their own
+
+
+def test_a_prompt_that_does_not_begin_with_its_picture_is_answered_all_the_same(
+    small_checkpoints: dict[str, Path], sixty: tuple[Question, ...]
+) -> None:
+    answerer = answerer_of(small_checkpoints["llava"])
+    answerer.processor.chat_template = answerer.processor.chat_template.replace("'ASSISTANT:'", "'<image>'").replace(
+        "{{ '<image>\n' }}", ""
+    )
+    answerer.chat.processor.chat_template = answerer.processor.chat_template
+    prompt = answerer.chat.prompt_text("Is it?")
+    assert prompt.endswith("Is it? <image>")
+    few = sixty[:3] + sixty[6:12]
+    assert answerer.encode(answerer.prepare(few)).shared == 0
+    assert texts_of(answerer, few) == plain_texts(answerer, few)
+
+
+def test_every_picture_is_read_and_encoded_once(checkpoint: Path, sixty: tuple[Question, ...]) -> None:
+    """Seven of the sixty questions to a batch, six pictures: the vision tower sees six rows in all."""
+    answerer = answerer_of(checkpoint, batch_size=7)
+    tower = answerer.model.get_submodule(answerer.family.vision_tower)
+    seen, language_tokens = [], []
+    tower.register_forward_hook(lambda module, args, kwargs, out: seen.append(len(out[0])), with_kwargs=True)
+    answerer.model.get_input_embeddings().register_forward_hook(
+        lambda module, args, out: language_tokens.append(out.shape[:2].numel())
+    )
+    texts_of(answerer, sixty)
+    assert sum(seen) == 6
+    rows = answerer.prepare(sixty).rows
+    with_image = max(row.ids.count(answerer.image_token) for row in rows)
+    # The image tokens of six prompts, not of sixty, went through the language model.
+    assert sum(language_tokens) < 60 * 60 + 6 * with_image
+
+
+def test_batches_hold_one_kind_in_order_of_length(
+    small_checkpoints: dict[str, Path], sixty: tuple[Question, ...]
+) -> None:
+    group = answerer_of(small_checkpoints["llava"]).prepare(sixty)
+    batches = group.batches(8)
+    assert [len(batch) for batch in batches] == [6, 8, 8, 8, 8, 8, 8, 6]
+    assert all(len({row.question.yes_no for row in batch}) == 1 for batch in batches)
+    lengths = [len(row.ids) for batch in batches[1:] for row in batch]
+    assert lengths == sorted(lengths)
+
+
+def test_when_memory_runs_out_batches_are_halved_and_the_answers_stay(
+    small_checkpoints: dict[str, Path], sixty: tuple[Question, ...]
+) -> None:
+    """The language model refuses more than 3 rows and the vision tower more than 2 pictures, as a full GPU would."""
+    expected = texts_of(answerer_of(small_checkpoints["llava"]), sixty)
+    answerer = answerer_of(small_checkpoints["llava"], batch_size=16)
+
+    def refuse_above(limit: int) -> Callable[..., None]:
+        def hook(module: Any, args: Any, kwargs: Any) -> None:
+            first = args[0] if args else kwargs["inputs_embeds"]
+            if len(first) > limit:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+        return hook
+
+    answerer.model.model.language_model.register_forward_pre_hook(refuse_above(3), with_kwargs=True)
+    answerer.model.model.vision_tower.register_forward_pre_hook(refuse_above(2), with_kwargs=True)
+    assert texts_of(answerer, sixty) == expected
+    assert (answerer.most_pictures, answerer.most_rows) == (2, 3)
+
+    # Nothing fits beside more than three pictures once six batches are done: the rest is asked group by smaller group.
+    crowded = answerer_of(small_checkpoints["llava"], batch_size=8)
+    held: list[int] = []
+
+    def refuse_beside_many(module: Any, args: Any, kwargs: Any) -> None:
+        if held[-1] > 3 and len(answers) > 35:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    crowded.model.model.vision_tower.register_forward_pre_hook(lambda module, args: held.append(len(args[0])))
+    crowded.model.model.language_model.register_forward_pre_hook(refuse_beside_many, with_kwargs=True)
+    answers: list[Answer] = []
+    for batch in crowded.answer(crowded.prepare(sixty)):
+        answers += batch
+    assert held == [6, 3, 3]
+    assert sorted(answer.question.number for answer in answers) == list(range(1, 61))  # none of them twice
+    assert {answer.question.number: answer.text for answer in answers} == expected
+
+    answerer.model.model.language_model.register_forward_pre_hook(refuse_above(0), with_kwargs=True)
+    with pytest.raises(ModelError, match="not enough memory for one question"):
+        texts_of(answerer, sixty)
+
+
+def test_sampling_is_repeatable_and_random(small_checkpoints: dict[str, Path], sixty: tuple[Question, ...]) -> None:
+    few = sixty[:12]
+    once, again, other = (
+        texts_of(answerer_of(small_checkpoints["llava"], temperature=1.0, seed=seed), few) for seed in (1, 1, 2)
+    )
+    assert once == again
+    assert once != other
+
+
+# ---- early stop ----
+
+ENDINGS = ("Yes", "No", "Yes.", "No, there is no dog.", "Nothing is there", "no-one. Yes", "There is not any dog. No",
+           "Not sure. Yes", "Yes, there is a cat and no dog.", "The answer, in 3.5 words, is yes or no",
+           "Yesterday, no", "NO!", "A dog", "", "No, 3.5 of them", "Yes\nbut not so",
+           "Is No. 5 here? Yes, not here.")  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ENDINGS)
+def test_what_is_decided_is_scored_the_same_whatever_follows(text: str) -> None:
+    """Wherever a beginning counts as decided, its score is that of the whole text, by AMBER's and by POPE's reading."""
+    for end in range(len(text) + 1):
+        for rest in (text[end:], "a", "-a", " not. no", ". Yes", "\n"):
+            whole = text[:end] + rest
+            if word_decided(text[:end]):
+                assert first_yes_or_no(text[:end].strip()) == first_yes_or_no(whole)
+                assert text[:end].strip() not in ("Yes", "No")  # AMBER's own program reads these, and no other, texts
+            if pope_decided(text[:end]):
+                assert says_yes(text[:end].strip()) == says_yes(whole)
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "pope"),
+    [("Yes", False, False), ("Yes,", True, False), ("No", False, False), ("No,", True, False), ("No, ", True, True),
+     ("Yes.", True, True), ("no-", False, False), ("Noth", False, False), ("A cat is not ", False, True)],
+)  # fmt: skip
+def test_when_an_answer_is_decided(text: str, word: bool, pope: bool) -> None:
+    assert (word_decided(text), pope_decided(text)) == (word, pope)
+
+
+def test_a_decided_row_ends_and_the_others_go_on(checkpoint: Path, sixty: tuple[Question, ...]) -> None:
+    """Decided by a letter that some answers have: those stop at the token that brings it, the others are unchanged."""
+    whole = texts_of(answerer_of(checkpoint), sixty)
+    letter = max(
+        "aeiourn", key=lambda one: min(sum(one in t for t in whole.values()), sum(one not in t for t in whole.values()))
+    )
+    stopped = texts_of(answerer_of(checkpoint, decided=lambda text: letter in text), sixty)
+    for question in sixty:
+        text = whole[question.number]
+        if question.yes_no and letter in text:
+            assert text.startswith(stopped[question.number])
+            assert letter in stopped[question.number]
+        else:
+            assert stopped[question.number] == text
+    assert sum(map(len, stopped.values())) < sum(map(len, whole.values()))
+
+
+# ---- questions and answers files ----
+
+
+def test_amber_is_read_as_it_is() -> None:
+    """A query of the kind that AMBER's annotations call generative is a description, every other a yes/no question."""
+    folder = SAMPLE / "amber" / "data"
+    kinds = {one["id"]: one["type"] == "generative" for one in json.loads((folder / "annotations.json").read_text())}
+    read = BENCHMARKS["amber"].read
+    for record in json.loads((folder / "query" / "query_all.json").read_text()):
+        assert read(record, Path("pictures")) == (
+            record["query"],
+            Path("pictures") / record["image"],
+            not kinds[record["id"]],
+        )
+
+
+@pytest.mark.skipif(not BENCHMARK_DATA.is_dir(), reason="the benchmarks' files are not beside the checkout")
+def test_kinds_of_all_of_ambers_questions() -> None:
+    queries = json.loads((BENCHMARK_DATA / "amber" / "query_all.json").read_text(encoding="utf-8"))
+    kinds = [BENCHMARKS["amber"].read(record, Path())[2] for record in queries]
+    assert kinds == [False] * 1004 + [True] * 14216
+
+
+def copy_of(name: str, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(SAMPLE / "images" / f"{name}.jpg", to)
+
+
+def test_forms_of_the_other_benchmarks(tmp_path: Path) -> None:
+    """What is read from each official form, and written so that nothing of it is lost."""
+    inline = base64.b64encode((SAMPLE / "images" / "pan.jpg").read_bytes()).decode()
+    copy_of("cat", tmp_path / "COCO_val2014_000000000005.jpg")
+    copy_of("cat", tmp_path / "images" / "7206072054_o.jpg")
+    cases: dict[str, tuple[list[dict[str, Any]], list[str], list[dict[str, Any]]]] = {
+        "object-halbench": (
+            [
+                {"image_id": 5, "question": "What?", "answer": "an old one", "extract_objs": []},
+                {"image_id": "9", "question": "Who?", "image": inline},
+                {"question": "Where?", "image": "COCO_val2014_000000000005.jpg"},
+            ],
+            ["COCO_val2014_000000000005.jpg", "000000000009.jpg", "COCO_val2014_000000000005.jpg"],
+            [
+                {"image_id": 5, "question": "What?", "answer": "A"},
+                {"image_id": 9, "question": "Who?", "answer": "B"},
+                {"image_id": 5, "question": "Where?", "answer": "C"},
+            ],
+        ),
+        "mmhal": (
+            [{"question_type": "other", "image_src": "https://host/7206072054_o.jpg", "image_id": "df", "question": "Q",
+              "image_content": ["Cat"], "gt_answer": "Two.", "model_answer": ""}],
+            ["images/7206072054_o.jpg"],
+            [{"question_type": "other", "image_src": "https://host/7206072054_o.jpg", "image_id": "df", "question": "Q",
+              "image_content": ["Cat"], "gt_answer": "Two.", "model_answer": "A"}],
+        ),
+        "pope": (
+            [{"question_id": 1, "image": "images/7206072054_o.jpg", "text": "Is there a cat?", "label": "yes"}],
+            ["images/7206072054_o.jpg"],
+            [{"question_id": 1, "question": "Is there a cat?", "answer": "A"}],
+        ),
+    }  # fmt: skip
+    for name, (records, pictures, written) in cases.items():
+        benchmark = BENCHMARKS[name]
+        file, output = tmp_path / f"{name}.jsonl", tmp_path / f"{name}-answers.json"
+        file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        asked = read_questions(benchmark, file, tmp_path).questions
+        assert [question.picture for question in asked] == [tmp_path / picture for picture in pictures]
+        assert [question.yes_no for question in asked] == [name == "pope"] * len(asked)
+        write_answers(benchmark, zip(asked, "ABC", strict=False), output)
+        text = output.read_text(encoding="utf-8")
+        assert (
+            [json.loads(line) for line in text.splitlines()] if benchmark.json_lines else json.loads(text)
+        ) == written
+    captions, problems = read_captions(tmp_path / "object-halbench-answers.json", None)
+    assert [(caption.image_id, caption.text, caption.question) for caption in captions] == [
+        (5, "A", "What?"), (9, "B", "Who?"), (5, "C", "Where?")
+    ]  # fmt: skip
+    assert problems.sentences == ()
+    judged, problems = check_mmhal(read_records(tmp_path / "mmhal-answers.json"))
+    assert [record["model_answer"] for record in judged] == ["A"]
+    assert problems.sentences == ("1 records, and MMHal-Bench has 96",)
+    assert (tmp_path / "000000000009.jpg").read_bytes() == (SAMPLE / "images" / "pan.jpg").read_bytes()
+
+
+def test_all_that_cannot_be_asked_is_named_before_a_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy_of("cat", tmp_path / "cat.jpg")
+    whole = (tmp_path / "cat.jpg").read_bytes()
+    (tmp_path / "torn.jpg").write_bytes(whole[: len(whole) // 2])
+    images = ["cat.jpg", "gone.jpg", "torn.jpg", "gone.jpg"]
+    records: list[Any] = [{"id": n, "image": image, "query": "Is it?"} for n, image in enumerate(images)]
+    file = tmp_path / "query.json"
+    file.write_text(json.dumps([*records, {"id": 7, "image": "cat.jpg"}]))
+    options = ["--model_name_or_path", "no/such-model", "--adapter", "none", "--benchmark", "amber", "--questions",
+               str(file), "--image_root", str(tmp_path), "--output", str(tmp_path / "answers.json")]  # fmt: skip
+    with pytest.raises(SystemExit, match="2"):
+        main({}, options)
+    printed = capsys.readouterr().err
+    assert "4 questions of 5 cannot be asked" in printed
+    assert f"{tmp_path / 'gone.jpg'}: no such file (2 questions)" in printed
+    assert f"{tmp_path / 'torn.jpg'}: cannot be decoded" in printed
+    assert 'record 5: no text under "query"' in printed
+    assert "--on_bad_record drop answers the other 1" in printed
+    asked = read_questions(BENCHMARKS["amber"], file, tmp_path, "drop")
+    assert [question.number for question in asked.questions] == [1]
+    assert len(asked.dropped) == 3
+    file.write_text(json.dumps([records[1]]))
+    with pytest.raises(DataError, match="No question is left"):
+        read_questions(BENCHMARKS["amber"], file, tmp_path, "drop")
+
+
+def test_ids_used_twice_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "query.json"
+    file.write_text(json.dumps([{"id": 3, "image": "cat.jpg", "query": "Is it?"}] * 2))
+    with pytest.raises(DataError, match="more than once: 3"):
+        read_questions(BENCHMARKS["amber"], file, SAMPLE / "images")
+
+
+# ---- runs ----
+
+
+Options = list[str]
+
+
+@pytest.fixture
+def options(small_checkpoints: dict[str, Path], query_file: Path) -> Callable[..., Options]:
+    def made(output: Path, family: str = "llava", **changes: Any) -> Options:
+        values = {
+            "model_name_or_path": small_checkpoints[family],
+            "adapter": "none",
+            "benchmark": "amber",
+            "questions": query_file,
+            "image_root": SAMPLE / "images",
+            "output": output,
+            "dtype": "float32",
+            "batch_size": 4,
+            "max_new_tokens": 12,
+            "max_new_tokens_yes_no": 5,
+        } | changes
+        return [text for name, value in values.items() for text in (f"--{name}", str(value))]
+
+    return made
+
+
+def test_an_answers_file_is_written_and_not_made_twice(
+    tmp_path: Path, options: Callable[..., Options], caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "answers.json"
+    main({}, options(output))
+    answers = json.loads(output.read_text(encoding="utf-8"))
+    assert [answer["id"] for answer in answers] == list(range(1, 61))
+    run = json.loads((tmp_path / "answers.json.run.json").read_text())
+    assert run["decides"]["settings"]["max_new_tokens"] == 12
+    assert run["decides"]["adapter"] is None
+    assert run["versions"]["torch"] == torch.__version__
+    assert sum(run["answers_cut"].values()) > 0
+    assert not list(tmp_path.glob("*.partial*"))
+    before = output.stat().st_mtime_ns
+    with caplog.at_level("INFO", logger="listwise_preference"):
+        main({}, options(output, batch_size=3))
+    assert "is complete: nothing to do" in caplog.text
+    assert output.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(("option", "value"), [("max_new_tokens", 13), ("dtype", "bfloat16"), ("early_stop", None)])
+def test_other_settings_are_refused(
+    tmp_path: Path,
+    options: Callable[..., Options],
+    query_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    value: Any,
+) -> None:
+    output = tmp_path / "answers.json"
+    query_file.write_text(json.dumps(amber_records()[:8]))
+    main({}, options(output))
+    before = output.read_bytes()
+    changed = options(output, **{option: value}) if value else [*options(output), "--no-early_stop"]
+    with pytest.raises(SystemExit, match="2"):
+        main({}, changed)
+    printed = capsys.readouterr().err
+    assert "holds answers of another run" in printed
+    assert f"{option}: " in printed
+    assert output.read_bytes() == before
+    main({}, [*changed, "--restart"])
+
+
+def test_other_questions_and_answers_of_unknown_origin_are_refused(
+    tmp_path: Path, options: Callable[..., Options], query_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "answers.json"
+    (tmp_path / "answers.json.partial.jsonl").write_text('{"number": 1, "answer": "No", "cut": false}\n')
+    with pytest.raises(SystemExit, match="2"):
+        main({}, options(output))
+    assert "nobody knows what made it" in capsys.readouterr().err
+    query_file.write_text(json.dumps(amber_records()[:3]))
+    main({}, [*options(output), "--restart"])
+    query_file.write_text(json.dumps(amber_records()[:4]))
+    with pytest.raises(SystemExit, match="2"):
+        main({}, options(output))
+    assert "questions: " in capsys.readouterr().err
+
+
+def test_a_torn_last_line_is_no_answer_and_is_repaired(tmp_path: Path) -> None:
+    files, other = AnswerFiles(tmp_path / "a.json"), AnswerFiles(tmp_path / "a.json", process_index=1)
+    files.partial.write_bytes(b'{"number": 1, "answer": "No", "cut": false}\n{"number": 2, "ans')
+    other.partial.write_bytes('{"number": 3, "answer": "caf\u00e9", "cut": true}\n{"numb'.encode())
+    assert sorted(files.read()) == [1, 3]
+    files.repair()
+    assert files.partial.read_bytes().endswith(b"}\n")
+    assert other.partial.read_bytes().endswith(b'{"numb')  # its own process repairs it
+    assert files.read()[3]["answer"] == "caf\u00e9"
+
+
+def saved_adapter(checkpoint: Path, folder: Path, spread: float) -> Path:
+    """A LoRA adapter whose B is random with this spread; 0 is one before training."""
+    torch.manual_seed(0)
+    adapted = add_adapter(
+        load_base_model(str(checkpoint), dtype=torch.float32), r=2, alpha=8, dropout=0.0, target_modules=["q_proj"]
+    )
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name and spread:
+            torch.nn.init.normal_(parameter, std=spread)
+    adapted.save_pretrained(folder)
+    return folder
+
+
+def test_an_adapter_that_changes_nothing_is_refused(
+    tmp_path: Path,
+    options: Callable[..., Options],
+    query_file: Path,
+    small_checkpoints: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "answers.json"
+    query_file.write_text(json.dumps(amber_records()[:8]))
+    untrained = saved_adapter(small_checkpoints["llava"], tmp_path / "untrained", spread=0.0)
+    with pytest.raises(SystemExit, match="2"):
+        main({}, options(output, adapter=untrained))
+    assert "the adapter changes nothing" in capsys.readouterr().err
+    assert not output.exists()
+    with pytest.raises(SystemExit, match="2"):
+        main({}, options(output, adapter=tmp_path / "nowhere"))
+    assert "holds no adapter_config.json and no adapter_model.safetensors" in capsys.readouterr().err
+
+    trained = saved_adapter(small_checkpoints["llava"], tmp_path / "trained", spread=1.0)
+    main({}, options(output, adapter=trained))
+    main({}, options(tmp_path / "base.json"))
+    assert output.read_bytes() != (tmp_path / "base.json").read_bytes()
+    with pytest.raises(SystemExit, match="2"):
+        main({}, options(output))
+    assert "adapter: " in capsys.readouterr().err
+
+
+def test_the_recipe_is_for_idefics2_on_amber_and_gives_way_to_the_command_line() -> None:
+    import runpy
+
+    recipe = runpy.run_path(str(ROOT / "generate-idefics-lpoi-amber.py"))["RECIPE"]
+    settings = parse(recipe, ["--image_root", "elsewhere", "--no-share_prefix"])
+    assert settings.model_name_or_path == "HuggingFaceM4/idefics2-8b"
+    assert settings.adapter == "checkpoints/idefics2-8b-lpoi-list5-10k/final"
+    assert (settings.benchmark, settings.temperature, settings.image_root) == ("amber", 0.0, Path("elsewhere"))
+    assert settings.early_stop and not settings.share_prefix
+
+
+# ---- whole programs ----
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llava", "idefics2"])
+def test_killed_ten_times_is_uninterrupted(tmp_path: Path, options: Callable[..., Options], family: str) -> None:
+    """SIGKILL at ten random moments, also while a line is written: the same bytes in the end."""
+    whole, torn = tmp_path / "whole.json", tmp_path / "torn.json"
+    main({}, options(whole, family, batch_size=2))
+    partial = tmp_path / "torn.json.partial.jsonl"
+
+    def lines() -> int:
+        return partial.read_bytes().count(b"\n") if partial.exists() else 0
+
+    # Its children find everything imported: ten starts cost seconds instead of a minute.
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["listwise_preference.answering", "listwise_preference.generate"])
+    draw = random.Random(family)
+    for _ in range(10):
+        process = server.Process(target=main, args=({}, options(torn, family, batch_size=2)))
+        process.start()
+        goal = lines() + draw.randint(1, 3)
+        while process.is_alive() and lines() < goal:
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL  # it was at work
+        with partial.open("r+b") as stream:  # as if the kill had come while the last line was written
+            stream.truncate(len(stream.read()) - draw.randint(0, 9))
+    assert 0 < lines() < 60
+    main({}, options(torn, family, batch_size=2))
+    assert torn.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_does(
+    tmp_path: Path, options: Callable[..., Options], run_program: Run, small_checkpoints: dict[str, Path]
+) -> None:
+    adapter = saved_adapter(small_checkpoints["llava"], tmp_path / "adapter", spread=1.0)
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    main({}, options(one, adapter=adapter, batch_size=2))
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    run_program(*launch, "generate.py", *options(two, adapter=adapter, batch_size=2))
+    assert two.read_bytes() == one.read_bytes()
+    assert not list(tmp_path.glob("*.partial*"))
+    refused = run_program(*launch, "generate.py", *options(two, batch_size=2), check=False)
+    assert refused.returncode != 0
+    assert refused.stderr.count("holds answers of another run") == 1
+
+
+@pytest.mark.slow
+@needs_nltk_data
+def test_score_takes_the_answers_as_they_are(tmp_path: Path, options: Callable[..., Options], run_program: Run) -> None:
+    """AMBER's two sample pictures and two POPE questions, answered and scored by the two commands."""
+    pictures = tmp_path / "pictures"
+    for number, name in ((1, "moose"), (3, "stairs")):
+        copy_of(name, pictures / f"AMBER_{number}.jpg")
+    amber = SAMPLE / "amber"
+    answers = tmp_path / "amber.json"
+    main({}, options(answers, questions=amber / "data" / "query" / "query_all.json", image_root=pictures))
+    scored = run_program("score.py", "amber", answers, "--data", amber)
+    counts = json.loads(scored.stdout.splitlines()[-1])["counts"]
+    assert (counts["descriptions"], counts["yes_no"]) == (2, 29)
+
+    copy_of("cat", pictures / "COCO_val2014_000000000005.jpg")
+    records = [
+        {"question_id": n, "image": "COCO_val2014_000000000005.jpg", "text": f"Is there a {what}?", "label": label}
+        for n, (what, label) in enumerate((("cat", "yes"), ("dog", "no")), start=1)
+    ]  # fmt: skip
+    questions = tmp_path / "pope.json"
+    questions.write_text("".join(json.dumps(record) + "\n" for record in records))
+    answers = tmp_path / "pope-answers.jsonl"
+    main({}, options(answers, benchmark="pope", questions=questions, image_root=pictures))
+    scored = run_program("score.py", "pope", answers, "--questions", questions)
+    assert sum(json.loads(scored.stdout.splitlines()[-1])["counters"].values()) == 2
