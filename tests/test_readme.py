@@ -53,6 +53,22 @@ def test_the_first_commands_run_as_they_stand(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "first-evaluation" / "eval_records.jsonl").read_text().count("\n") == 31
 
 
+def test_the_sample_scores_as_the_readme_says() -> None:
+    command = next(command for command in commands("Answer and score") if "data/sample/amber/answers.json" in command)
+    data = ROOT.parent / "shared" / "benchmarks" / "nltk_data"
+    if not data.is_dir():
+        pytest.skip("NLTK's data is not beside the checkout")
+    printed = subprocess.run(
+        [sys.executable, *command[1:]],
+        cwd=ROOT,
+        env=os.environ | {"NLTK_DATA": str(data)},
+        capture_output=True,
+        text=True,
+    ).stdout
+    expected = README.split("```\nDescriptions")[1].split("```")[0]
+    assert "Descriptions" + expected.rstrip() in printed
+
+
 def test_every_path_that_is_named_exists() -> None:
     for document in (ROOT / "README.md", ROOT / "data" / "README.md", ROOT / "checkpoints" / "README.md"):
         links = re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8"))
@@ -80,6 +96,8 @@ def test_every_option_that_is_named_exists() -> None:
         for action in HfArgumentParser(groups)._actions  # type: ignore[arg-type]
         for option in action.option_strings
     }
-    training = README.split("\n## Try it\n")[1].split("\n## Measured")[0]
+    sections = dict(re.findall(r"\n## ([^\n]+)\n(.*?)(?=\n## |$)", README, flags=re.DOTALL))
+    headings = ("Try it", "Train on the paper's data", "Train on your own", "What a run leaves", "How it computes")
+    training = "".join(sections[heading] for heading in headings)
     used = set(re.findall(r"(?<![\w-])--[a-z_]+", training))
     assert used - known <= {"--family", "--output", "--multi_gpu", "--num_processes"}
