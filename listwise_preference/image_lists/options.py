@@ -138,7 +138,7 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
         "--text_threshold",
         type=_share,
         default=0.25,
-        help="what the mean score over the tokens of a phrase must exceed, 0 to 1 (Grounding DINO only)",
+        help="what the score of each token of a phrase must exceed, 0 to 1 (Grounding DINO only)",
     )
     add(
         "--min_box_share",
