@@ -172,16 +172,21 @@ def test_every_bad_record_gets_a_verdict_and_nothing_else_is_lost(
             pair("good.png", "What is it?", "A cup."),
         ],
     )
-    main(options(tmp_path / "lists.jsonl", pairs, root))
+    main(options(tmp_path / "lists.jsonl", pairs, root, "--review", tmp_path / "review"))
     said = capsys.readouterr().err
     lines = read(tmp_path / "lists.jsonl")
+    page = (tmp_path / "review" / "lists.js").read_text().removeprefix("window.REVIEW = ").removesuffix(";\n")
+    shown = json.loads(page)["records"]
+    assert [(one["verdict"], one["reason"]) for one in shown] == [
+        (line["verdict"], line.get("reason")) for line in lines
+    ]
     assert [line["verdict"] for line in lines] == [
         *["error"] * 7, "unverified", "unverified", "unverified", "error", "unverified",
     ]  # fmt: skip
     reasons = [line.get("reason", "") for line in lines]
     assert "truncated" in reasons[0]
     assert "the file is empty" in reasons[1]
-    assert "too large" in reasons[2] and "200000000 pixels" in reasons[2] and "exceeds limit" in reasons[2]
+    assert "too large: at most 89,478,485 pixels" in reasons[2]
     assert "missing.png: no such file" in reasons[3]
     assert '"chosen" is blank' in reasons[4]
     assert '"chosen" contains <image>' in reasons[5]

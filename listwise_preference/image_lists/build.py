@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 WINDOW = 128
 # Batches that are read ahead of the one that is computed.
 _AHEAD = 2
-# Of all pictures in a batch, what 16 photographs of 12 megapixels have: it bounds what is read ahead, 3 bytes a pixel.
-_PIXELS = 200_000_000
+# Of all pictures in a batch: three batches are in memory at a time, 3 bytes a pixel.
+_PIXELS = 100_000_000
 
 
 @dataclass

@@ -259,6 +259,7 @@ def _what_decides(options: Options, entries: Sequence[Entry]) -> dict[str, Any]:
             "--verify_threshold": rules.verify_threshold,
             "--max_candidates": rules.max_candidates,
             "--visual_prompt": options.drawing.visual_prompt,
+            "--fill": options.drawing.fill,
         }
     return decides
 

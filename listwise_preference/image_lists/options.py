@@ -211,6 +211,12 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
         default=Drawing.grow,
         help="how the hidden part grows",
     )
+    add(
+        "--fill",
+        choices=("black", "mean", "blur"),
+        default=Drawing.fill,
+        help="what covers the hidden part: black, the picture's mean colour, or its own pixels blurred",
+    )
 
     add = _group(parser, "results besides the lists")
     add(
