@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -231,6 +232,8 @@ def _what_decides(options: Options, entries: Sequence[Entry]) -> dict[str, Any]:
     ]
     decides: dict[str, Any] = {
         "version": __version__,
+        "nltk": version("nltk"),
+        "pillow": version("pillow"),
         "--pairs": _sha256(options.pairs.read_bytes()),
         "pictures": _sha256(json.dumps(sizes).encode()),
         "--prefer": rules.prefer,
@@ -244,11 +247,11 @@ def _what_decides(options: Options, entries: Sequence[Entry]) -> dict[str, Any]:
         decides["--annotations"] = _sha256(options.annotations.read_bytes())
     if not _uses_models(options):
         return decides
-    import transformers
-
-    decides |= {"transformers": transformers.__version__, "--dtype": options.dtype}
+    decides |= {name: version(name) for name in ("torch", "transformers")}
+    decides["--dtype"] = options.dtype
     if options.detector != "annotations":
         decides |= {
+            "--detector_batch_size": rules.detector_batch_size,
             "--detector_model": _identity(options.detector_model),
             "--box_threshold": options.box_threshold,
             "--text_threshold": options.text_threshold,
@@ -257,6 +260,7 @@ def _what_decides(options: Options, entries: Sequence[Entry]) -> dict[str, Any]:
         decides |= {
             "--verifier": _identity(options.verifier),
             "--verify_threshold": rules.verify_threshold,
+            "--verifier_batch_size": rules.verifier_batch_size,
             "--max_candidates": rules.max_candidates,
             "--visual_prompt": options.drawing.visual_prompt,
             "--fill": options.drawing.fill,
