@@ -265,17 +265,24 @@ def test_boxes_do_not_depend_on_what_else_is_in_the_batch(checkpoint: Path) -> N
         assert plain(answer) == plain(alone)
 
 
-def test_boxes_come_back_in_pixels_of_the_picture_that_was_given() -> None:
+@pytest.mark.parametrize("padded", [False, True])
+def test_boxes_come_back_in_pixels_of_the_picture_that_was_given(padded: bool) -> None:
     """A picture of 200 x 50 becomes 96 x 24 (longest edge 96); one of another size goes through a batch of its own.
+
+    A processor that pads lays it into the upper left of 128 x 128 pixels, which changes none of the boxes below.
 
     The model says centre and size as parts of the picture: (0.5, 0.4, 0.2, 0.4) is left 0.4, top 0.2, right 0.6,
     bottom 0.6 of it: 80, 10, 120, 30 in pixels of 200 x 50, whatever the processor made of it.
     """
     model, processor = build_small_detector()
+    if padded:
+        processor.image_processor.pad_size = {"height": 128, "width": 128}
     detector = ZeroShotDetector(model, processor, box_threshold=0.3, text_threshold=0.25)
     wide, square = Query("a", scene(1, (200, 50)), ("cat", "traffic light")), Query("b", scene(2, (64, 64)), ("cat",))
     resized = {tuple(group.inputs["pixel_values"].shape[-2:]) for group in detector.prepare([wide, square]).groups}
-    assert resized == {(24, 96), (64, 64)}
+    assert resized == ({(128, 128)} if padded else {(24, 96), (64, 64)})
+    (group,) = detector.prepare([wide]).groups
+    assert group.inputs["pixel_mask"].sum() == 24 * 96 == group.inputs["pixel_mask"][0, :24, :96].sum()
 
     # tokens: [CLS] cat . traffic light . [SEP]
     def logits(cat: float, traffic: float, light: float) -> list[float]:

@@ -218,6 +218,8 @@ def test_annotations_of_another_data_set_are_refused(tmp_path: Path, capsys: pyt
         (["--list_size", "1"], "at least 2"),
         (["--min_box_share", "0.9", "--max_box_share", "0.1"], "no box could be taken"),
         (["--max_box_share", "95"], "95 is not between 0 and 1"),
+        (["--max_box_share", "much"], "argument --max_box_share: much is not between 0 and 1"),
+        (["--threads", "1.5"], "argument --threads: 1.5 is no whole number of 1 or more"),
         (["--export", "ms-swift"], "needs --write_pictures"),
         (["--exclude", "nowhere.json"], "No such file"),
         (["--pairs", "nowhere.json"], "no such file"),
@@ -513,6 +515,18 @@ def test_exports_have_the_form_of_each_trainer(tmp_path: Path) -> None:
     ]
     assert all(Path(path).is_file() for row in swift for path in row["images"] + row.get("rejected_images", []))
     assert (len(trl), len(factory), len(swift)) == (3, 3, 15)
+
+
+def test_ms_swift_gets_every_text_pair_and_the_picture_pairs_of_the_lists_that_are_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """31 records on 12 pictures; at three levels each written list gives two picture pairs."""
+    line = ["--write_pictures", tmp_path / "pictures", "--list_size", "3", "--export", "ms-swift"]
+    main(sample(tmp_path / "lists.jsonl", *line))
+    rows = json.loads((tmp_path / "lists.ms-swift.json").read_text())
+    assert sum("rejected_response" in row for row in rows) == 31
+    assert sum("rejected_images" in row for row in rows) == 12 * 2
+    assert "picture pairs of 12 of 31 records" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("images", ["100", "100/below", "."])

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from listwise_preference.image_lists.verify import Verifier
 
 _EXAMPLES = 3
+# Seconds between lines on the progress where no terminal shows a bar.
+_MINUTE = 60
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -117,18 +119,19 @@ def _run(options: Options, processes: Processes) -> None:
     mine = [window for window in windows[processes.index :: processes.count] if not to_do.isdisjoint(_numbers(window))]
     verdicts: Counter[str] = Counter()
     clock: dict[str, float] = {}
-    last = 0.0
+    begun = last = said = 0.0
     if mine:
         verifier = None
         if _uses_models(options):
             detector, verifier = _load(options, detector)
         assert detector is not None
+        mine_to_do = to_do & _numbers(*mine)
         with tqdm(
-            total=len(to_do & _numbers(*mine)), desc="Making lists", unit=" records", disable=None if is_main else True
+            total=len(mine_to_do), desc="Making lists", unit=" records", disable=None if is_main else True
         ) as bar:
 
             def finished(number: int, line: Line) -> None:
-                nonlocal last
+                nonlocal last, said
                 if number in to_do:  # of a window that was interrupted all is computed, in the same batches
                     now = time.perf_counter()
                     store.append(number, line, now - last)
@@ -136,9 +139,13 @@ def _run(options: Options, processes: Processes) -> None:
                     verdicts[line["verdict"]] += 1
                     bar.set_postfix(dict(verdicts), refresh=False)
                     bar.update()
+                    if now - said > _MINUTE and not sys.stderr.isatty():
+                        said = now
+                        done_here = sum(verdicts.values())
+                        say(f"{done_here:,} of {len(mine_to_do):,} records, {done_here / (now - begun):.2f} a second")
 
             builder = Builder(detector, verifier, options.rules, options.drawing, finished)
-            last = time.perf_counter()
+            begun = last = said = time.perf_counter()
             for window in mine:
                 builder.run([entry for entry in window if str(entry.id) not in excluded])
             clock = {name: round(seconds, 3) for name, seconds in asdict(builder.clock).items()}
@@ -356,22 +363,24 @@ def _write_results(
     ]
     if options.review is not None:
         say(f"open {_write_review(options, entries, lines)} in a browser")
+    written: frozenset[Usable] = frozenset()
     if options.write_pictures is not None:
         folder = options.write_pictures
-        written = write_pictures(folder, usable, options.image_root, options.drawing, options.rules.threads)
-        say(f"{folder}: the lists of {len(written.records):,} records, named in {folder / 'pairs.json'}")
-        if written.left_out:
+        done = write_pictures(folder, usable, options.image_root, options.drawing, options.rules.threads)
+        say(f"{folder}: the lists of {len(done.records):,} records, named in {folder / 'pairs.json'}")
+        written = frozenset(done.records)
+        if done.left_out:
             say(
-                f"  {len(written.left_out):,} more records have a picture that is there already with another's list:"
+                f"  {len(done.left_out):,} more records have a picture that is there already with another's list:"
                 f" folders hold one list for each picture (--image_lists {options.output} trains on all of them)"
             )
-        if options.export == "ms-swift":
-            usable = list(written.records)
     if options.export is not None:
-        rows = export(options.export, usable, options.image_root, options.write_pictures, options.drawing)
+        rows = export(options.export, usable, options.image_root, options.write_pictures, written, options.drawing)
         file = _export(options)
         write_json(file, rows)
-        say(f"{file}: {len(rows):,} rows for {options.export}")
+        say(f"{file}: {len(rows):,} rows for {options.export}, text pairs of {len(usable):,} records")
+        if options.export == "ms-swift":
+            say(f"  and picture pairs of {len(written):,} of {len(usable):,} records")
 
 
 def _export(options: Options) -> Path:

@@ -108,15 +108,20 @@ def write_pictures(
 
 
 def export(
-    trainer: Trainer, records: Sequence[Usable], image_root: Path, pictures: Path | None, drawing: Drawing
+    trainer: Trainer,
+    records: Sequence[Usable],
+    image_root: Path,
+    pictures: Path | None,
+    written: Collection[Usable],
+    drawing: Drawing,
 ) -> Any:
     """The records in the form that ``trainer`` reads, as one JSON value; pictures by absolute path.
 
     - trl (DPOTrainer): conversational prompt, chosen and rejected, one picture for both. Text pairs only.
     - llama-factory (ShareGPT form, ``"ranking": true``): one picture for both. Text pairs only.
     - ms-swift: the text pair, then for each two adjacent levels the chosen answer on the better against the chosen
-      answer on the worse picture (``rejected_images``). ``pictures`` is the folder of ``write_pictures``, and only
-      records that were written there may be given.
+      answer on the worse picture (``rejected_images``). ``pictures`` is the folder of ``write_pictures``; records that
+      are not among those ``written`` there have the text pair alone.
     """
     match trainer:
         case "trl":
@@ -126,7 +131,9 @@ def export(
         case "ms-swift":
             assert pictures is not None
             folders = level_folders(pictures, drawing)
-            return [row for record in records for row in _ms_swift(record, image_root, folders)]
+            return [
+                row for record in records for row in _ms_swift(record, image_root, folders if record in written else ())
+            ]
 
 
 def write_json(file: Path, value: Any) -> None:
