@@ -311,6 +311,18 @@ def test_boxes_come_back_in_pixels_of_the_picture_that_was_given(padded: bool) -
     assert [one.score for one in found] == pytest.approx([0.9, 0.35, 0.9], abs=1e-6)
 
 
+def test_too_little_memory_is_one_message_with_the_option_that_helps() -> None:
+    model, processor = build_small_detector()
+    detector = ZeroShotDetector(model, processor, box_threshold=0.3, text_threshold=0.25)
+
+    def forward(**inputs: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 ...")
+
+    model.forward = forward
+    with pytest.raises(DataError, match=r"^out of GPU memory in the detector: lower --detector_batch_size$"):
+        detector.detect(detector.prepare([Query("a", scene(1, (80, 60)), ("cat",))]))
+
+
 # Detectors that take lists of names
 
 
