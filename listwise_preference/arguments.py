@@ -79,6 +79,9 @@ class DataArguments:
     grow: Literal["longer_side", "left_to_right", "top_to_bottom"] = _option(
         "longer_side", "how the hidden part grows: along the longer side of the box, or one way always"
     )
+    fill: Literal["black", "mean", "blur"] = _option(
+        "black", "what covers the hidden part: black, the picture's mean colour, or its own pixels blurred"
+    )
     max_completion_length: int = _option(384, "tokens after which an answer is cut; prompts are never cut")
     on_bad_record: Literal["stop", "drop"] = _option("stop", "stop with a report, or train on the other records")
     exclude: str | None = _option(

@@ -1,29 +1,40 @@
 """One picture and one box -> a list of pictures, best first: each hides more of the box than the one before.
 
-Pure Pillow. Level k of a list of L hides k/(L-1) of the box (k = 0 .. L-1) under solid black and marks the
-hidden part with the outline of a red ellipse; level 0 is the picture itself. ``PictureFiles``,
-``HiddenBox`` and ``PictureAndCrop`` say where the pictures of a record come from; nothing is opened before
-``load()``.
+Pure Pillow. Level k of a list of L hides k/(L-1) of the box (k = 0 .. L-1), under solid black unless ``Drawing``
+says otherwise, and marks the hidden part with the outline of a red ellipse; level 0 is the picture itself.
+``PictureFiles``, ``HiddenBox`` and ``PictureAndCrop`` say where the pictures of a record come from; nothing is opened
+before ``load()``.
 """
 
 import math
 import os
 import random
 import struct
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from PIL import ExifTags, Image, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, ImageFilter, ImageOps, ImageStat, UnidentifiedImageError
 
 Grow = Literal["longer_side", "left_to_right", "top_to_bottom"]
 VisualPrompt = Literal["ellipse", "none"]
+Fill = Literal["black", "mean", "blur"]
+
+# Larger pictures are refused. It is the size above which Pillow warns: 256 MiB as RGB, and a list holds several copies.
+MAX_PIXELS = 1024**3 // 4 // 3
+# The limit above stands in for Pillow's warning, which would only repeat it.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 # Part of every describe(): raise it when the rules of this file give other pixels for the same settings, so
 # that values cached for the old pixels are not used for the new ones.
 _RULES = "ranked images, rules 1"
 
 _RED = (255, 0, 0)
+
+
+class _TooLarge(ValueError):
+    """More than ``MAX_PIXELS``."""
 
 
 class PictureError(ValueError):
@@ -56,15 +67,17 @@ class Box:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How a list is drawn: pictures in a list, marker of the hidden part, direction in which it grows.
+    """How a list is drawn: pictures in a list, marker of the hidden part, direction in which it grows, what covers it.
 
     ``longer_side`` grows along the longer side of the box, from its left or top end (a square: from the
-    left).
+    left). ``fill`` is solid black, as in the paper, the mean colour of the whole picture, or the hidden part's own
+    pixels, blurred (Gaussian) over an eighth of its longer side.
     """
 
     list_size: int = 5
     visual_prompt: VisualPrompt = "ellipse"
     grow: Grow = "longer_side"
+    fill: Fill = "black"
 
     def __post_init__(self) -> None:
         if self.list_size < 2:
@@ -73,6 +86,8 @@ class Drawing:
             raise ValueError(f"visual_prompt is {self.visual_prompt!r}; choose {' or '.join(get_args(VisualPrompt))}")
         if self.grow not in get_args(Grow):
             raise ValueError(f"grow is {self.grow!r}; choose {' or '.join(get_args(Grow))}")
+        if self.fill not in get_args(Fill):
+            raise ValueError(f"fill is {self.fill!r}; choose {' or '.join(get_args(Fill))}")
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -84,11 +99,13 @@ def open_picture(path: Path) -> Image.Image:
     them; values outside these ranges are stretched from lowest to highest.
 
     Raises:
-        PictureError: the file is missing, empty, not a picture, damaged or too large.
+        PictureError: the file is missing, empty, not a picture, damaged or larger than ``MAX_PIXELS``.
     """
     try:
         with Image.open(path) as file:
-            picture = _to_rgb(ImageOps.exif_transpose(file))
+            _check_pixels(file)
+            ImageOps.exif_transpose(file, in_place=True)  # a large picture is copied once less
+            picture = _to_rgb(file)
     except Exception as error:  # Pillow's decoders meet damaged files with many kinds of exceptions
         raise PictureError(f"{path}: {_cause(path, error)}") from error
     picture.info = {}
@@ -103,6 +120,7 @@ def upright_size(path: Path) -> tuple[int, int]:
     """
     try:
         with Image.open(path) as file:
+            _check_pixels(file)
             if file.format == "TIFF":  # Pillow has already turned the size of a TIFF
                 return file.size
             if file.format == "PNG" and _has_late_metadata(path):
@@ -141,7 +159,7 @@ def ranked_images(picture: Image.Image, box: Box, drawing: Drawing) -> tuple[Ima
     No pixel outside a level's hidden region differs from ``picture`` (mode RGB). The ellipse touches the
     sides of the hidden rectangle from within. Its outline is 3 pixels wide on a picture whose longer side
     is 640 and scales with it, at least 1 and at most a quarter of the rectangle's shorter side, so that the
-    black stays visible (a side of 1 or 2 pixels has no room for both: all of it is outline). The method gives
+    fill stays visible (a side of 1 or 2 pixels has no room for both: all of it is outline). The method gives
     no width; this one is the project's choice.
 
     Raises:
@@ -150,7 +168,7 @@ def ranked_images(picture: Image.Image, box: Box, drawing: Drawing) -> tuple[Ima
     if not box.fits(*picture.size):
         raise ValueError(f"{box} does not lie inside a picture of {picture.width} x {picture.height} pixels")
     levels = (hidden_region(box, level, drawing) for level in range(1, drawing.list_size))
-    return (picture, *(_hide(picture, region, drawing.visual_prompt) for region in levels))
+    return (picture, *(_hide(picture, region, drawing) for region in levels))
 
 
 def random_crop(picture: Image.Image, key: str) -> Image.Image:
@@ -246,19 +264,40 @@ class PictureAndCrop:
 RankedImages = PictureFiles | HiddenBox | PictureAndCrop
 
 
-def _hide(picture: Image.Image, region: Box | None, visual_prompt: VisualPrompt) -> Image.Image:
+def _hide(picture: Image.Image, region: Box | None, drawing: Drawing) -> Image.Image:
     drawn = picture.copy()
     if region is None:
         return drawn
     # Drawn on a rectangle of its own, the ellipse cannot reach a pixel outside it.
-    black = Image.new("RGB", (region.width, region.height))
-    if visual_prompt == "ellipse":
+    cover = _cover(picture, region, drawing.fill)
+    if drawing.visual_prompt == "ellipse":
         scaled = round(3 * max(picture.size) / 640)
-        outline = max(1, min(scaled, min(black.size) // 4))
-        corners = (0, 0, black.width - 1, black.height - 1)
-        ImageDraw.Draw(black).ellipse(corners, outline=_RED, width=outline)
-    drawn.paste(black, (region.left, region.top))
+        outline = max(1, min(scaled, min(cover.size) // 4))
+        corners = (0, 0, cover.width - 1, cover.height - 1)
+        ImageDraw.Draw(cover).ellipse(corners, outline=_RED, width=outline)
+    drawn.paste(cover, (region.left, region.top))
     return drawn
+
+
+def _cover(picture: Image.Image, region: Box, fill: Fill) -> Image.Image:
+    size = (region.width, region.height)
+    match fill:
+        case "black":
+            return Image.new("RGB", size)
+        case "mean":
+            red, green, blue = (int(mean + 0.5) for mean in ImageStat.Stat(picture).mean)
+            return Image.new("RGB", size, (red, green, blue))
+        case "blur":
+            own = picture.crop((region.left, region.top, region.right, region.bottom))
+            return own.filter(ImageFilter.GaussianBlur(max(size) / 8))
+
+
+def _check_pixels(file: Image.Image) -> None:
+    if file.width * file.height > MAX_PIXELS:
+        raise _TooLarge(f"{file.width} x {file.height} pixels, {_TOO_LARGE}")
+
+
+_TOO_LARGE = f"too large: at most {MAX_PIXELS:,} pixels are read; make the picture smaller"
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -307,8 +346,10 @@ def _cause(path: Path, error: Exception) -> str:
         return "no such file"
     if isinstance(error, UnidentifiedImageError):
         return "the file is empty" if path.stat().st_size == 0 else "not a picture in a format that Pillow reads"
-    if isinstance(error, Image.DecompressionBombError):
-        return f"too large: {error}"
+    if isinstance(error, Image.DecompressionBombError):  # Pillow's own, at twice the limit
+        return _TOO_LARGE
+    if isinstance(error, _TooLarge):
+        return str(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"cannot be decoded: {error or type(error).__name__}"

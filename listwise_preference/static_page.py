@@ -17,19 +17,31 @@ from listwise_preference.pairs import DataError
 STYLESHEET = "static_page.css"
 
 
+def check_page(folder: Path, own: Traversable) -> None:
+    """Refuse a folder that is no place for the page in ``own``; nothing is written.
+
+    Raises:
+        DataError: the folder holds something else, or cannot be read.
+    """
+    try:
+        found = {file.name for file in folder.iterdir()} if folder.exists() else set()
+    except OSError as error:
+        raise DataError(f"{folder}: no folder for the page: {error.strerror}") from None
+    # An own script tells one kind of page from another, and both from the user's files.
+    if found and not {asset.name for asset in own.iterdir() if asset.name.endswith(".js")} <= found:
+        raise DataError(f"{folder}: the folder holds other files; name a new one for the page")
+
+
 def start_page(folder: Path, own: Traversable, data_file: str) -> None:
     """Fill a folder with the files in ``own`` and the shared stylesheet, in place of an older page of the same kind.
 
     Raises:
         DataError: the folder holds something else, or cannot be made.
     """
+    check_page(folder, own)
     assets = [*own.iterdir(), resources.files(__package__) / STYLESHEET]
     try:
-        if folder.exists() and (found := {file.name for file in folder.iterdir()}):
-            # An own script tells one kind of page from another, and both from the user's files.
-            if not {asset.name for asset in assets if asset.name.endswith(".js")} <= found:
-                raise DataError(f"{folder}: the folder holds other files; name a new one for the page")
-            (folder / data_file).unlink(missing_ok=True)
+        (folder / data_file).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         for asset in assets:
             (folder / asset.name).write_bytes(asset.read_bytes())

@@ -90,7 +90,7 @@ def read_data(arguments: "Arguments") -> tuple[Sequence[Record], Sequence[Record
         elif arguments.objective.objective == "mdpo":
             source = Crops(seed)
         elif lists is not None:
-            source = BoxLists(Path(lists), Drawing(data.list_size, data.visual_prompt, data.grow))
+            source = BoxLists(Path(lists), Drawing(data.list_size, data.visual_prompt, data.grow, data.fill))
         elif data.ranked_image_folders:
             source = Folders(tuple(Path(folder) for folder in data.ranked_image_folders))
         else:

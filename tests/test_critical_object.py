@@ -72,6 +72,10 @@ SENTENCES = {
     "There is no cat on the bed, but another cat is under the chair.": "bed, cat, chair",
     "No, the umbrella is closed.": "umbrella",
     "There isn't a clock on the wall.": "wall",
+    "The dog isn't there.": "",
+    "The cat is not here, but a bowl is.": "bowl",
+    "Hot air balloons float above the hills.": "hot air balloon, hill",
+    "The dryer blows hot air onto a towel.": "dryer, towel",
     "The boy is barefoot, without shoes and socks, and holds a kite.": "boy, kite",
     "There are not only apples but also three bananas in the basket.": "apple, banana, basket",
     "Cars and trucks are not present in this scene, only a bicycle.": "bicycle",
@@ -234,7 +238,10 @@ def test_order_is_first_sentence_then_prompt_then_rest() -> None:
 
 
 def test_contrast_puts_what_only_the_chosen_answer_names_first() -> None:
-    """The rejected answer names dog and ball, and denies the frisbee, so the frisbee still tells the two apart."""
+    """The rejected answer names dog and ball, and denies the frisbee, so the frisbee still tells the two apart.
+
+    The lawn stands in the prompt alone, and tells nothing.
+    """
     one = pair(
         prompt="What is on the lawn?",
         chosen="A dog runs with a frisbee. There are also two cats and a ball.",
@@ -243,7 +250,7 @@ def test_contrast_puts_what_only_the_chosen_answer_names_first() -> None:
     in_order = [phrase.text for phrase in candidate_phrases(one)]
     by_contrast = [phrase.text for phrase in candidate_phrases(one, prefer="contrast")]
     assert in_order == ["dog", "frisbee", "lawn", "cat", "ball"]
-    assert by_contrast == ["frisbee", "lawn", "cat", "dog", "ball"]
+    assert by_contrast == ["frisbee", "cat", "dog", "lawn", "ball"]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import json
 import math
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,7 @@ def test_boxes_without_size_and_bad_lines_are_said_and_the_rest_is_kept(tmp_path
     assert ask(detector, "dog", "cat", "bird") == {"cat": Box(10, 10, 30, 40), "bird": Box(0, 0, 20, 20)}
 
 
-def coco(tmp_path: Path, size: tuple[int, int] = SIZE) -> Annotations:
+def coco(tmp_path: Path, img_paths: Sequence[str] = (), size: tuple[int, int] = SIZE) -> Annotations:
     content = {
         "images": [{"id": 7, "file_name": "000007.png", "width": size[0], "height": size[1]}],
         "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dining table"}],
@@ -145,7 +145,7 @@ def coco(tmp_path: Path, size: tuple[int, int] = SIZE) -> Annotations:
     }
     file = tmp_path / "instances.json"
     file.write_text(json.dumps(content))
-    return Annotations(file)
+    return Annotations(file, img_paths)
 
 
 def test_coco_instances_are_read_by_file_name_without_crowds(tmp_path: Path) -> None:
@@ -153,6 +153,31 @@ def test_coco_instances_are_read_by_file_name_without_crowds(tmp_path: Path) -> 
     # 10.2 -> 10, 5.5 -> 6, 10.2 + 20.4 = 30.6 -> 31, 5.5 + 10.1 = 15.6 -> 16
     assert ask(detector, "cat", "table", img_path="train2017/000007.png") == {"cat": Box(10, 6, 31, 16)}
     assert "annotation 3 names an image or a category that is not in the file" in detector.report(["000007.png"])
+
+
+def test_a_bare_name_answers_in_coco_and_only_where_it_is_clear(tmp_path: Path) -> None:
+    """000007.png is in one folder of the pairs, or in two; JSONL names its pictures by their whole path."""
+    paths = ["train/000007.png", "val/000008.png"]
+    assert ask(coco(tmp_path, paths), "cat", img_path="train/000007.png") == {"cat": Box(10, 6, 31, 16)}
+    unclear = coco(tmp_path, [*paths, "val/000007.png"])
+    assert ask(unclear, "cat", img_path="train/000007.png") == {}
+    with pytest.raises(DataError, match="for none of the 2 pictures"):
+        unclear.report(["train/000007.png", "val/000007.png"])
+    assert ask(unclear, "cat", img_path="000007.png") == {"cat": Box(10, 6, 31, 16)}  # the file's own path
+    lines = annotations(tmp_path, row("cat", img_path="7.png"), row("dog", img_path="b/8.png"))
+    assert ask(lines, "cat", img_path="other/7.png") == {}
+    assert ask(lines, "cat", img_path="./7.png") == {"cat": Box(10, 10, 30, 40)}
+
+
+def test_a_coco_annotation_of_a_list_of_images_is_said(tmp_path: Path) -> None:
+    content = {
+        "images": [{"id": 7, "file_name": "7.png"}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"image_id": [7], "category_id": {}, "bbox": [0, 0, 5, 5]}],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    report = Annotations(tmp_path / "instances.json").report(["7.png"])
+    assert "annotation 1 names an image or a category that is not in the file" in report
 
 
 def test_boxes_of_a_picture_of_another_size_are_not_used(tmp_path: Path) -> None:
@@ -240,27 +265,34 @@ def test_boxes_do_not_depend_on_what_else_is_in_the_batch(checkpoint: Path) -> N
         assert plain(answer) == plain(alone)
 
 
-def test_boxes_come_back_in_pixels_of_the_picture_that_was_given() -> None:
-    """A picture of 200 x 50 becomes 96 x 24 (longest edge 96) and is padded below 64 x 64 pictures beside it.
+@pytest.mark.parametrize("padded", [False, True])
+def test_boxes_come_back_in_pixels_of_the_picture_that_was_given(padded: bool) -> None:
+    """A picture of 200 x 50 becomes 96 x 24 (longest edge 96); one of another size goes through a batch of its own.
+
+    A processor that pads lays it into the upper left of 128 x 128 pixels, which changes none of the boxes below.
 
     The model says centre and size as parts of the picture: (0.5, 0.4, 0.2, 0.4) is left 0.4, top 0.2, right 0.6,
     bottom 0.6 of it: 80, 10, 120, 30 in pixels of 200 x 50, whatever the processor made of it.
     """
     model, processor = build_small_detector()
+    if padded:
+        processor.image_processor.pad_size = {"height": 128, "width": 128}
     detector = ZeroShotDetector(model, processor, box_threshold=0.3, text_threshold=0.25)
     wide, square = Query("a", scene(1, (200, 50)), ("cat", "traffic light")), Query("b", scene(2, (64, 64)), ("cat",))
     resized = {tuple(group.inputs["pixel_values"].shape[-2:]) for group in detector.prepare([wide, square]).groups}
-    assert resized == {(24, 96), (64, 64)}
+    assert resized == ({(128, 128)} if padded else {(24, 96), (64, 64)})
+    (group,) = detector.prepare([wide]).groups
+    assert group.inputs["pixel_mask"].sum() == 24 * 96 == group.inputs["pixel_mask"][0, :24, :96].sum()
 
-    # tokens: [CLS] cat . traffic light . [SEP]; logit(0.9) = 2.197, logit(0.35) = -0.619, logit(0.2) = -1.386
+    # tokens: [CLS] cat . traffic light . [SEP]
     def logits(cat: float, traffic: float, light: float) -> list[float]:
         values = torch.logit(torch.tensor([0.99, cat, 0.99, traffic, light, 0.99, 0.99]))
         return [*values.tolist(), *[-math.inf] * (model.config.max_text_len - 7)]
 
     queries = [
         (logits(0.9, 0.2, 0.2), (0.5, 0.4, 0.2, 0.4)),  # cat, 0.9
-        (logits(0.2, 0.35, 0.2), (0.5, 0.5, 0.5, 0.5)),  # traffic light, 0.35: mean (0.35 + 0.2) / 2 = 0.275
-        (logits(0.1, 0.4, 0.05), (0.2, 0.2, 0.1, 0.1)),  # mean 0.225 is not above 0.25
+        (logits(0.2, 0.35, 0.26), (0.5, 0.5, 0.5, 0.5)),  # traffic light, 0.35: 0.35 and 0.26 are above 0.25
+        (logits(0.1, 0.24, 0.9), (0.2, 0.2, 0.1, 0.1)),  # 0.24 is not above 0.25: half a compound
         (logits(0.25, 0.1, 0.1), (0.2, 0.2, 0.1, 0.1)),  # 0.25 is not above 0.3; [CLS] and full stops do not count
         (logits(0.31, 0.32, 0.9), (0.95, 0.5, 0.2, 1.2)),  # traffic light, past the border: left 170, right 200
     ]
@@ -277,6 +309,18 @@ def test_boxes_come_back_in_pixels_of_the_picture_that_was_given() -> None:
         ("traffic light", Box(170, 0, 200, 50)),
     ]
     assert [one.score for one in found] == pytest.approx([0.9, 0.35, 0.9], abs=1e-6)
+
+
+def test_too_little_memory_is_one_message_with_the_option_that_helps() -> None:
+    model, processor = build_small_detector()
+    detector = ZeroShotDetector(model, processor, box_threshold=0.3, text_threshold=0.25)
+
+    def forward(**inputs: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 ...")
+
+    model.forward = forward
+    with pytest.raises(DataError, match=r"^out of GPU memory in the detector: lower --detector_batch_size$"):
+        detector.detect(detector.prepare([Query("a", scene(1, (80, 60)), ("cat",))]))
 
 
 # Detectors that take lists of names

@@ -9,6 +9,7 @@ from PIL import Image
 from listwise_preference.batch import ChatFormat
 from listwise_preference.image_lists.verify import QUESTION, Check, Verifier
 from listwise_preference.models import ModelError
+from listwise_preference.small_world.detector import save_small_detector
 from listwise_preference.small_world.model import FamilyName, save_small_model
 
 # Tokenizers that have seen these write each answer as one token; without them it takes several.
@@ -81,3 +82,10 @@ def test_the_yes_probability_is_the_softmax_over_the_two_answers_log_probabiliti
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot load the verifier"):
         Verifier.load(str(tmp_path / "nothing"), device=torch.device("cpu"), dtype=torch.float32)
+
+
+def test_a_model_of_another_kind_is_named_in_one_line(tmp_path: Path) -> None:
+    save_small_detector(tmp_path)
+    with pytest.raises(ModelError, match="grounding-dino is no model of pictures and text") as caught:
+        Verifier.load(str(tmp_path), device=torch.device("cpu"), dtype=torch.float32)
+    assert "\n" not in str(caught.value)

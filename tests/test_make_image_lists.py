@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from listwise_preference.image_lists.command import main
+from listwise_preference.image_lists.store import ListStore
 from listwise_preference.image_lists.summary import summarize
 from listwise_preference.pairs import BoxLists, DataError, Folders, load_records, read_exclusions
 from listwise_preference.ranked_images import Drawing
@@ -91,11 +92,11 @@ def test_one_command_makes_lists_page_and_summary_of_the_sample_without_torch(tm
     other = {a["id"]: a["phrase"] for a, b in zip(lines, by_hand, strict=True) if a["box"] != b["box"]}
     # "fish" is the larger of two; "The person is carrying a dark backpack" names the person first.
     assert other == {"perch-left": "fish", "stairs-backpack": "person"}
-    summary = json.loads((tmp_path / "lists.summary.json").read_text())
+    summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["verdicts"] == {"unverified": {"records": 31, "share": 1.0}}
     assert sum(summary["box_share"]["counts"]) == 31
     assert (tmp_path / "review" / "index.html").is_file()
-    assert Image.open(tmp_path / "lists.box_share.png").size == (960, 480)
+    assert Image.open(tmp_path / "box_share.png").size == (960, 480)
     assert not (tmp_path / "lists.jsonl.parts").exists()
     records = load_records(SAMPLE / "pairs.json", SAMPLE, BoxLists(tmp_path / "lists.jsonl", Drawing()))
     assert len(records.records) == 31
@@ -171,16 +172,21 @@ def test_every_bad_record_gets_a_verdict_and_nothing_else_is_lost(
             pair("good.png", "What is it?", "A cup."),
         ],
     )
-    main(options(tmp_path / "lists.jsonl", pairs, root))
+    main(options(tmp_path / "lists.jsonl", pairs, root, "--review", tmp_path / "review"))
     said = capsys.readouterr().err
     lines = read(tmp_path / "lists.jsonl")
+    page = (tmp_path / "review" / "lists.js").read_text().removeprefix("window.REVIEW = ").removesuffix(";\n")
+    shown = json.loads(page)["records"]
+    assert [(one["verdict"], one["reason"]) for one in shown] == [
+        (line["verdict"], line.get("reason")) for line in lines
+    ]
     assert [line["verdict"] for line in lines] == [
         *["error"] * 7, "unverified", "unverified", "unverified", "error", "unverified",
     ]  # fmt: skip
     reasons = [line.get("reason", "") for line in lines]
     assert "truncated" in reasons[0]
     assert "the file is empty" in reasons[1]
-    assert "too large" in reasons[2] and "200000000 pixels" in reasons[2] and "exceeds limit" in reasons[2]
+    assert "too large: at most 89,478,485 pixels" in reasons[2]
     assert "missing.png: no such file" in reasons[3]
     assert '"chosen" is blank' in reasons[4]
     assert '"chosen" contains <image>' in reasons[5]
@@ -212,6 +218,8 @@ def test_annotations_of_another_data_set_are_refused(tmp_path: Path, capsys: pyt
         (["--list_size", "1"], "at least 2"),
         (["--min_box_share", "0.9", "--max_box_share", "0.1"], "no box could be taken"),
         (["--max_box_share", "95"], "95 is not between 0 and 1"),
+        (["--max_box_share", "much"], "argument --max_box_share: much is not between 0 and 1"),
+        (["--threads", "1.5"], "argument --threads: 1.5 is no whole number of 1 or more"),
         (["--export", "ms-swift"], "needs --write_pictures"),
         (["--exclude", "nowhere.json"], "No such file"),
         (["--pairs", "nowhere.json"], "no such file"),
@@ -251,15 +259,18 @@ def test_a_torn_line_is_repaired_and_a_finished_run_is_not_done_again(tmp_path: 
     parts.mkdir()
     (tmp_path / "lists.jsonl").unlink()
     write_json(parts / "run.json", {"run": run})
-    rows = [json.dumps({"number": number, "line": whole[number - 1]}) for number in (3, 31, 1)]
+    rows = [json.dumps({"number": number, "seconds": 500.0, "line": whole[number - 1]}) for number in (3, 31, 1)]
     (parts / "0.jsonl").write_text("\n".join(rows)[:-20])
     (parts / "1.jsonl").write_text(json.dumps({"number": 7, "line": whole[6]}) + '\n{"number": 8, "li')
     main(sample(tmp_path / "lists.jsonl"))
     assert (tmp_path / "lists.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    assert json.loads((tmp_path / "lists.summary.json").read_text())["speed"]["records_computed"] == 28
+    speed = json.loads((tmp_path / "lists.summary.json").read_text())["speed"]
+    assert speed["records_computed"] == 31  # 2 + 1 whole lines of the interrupted run, 28 of this one
+    assert speed["seconds"] > 1000
     main(sample(tmp_path / "lists.jsonl"))
     assert (tmp_path / "lists.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    assert json.loads((tmp_path / "lists.summary.json").read_text())["speed"]["records_computed"] == 0
+    assert json.loads((tmp_path / "lists.summary.json").read_text())["speed"] == speed
+    assert json.loads((tmp_path / "summary.json").read_text())["output"] == "whole.jsonl"
 
 
 def test_other_options_or_inputs_are_not_mixed_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -272,8 +283,83 @@ def test_other_options_or_inputs_are_not_mixed_in(tmp_path: Path, capsys: pytest
     assert output.read_bytes() == before
     main(sample(output, "--min_box_share", "0.05", "--restart"))
     assert output.read_bytes() != before
-    (tmp_path / "foreign.jsonl").write_text("{}\n")
-    assert "nothing says how it was made" in refusal(sample(tmp_path / "foreign.jsonl"), capsys)
+    foreign = tmp_path / "foreign.jsonl"
+    foreign.write_text("{}\n")
+    assert "nothing says how it was made" in refusal(sample(foreign), capsys)
+    assert "--restart does not replace it" in refusal(sample(foreign, "--restart"), capsys)
+    assert foreign.read_text() == "{}\n"
+
+
+def test_restart_keeps_the_older_output_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    output = tmp_path / "lists.jsonl"
+    main(sample(output))
+    older = output.read_bytes()
+    wider = sample(output, "--min_box_share", "0.05", "--annotations", tmp_path / "boxes.jsonl")
+    (tmp_path / "boxes.jsonl").write_bytes((SAMPLE / "annotations.jsonl").read_bytes())
+    main([*wider, "--output", str(tmp_path / "wanted.jsonl")])
+    run = json.loads((tmp_path / "wanted.summary.json").read_text())["run"]
+    ids = [line["id"] for line in read(output)]
+    store = ListStore(output, ids)
+    store.begin(run, restart=True)
+    store.append(1, read(tmp_path / "wanted.jsonl")[0], 0.1)  # ... and here it is killed
+    assert output.read_bytes() == older
+    main(wider)  # continued without --restart: nothing of the older output is in it
+    assert output.read_bytes() == (tmp_path / "wanted.jsonl").read_bytes() != older
+
+
+def test_nothing_that_is_read_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs, boxes = tmp_path / "pairs.jsonl", tmp_path / "boxes.jsonl"
+    pairs.write_text("".join(json.dumps(pair) + "\n" for pair in json.loads((SAMPLE / "pairs.json").read_text())))
+    boxes.write_bytes((SAMPLE / "annotations.jsonl").read_bytes())
+    left_out = write_json(tmp_path / "rejected.json", ["cat-nose"])
+    line = ["--annotations", str(boxes), "--exclude", str(left_out), "--restart"]
+    (tmp_path / "link.jsonl").symlink_to(pairs)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    for output, name in (
+        (pairs, "--pairs"),
+        (tmp_path / "link.jsonl", "--pairs"),
+        (boxes, "--annotations"),
+        (left_out, "--exclude"),
+    ):
+        assert f"would overwrite {name}" in refusal([*options(output, pairs), *line], capsys)
+    said = refusal([*options(tmp_path, pairs), *line], capsys)
+    assert "is a folder" in said and said.count("\n") <= 2  # after the line on --exclude
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_finished_output_that_was_changed_is_not_trusted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "lists.jsonl"
+    main(sample(output))
+    whole = output.read_text()
+    rows = whole.splitlines(keepends=True)
+    for changed, message in (
+        ("".join(rows[:4] + rows[5:]), "30 lines for 31 records"),
+        ("".join([*rows[:4], rows[5], rows[4], *rows[6:]]), "line 5 is of record"),
+        ("".join([*rows[:4], "{torn\n", *rows[5:]]), "line 5 is damaged"),
+        ("".join([*rows[:4], "7\n", *rows[5:]]), "line 5 is damaged"),
+        (whole[:-5], "31 lines for 31 records: it was changed"),
+    ):
+        output.write_text(changed)
+        said = refusal(sample(output), capsys)
+        assert message in said and "--restart" in said
+        assert output.read_text() == changed
+    main(sample(output, "--restart"))
+    assert output.read_text() == whole
+
+
+def test_summaries_of_two_lists_in_one_folder_stand_side_by_side(tmp_path: Path) -> None:
+    for _ in range(2):
+        for name in ("a", "b"):
+            main(sample(tmp_path / f"{name}.jsonl"))
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "a.jsonl", "b.box_share.png", "b.jsonl", "b.summary.json", "box_share.png", "summary.json",
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "summary.json").read_text())["output"] == "a.jsonl"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "summary.json").write_text("mine")
+    main(sample(tmp_path / "other" / "c.jsonl"))
+    assert (tmp_path / "other" / "summary.json").read_text() == "mine"
+    assert (tmp_path / "other" / "c.summary.json").exists()
 
 
 @pytest.mark.slow
@@ -325,8 +411,8 @@ def test_excluded_records_keep_a_line_without_use_and_come_back(
     assert "leaves out 2 of 31 records" in said and "1 ids that no record has: nobody" in said
     lines = {line["id"]: line for line in read(output)}
     assert len(lines) == 31 and lines["cat-nose"]["verdict"] == lines["moose-animal"]["verdict"] == "excluded"
-    summary = json.loads((tmp_path / "lists.summary.json").read_text())
-    assert summary["with_box"] == 29 and summary["speed"]["records_computed"] == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["with_box"] == 29 and summary["speed"]["records_computed"] == 31
     records = load_records(SAMPLE / "pairs.json", SAMPLE, BoxLists(output, Drawing()))
     assert (len(records.records), records.without_box) == (29, 2)
     main(sample(output))
@@ -375,7 +461,7 @@ def test_training_on_written_pngs_and_on_boxes_gives_the_same_batch(tmp_path: Pa
     pairs, root = png_sample(tmp_path)
     pictures = tmp_path / "pictures"
     main(options(tmp_path / "lists.jsonl", pairs, root, "--write_pictures", pictures))
-    assert sorted(path.name for path in pictures.iterdir()) == ["100", "25", "50", "75", "pairs.json"]
+    assert sorted(path.name for path in pictures.iterdir()) == ["100", "25", "50", "75", "made_by.json", "pairs.json"]
     drawn = load_records(pairs, root, BoxLists(tmp_path / "lists.jsonl", Drawing())).records
     folders = Folders((root, *(pictures / share for share in ("25", "50", "75", "100"))))
     opened = load_records(pictures / "pairs.json", root, folders).records
@@ -394,7 +480,7 @@ def test_training_on_written_pngs_and_on_boxes_gives_the_same_batch(tmp_path: Pa
 def test_jpegs_stay_jpegs_and_a_picture_has_one_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures = tmp_path / "pictures"
     main(sample(tmp_path / "lists.jsonl", "--write_pictures", pictures, "--list_size", "3"))
-    assert sorted(path.name for path in pictures.iterdir()) == ["100", "50", "pairs.json"]
+    assert sorted(path.name for path in pictures.iterdir()) == ["100", "50", "made_by.json", "pairs.json"]
     assert Image.open(pictures / "50" / "images" / "cat.jpg").format == "JPEG"
     assert "19 more records have a picture that is there already" in capsys.readouterr().err
     assert len(json.loads((pictures / "pairs.json").read_text())) == 12
@@ -429,6 +515,50 @@ def test_exports_have_the_form_of_each_trainer(tmp_path: Path) -> None:
     ]
     assert all(Path(path).is_file() for row in swift for path in row["images"] + row.get("rejected_images", []))
     assert (len(trl), len(factory), len(swift)) == (3, 3, 15)
+
+
+def test_ms_swift_gets_every_text_pair_and_the_picture_pairs_of_the_lists_that_are_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """31 records on 12 pictures; at three levels each written list gives two picture pairs."""
+    line = ["--write_pictures", tmp_path / "pictures", "--list_size", "3", "--export", "ms-swift"]
+    main(sample(tmp_path / "lists.jsonl", *line))
+    rows = json.loads((tmp_path / "lists.ms-swift.json").read_text())
+    assert sum("rejected_response" in row for row in rows) == 31
+    assert sum("rejected_images" in row for row in rows) == 12 * 2
+    assert "picture pairs of 12 of 31 records" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("images", ["100", "100/below", "."])
+def test_pictures_are_never_written_over_the_users_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], images: str
+) -> None:
+    """X/100 holds the fully hidden pictures: with the image root there, each would replace its own original."""
+    folder = tmp_path / "x"
+    root = folder / images
+    (root / "images").mkdir(parents=True)
+    for file in (SAMPLE / "images").iterdir():
+        (root / "images" / file.name).write_bytes(file.read_bytes())
+    (root / "annotations.jsonl").write_bytes((SAMPLE / "annotations.jsonl").read_bytes())
+    (folder / "made_by.json").touch()  # even if it was written by this program once
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    said = refusal(options(tmp_path / "lists.jsonl", SAMPLE / "pairs.json", root, "--write_pictures", folder), capsys)
+    assert "the image root; name a folder of its own" in said
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_folders_of_others_are_refused_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "mine.txt").touch()
+    for option in ("--review", "--write_pictures"):
+        assert "holds other files" in refusal(sample(tmp_path / "lists.jsonl", option, foreign), capsys)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "100").symlink_to(SAMPLE)
+    (tmp_path / "pictures" / "made_by.json").touch()
+    linked = refusal(sample(tmp_path / "lists.jsonl", "--write_pictures", tmp_path / "pictures"), capsys)
+    assert "is the image root" in linked
+    assert not (tmp_path / "lists.jsonl").exists() and not (tmp_path / "lists.jsonl.parts").exists()
 
 
 # With small models
@@ -502,6 +632,24 @@ def test_a_model_that_is_not_there_or_of_another_kind_is_named_and_leaves_nothin
     assert f"cannot load the detector {verifier}" in other
     main(with_models(output, models, "--verifier", "none"))  # with other options, and yet there is nothing to refuse
     assert len(read(output)) == 12
+
+
+def test_pictures_of_extreme_shape_end_as_errors_of_their_own(tmp_path: Path, models: list[str]) -> None:
+    """At a shorter side of 64 and a longer one of at most 96, 3000 x 1 would become 96 x 0."""
+    root = tmp_path / "root"
+    root.mkdir()
+    sizes = [(3000, 1), (1, 3000), (1, 1), (90, 60)]
+    for width, height in sizes:
+        Image.new("RGB", (width, height), "red").save(root / f"{width}x{height}.png")
+    pairs = write_json(
+        tmp_path / "pairs.json", [pair(f"{width}x{height}.png", "What is it?", "A cat.") for width, height in sizes]
+    )
+    line = [*models, "--pairs", str(pairs), "--image_root", str(root), "--output", str(tmp_path / "lists.jsonl")]
+    main([*line, "--verify_threshold", "1", "--min_box_share", "0", "--max_box_share", "1"])
+    lines = read(tmp_path / "lists.jsonl")
+    assert [line["verdict"] == "error" for line in lines[:2]] == [True, True]
+    assert "the detector cannot take this record, 3000 x 1 pixels" in lines[0]["reason"]
+    assert lines[3]["verdict"] in ("verified", "no_object")
 
 
 @pytest.mark.slow

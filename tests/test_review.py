@@ -362,6 +362,38 @@ def test_decisions_outlive_a_reload_and_belong_to_their_lists(
     assert progress(open_page(items, folder="deeper/elsewhere")) == "1 accepted · 0 rejected · 2 open"
 
 
+def test_decisions_outlive_the_exclusion_of_what_was_rejected(open_page: OpenPage) -> None:
+    """Reject, exclude, open the page again, reject more: the second download leaves out the first one's records too."""
+    items = sample_items()[:4]
+    page = open_page(items)
+    press(page, "a r")
+    first = json.loads(downloaded(page))["rejected"]
+    assert first == [items[1].pair.id]
+    after = [dataclasses.replace(one, verdict="excluded") if one.pair.id in first else one for one in items]
+    page = open_page(after)
+    assert progress(page) == "1 accepted · 1 rejected · 2 open"
+    press(page, "j j r")
+    assert json.loads(downloaded(page))["rejected"] == [items[1].pair.id, items[2].pair.id]
+
+
+def test_excluded_records_start_as_rejected_and_may_be_taken_back(open_page: OpenPage) -> None:
+    items = [item("a", verdict="excluded"), item("b")]
+    page = open_page(items)  # in a browser that knows nothing of earlier decisions
+    assert json.loads(downloaded(page)) == {"rejected": ["a"]}
+    press(page, "a u")
+    assert progress(page) == "0 accepted · 1 rejected · 1 open"
+    press(page, "a")
+    assert json.loads(downloaded(page)) == {"rejected": []}
+
+
+def test_an_error_stands_on_the_page_with_its_reason(open_page: OpenPage) -> None:
+    broken = ReviewItem(Pair(1, "", "", "", ""), None, None, None, None, "", None, "error", 'no "chosen" <b>')
+    page = open_page([broken])
+    assert page.locator(".reason").inner_text() == 'no "chosen" <b>'
+    page.fill("#search", "chosen")
+    assert page.locator("article").count() == 1
+
+
 def test_download_has_the_ids_of_the_pairs(open_page: OpenPage) -> None:
     ids: list[str | int] = [7, "7", 12345678901234567890, 'quote " and \\ and é \u2028 </script>', -1, "kept"]
     page = open_page([item(record_id) for record_id in ids])

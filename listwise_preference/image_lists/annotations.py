@@ -7,7 +7,7 @@ A JSONL box is [left, top, right, bottom] in pixels of the upright picture, righ
 import json
 import os
 import posixpath
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,20 +76,29 @@ class _Picture:
 class Annotations:
     """Answers queries from a file of boxes.
 
+    A picture's path in the file must be that of the pairs. COCO names its pictures without a folder: there the bare
+    name is enough, unless several pictures of the pairs have it.
+
     Labels match a phrase exactly (singular or plural), else by the table of broader words, else when the label is the
     last word of the phrase ("frying pan" finds "pan") or the phrase the last word of the label ("shuttle" finds
     "space shuttle"); a nearer kind of match shuts out the others.
+
+    Args:
+        img_paths: all pictures that will be asked for, as the pairs have them.
 
     Raises:
         DataError: the file cannot be read, or has neither form.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, img_paths: Iterable[str] = ()) -> None:
         self.file = file
         self.problems: list[str] = []
+        self._is_coco = False
+        self._same_name = Counter(posixpath.basename(path) for path in set(map(_normal, img_paths)))
         self._pictures: dict[str, _Picture] = defaultdict(_Picture)
         content = _read(file)
         if isinstance(content, dict) and "annotations" in content:
+            self._is_coco = True
             self._read_coco(content)
         elif isinstance(content, dict):
             self._read_lines([(1, content)])
@@ -117,6 +126,12 @@ class Annotations:
         if missing:
             shown = ", ".join(missing[:_EXAMPLES])
             said.append(f"{self.file}: no boxes for {len(missing)} of {len(paths)} pictures: {shown}")
+        unclear = [path for path in missing if self._is_coco and posixpath.basename(path) in self._pictures]
+        if unclear:
+            said.append(
+                f"  {len(unclear)} of them have a name that the file knows, but so have pictures in other folders:"
+                f" write the folder in file_name, e.g. {unclear[0]}"
+            )
         return "\n".join(said)
 
     def prepare(self, queries: Sequence[Query]) -> list[tuple[Query, tuple[int, int]]]:
@@ -151,8 +166,11 @@ class Annotations:
         return found
 
     def _find(self, img_path: str) -> _Picture | None:
-        # COCO names its files without a folder.
-        return self._pictures.get(_normal(img_path)) or self._pictures.get(posixpath.basename(img_path))
+        path = _normal(img_path)
+        name = posixpath.basename(path)
+        if path not in self._pictures and self._is_coco and self._same_name[name] <= 1:
+            return self._pictures.get(name)
+        return self._pictures.get(path)
 
     # Reading
 
@@ -175,7 +193,7 @@ class Annotations:
                 self.problems.append(f"{where} is not an object")
             elif annotation.get("iscrowd"):
                 continue  # a region of many objects, not the box of one
-            elif annotation.get("image_id") not in images or annotation.get("category_id") not in labels:
+            elif not _knows(images, annotation.get("image_id")) or not _knows(labels, annotation.get("category_id")):
                 self.problems.append(f"{where} names an image or a category that is not in the file")
             elif (box := _numbers(annotation.get("bbox"))) is None:
                 self.problems.append(f"{where} has no bbox of four numbers")
@@ -236,6 +254,11 @@ def _singulars(word: str) -> set[str]:
 
 def _plain(label: str) -> str:
     return " ".join(label.lower().replace("_", " ").replace("-", " ").split())
+
+
+def _knows(table: dict[Any, Any], key: Any) -> bool:
+    """Whether the key is there; lists and objects, which cannot be keys, are not."""
+    return isinstance(key, int | str) and key in table
 
 
 def _normal(path: str) -> str:

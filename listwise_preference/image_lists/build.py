@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from listwise_preference.image_lists.critical_object import Phrase, candidate_ph
 from listwise_preference.image_lists.detect import Detector, Failed, Found, Query, box_share, choose
 from listwise_preference.image_lists.options import Rules
 from listwise_preference.image_lists.store import Line
-from listwise_preference.pairs import Entry, Pair
+from listwise_preference.pairs import DataError, Entry, Pair
 from listwise_preference.ranked_images import (
     Box,
     Drawing,
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 WINDOW = 128
 # Batches that are read ahead of the one that is computed.
 _AHEAD = 2
+# Of all pictures in a batch: three batches are in memory at a time, 3 bytes a pixel.
+_PIXELS = 100_000_000
 
 
 @dataclass
@@ -82,12 +84,26 @@ class _Open:
 
 
 @dataclass(frozen=True)
+class _Model:
+    """How a model is asked: ``load`` gives a record's picture, ``prepare`` and ``compute`` take a batch of records."""
+
+    name: str
+    batch_size: int
+    load: Callable[[_Open], Image.Image]
+    prepare: Callable[[list[_Open], list[Image.Image]], Any]
+    compute: Callable[[Any], Sequence[Any]]
+
+
+@dataclass(frozen=True)
 class _Batch:
-    """Records whose pictures are read, what the model wants of them, and the records that cannot be read."""
+    """Records whose pictures are read, what the model wants of them, and why others cannot be used.
+
+    ``prepared`` is None when the records cannot be prepared together.
+    """
 
     records: list[_Open]
     prepared: Any
-    unreadable: list[tuple[_Open, str]]
+    failed: list[tuple[_Open, Failed]]
 
 
 class Builder:
@@ -151,10 +167,6 @@ class Builder:
         to_ask = [record for record in records if anything or record.phrases]
         gone: set[int] = set()
 
-        def fail(record: _Open, reason: str) -> None:
-            self._finish(record, "error", reason=reason)
-            gone.add(record.number)
-
         def query(record: _Open, picture: Image.Image) -> Query:
             phrases = () if anything else tuple(phrase.text for phrase in record.phrases)
             return Query(record.pair.img_path, picture, phrases)
@@ -165,23 +177,23 @@ class Builder:
         def load(record: _Open) -> Image.Image:
             return open_picture(record.path)
 
-        started = time.perf_counter()
-        for batch in _read_ahead(to_ask, self.rules.detector_batch_size, load, prepare, pools):
-            self.clock.waiting_to_detect += time.perf_counter() - started
-            started = time.perf_counter()
-            answers = self.detector.detect(batch.prepared)
-            self.clock.detecting += time.perf_counter() - started
-            for record, reason in batch.unreadable:
-                fail(record, reason)
-            for record, answer in zip(batch.records, answers, strict=True):
-                if isinstance(answer, Failed):
-                    fail(record, answer.reason)
-                elif anything:
-                    self._add_anything(record, answer)
-                else:
-                    for phrase in record.phrases:
-                        self._add(record, answer, phrase.text, phrase.source, phrase.surface)
-            started = time.perf_counter()
+        def compute(prepared: Any) -> list[list[Found] | Failed]:
+            self.clock.waiting_to_detect += stopwatch()
+            answers = self.detector.detect(prepared)
+            self.clock.detecting += stopwatch()
+            return answers
+
+        stopwatch = _Stopwatch()
+        model = _Model("detector", self.rules.detector_batch_size, load, prepare, compute)
+        for record, answer in _ask(to_ask, model, pools):
+            if isinstance(answer, Failed):
+                self._finish(record, "error", reason=answer.reason)
+                gone.add(record.number)
+            elif anything:
+                self._add_anything(record, answer)
+            else:
+                for phrase in record.phrases:
+                    self._add(record, answer, phrase.text, phrase.source, phrase.surface)
         return [record for record in records if record.number not in gone]
 
     def _add_anything(self, record: _Open, answer: list[Found]) -> None:
@@ -244,7 +256,8 @@ class Builder:
         def load(record: _Open) -> Image.Image:
             box = record.candidates[0].box
             assert box is not None
-            return ranked_images(open_picture(record.path), box, self.drawing)[-1]
+            # The last level alone: it is the same in a list of any length.
+            return ranked_images(open_picture(record.path), box, replace(self.drawing, list_size=2))[-1]
 
         def prepare(batch: list[_Open], pictures: list[Image.Image]) -> Any:
             return verifier.prepare(
@@ -254,27 +267,29 @@ class Builder:
                 ]
             )
 
-        started = time.perf_counter()
-        for batch in _read_ahead(records, self.rules.verifier_batch_size, load, prepare, pools):
-            self.clock.waiting_to_verify += time.perf_counter() - started
-            started = time.perf_counter()
-            probabilities = verifier.p_yes(batch.prepared)
-            self.clock.verifying += time.perf_counter() - started
-            for record, reason in batch.unreadable:
-                self._finish(record, "error", reason=reason)
-            for record, p_yes in zip(batch.records, probabilities, strict=True):
-                candidate = record.candidates[0]
-                candidate.tried["p_yes"] = _rounded(p_yes)
-                record.verified += 1
-                if p_yes < self.rules.verify_threshold:
-                    self._finish(record, "verified", candidate)
-                    continue
-                record.tried.append({**record.candidates.popleft().tried, "outcome": "answerable"})
-                if record.verified == self.rules.max_candidates:
-                    self._finish(record, "not_hideable")
-                else:
-                    still_open.append(record)
-            started = time.perf_counter()
+        def compute(prepared: Any) -> list[float]:
+            self.clock.waiting_to_verify += stopwatch()
+            probabilities = verifier.p_yes(prepared)
+            self.clock.verifying += stopwatch()
+            return probabilities
+
+        stopwatch = _Stopwatch()
+        model = _Model("verifier", self.rules.verifier_batch_size, load, prepare, compute)
+        for record, p_yes in _ask(records, model, pools):
+            if isinstance(p_yes, Failed):
+                self._finish(record, "error", reason=p_yes.reason)
+                continue
+            candidate = record.candidates[0]
+            candidate.tried["p_yes"] = _rounded(p_yes)
+            record.verified += 1
+            if p_yes < self.rules.verify_threshold:
+                self._finish(record, "verified", candidate)
+                continue
+            record.tried.append({**record.candidates.popleft().tried, "outcome": "answerable"})
+            if record.verified == self.rules.max_candidates:
+                self._finish(record, "not_hideable")
+            else:
+                still_open.append(record)
         return still_open
 
     def _finish(self, record: _Open, verdict: str, taken: _Candidate | None = None, reason: str | None = None) -> None:
@@ -317,12 +332,50 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
 
+class _Stopwatch:
+    """Called, the seconds since the last call."""
+
+    def __init__(self) -> None:
+        self.last = time.perf_counter()
+
+    def __call__(self) -> float:
+        before, self.last = self.last, time.perf_counter()
+        return self.last - before
+
+
+def _ask(
+    records: Sequence[_Open], model: _Model, pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor]
+) -> Iterator[tuple[_Open, Any]]:
+    """Each record with the model's answer, or Failed.
+
+    Where a batch fails as a whole, its records are asked one by one, so that only those fail whose own picture or
+    texts the model cannot take.
+    """
+    for batch in _read_ahead(records, model, pools):
+        yield from batch.failed
+        try:
+            answers = None if batch.prepared is None else model.compute(batch.prepared)
+        except DataError:  # nothing that another batch would survive
+            raise
+        except Exception:
+            answers = None
+        if answers is not None:
+            yield from zip(batch.records, answers, strict=True)
+            continue
+        for record in batch.records:
+            try:
+                (answer,) = model.compute(model.prepare([record], [model.load(record)]))
+            except DataError:
+                raise
+            except Exception as error:
+                width, height = record.size
+                cause = f"{type(error).__name__}: {error}".partition("\n")[0]
+                answer = Failed(f"the {model.name} cannot take this record, {width} x {height} pixels: {cause}")
+            yield record, answer
+
+
 def _read_ahead(
-    records: Sequence[_Open],
-    batch_size: int,
-    load: Callable[[_Open], Image.Image],
-    prepare: Callable[[list[_Open], list[Image.Image]], Any],
-    pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor],
+    records: Sequence[_Open], model: _Model, pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor]
 ) -> Iterator[_Batch]:
     """The batches in order; the next ones are read and prepared while the caller computes on one.
 
@@ -332,24 +385,41 @@ def _read_ahead(
     readers, preparer = pools
 
     def submit(batch: Sequence[_Open]) -> "Future[_Batch]":
-        pictures = [readers.submit(load, record) for record in batch]
+        pictures = [readers.submit(model.load, record) for record in batch]
         return preparer.submit(gather, batch, pictures)
 
     def gather(batch: Sequence[_Open], pictures: "list[Future[Image.Image]]") -> _Batch:
         read: list[_Open] = []
         opened: list[Image.Image] = []
-        unreadable = []
+        failed = []
         for record, picture in zip(batch, pictures, strict=True):
             try:
                 opened.append(picture.result())
                 read.append(record)
             except (PictureError, OSError, ValueError) as error:
-                unreadable.append((record, str(error)))
-        return _Batch(read, prepare(read, opened), unreadable)
+                failed.append((record, Failed(str(error))))
+        try:
+            prepared = model.prepare(read, opened) if read else None
+        except Exception:  # of one of the records: the caller finds out which
+            prepared = None
+        return _Batch(read, prepared, failed)
 
-    batches = [records[start : start + batch_size] for start in range(0, len(records), batch_size)]
+    batches = list(_batches(records, model.batch_size))
     waiting = deque(submit(batch) for batch in batches[: 1 + _AHEAD])
     for following in [*batches[1 + _AHEAD :], *[None] * min(len(batches), 1 + _AHEAD)]:
         yield waiting.popleft().result()
         if following is not None:
             waiting.append(submit(following))
+
+
+def _batches(records: Sequence[_Open], batch_size: int) -> Iterator[Sequence[_Open]]:
+    """In order, of at most ``batch_size`` records and, but for a single one, ``_PIXELS`` pixels."""
+    start, pixels = 0, 0
+    for end, record in enumerate(records):
+        width, height = record.size
+        if end > start and (end - start == batch_size or pixels + width * height > _PIXELS):
+            yield records[start:end]
+            start, pixels = end, 0
+        pixels += width * height
+    if start < len(records):
+        yield records[start:]

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from listwise_preference.image_lists.detect import Detector
 from listwise_preference.image_lists.options import Options, parse
 from listwise_preference.image_lists.store import Line, ListStore
 from listwise_preference.image_lists.summary import draw_histogram, summarize
-from listwise_preference.pairs import DataError, Entry, read_entries, read_exclusions
+from listwise_preference.pairs import DataError, Entry, Pair, read_entries, read_exclusions
 from listwise_preference.ranked_images import Box
 from listwise_preference.train import PLACEHOLDERS
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from listwise_preference.image_lists.verify import Verifier
 
 _EXAMPLES = 3
+# Seconds between lines on the progress where no terminal shows a bar.
+_MINUTE = 60
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -87,10 +90,13 @@ def _run(options: Options, processes: Processes) -> None:
     say: Callable[[str], None] = (lambda text: print(text, file=sys.stderr)) if is_main else (lambda text: None)
     entries = read_entries(options.pairs, options.image_root, PLACEHOLDERS)
     _check_pictures_are_there(entries, options)
+    store = ListStore(options.output, [entry.id for entry in entries], processes.index)
+    if is_main:
+        _check_destinations(options, entries, store)
     excluded = _read_excluded(options, entries, say)
     detector: Detector | None = None
     if options.annotations is not None:
-        detector = Annotations(options.annotations)
+        detector = Annotations(options.annotations, (entry.img_path for entry in entries if entry.img_path))
         readable = (entry.pair.img_path for entry in entries if entry.pair and entry.path and entry.path.exists())
         if report := detector.report(readable):
             say(report)
@@ -99,7 +105,6 @@ def _run(options: Options, processes: Processes) -> None:
             candidate_phrases(entry.pair, options.rules.prefer)  # is the tagger there? before a model is loaded
             break
 
-    store = ListStore(options.output, processes.index)
     run: dict[str, Any] = {}
     if is_main:
         run = _what_decides(options, entries)
@@ -113,44 +118,62 @@ def _run(options: Options, processes: Processes) -> None:
     windows = [entries[start : start + WINDOW] for start in range(0, len(entries), WINDOW)]
     mine = [window for window in windows[processes.index :: processes.count] if not to_do.isdisjoint(_numbers(window))]
     verdicts: Counter[str] = Counter()
-    started = time.perf_counter()
     clock: dict[str, float] = {}
+    begun = last = said = 0.0
     if mine:
         verifier = None
         if _uses_models(options):
             detector, verifier = _load(options, detector)
         assert detector is not None
+        mine_to_do = to_do & _numbers(*mine)
         with tqdm(
-            total=len(to_do & _numbers(*mine)), desc="Making lists", unit=" records", disable=None if is_main else True
+            total=len(mine_to_do), desc="Making lists", unit=" records", disable=None if is_main else True
         ) as bar:
 
             def finished(number: int, line: Line) -> None:
+                nonlocal last, said
                 if number in to_do:  # of a window that was interrupted all is computed, in the same batches
-                    store.append(number, line)
+                    now = time.perf_counter()
+                    store.append(number, line, now - last)
+                    last = now
                     verdicts[line["verdict"]] += 1
                     bar.set_postfix(dict(verdicts), refresh=False)
                     bar.update()
+                    if now - said > _MINUTE and not sys.stderr.isatty():
+                        said = now
+                        done_here = sum(verdicts.values())
+                        say(f"{done_here:,} of {len(mine_to_do):,} records, {done_here / (now - begun):.2f} a second")
 
             builder = Builder(detector, verifier, options.rules, options.drawing, finished)
-            started = time.perf_counter()
+            begun = last = said = time.perf_counter()
             for window in mine:
                 builder.run([entry for entry in window if str(entry.id) not in excluded])
             clock = {name: round(seconds, 3) for name, seconds in asdict(builder.clock).items()}
     processes.wait_for_all()
-    seconds = time.perf_counter() - started
     if is_main:
         lines = _all_lines(entries, _as_computed(store.lines()), excluded)
-        speed = {
-            "records_computed": len(to_do),
-            "seconds": round(seconds, 3),
-            "records_per_second": round(len(to_do) / seconds, 3) if to_do else None,
-            "seconds_of_the_main_thread": clock,
-            "processes": processes.count,
-        }
-        draw_histogram(lines, store.histogram)
+        speed = _speed(store, clock, processes.count)
         store.finish(lines, run, {**summarize(lines), "speed": speed})
+        draw_histogram(lines, store.histogram)
         _report(lines, store, say)
         _write_results(options, entries, lines, say)
+
+
+def _speed(store: ListStore, clock: dict[str, float], processes: int) -> dict[str, Any]:
+    """Of all runs that worked on this output; the seconds of the main thread and the processes are of the last one."""
+    before = store.made().get("speed", {})
+    records, seconds = store.measured()
+    if not records and before:
+        return dict(before)
+    records += before.get("records_computed", 0)
+    seconds += before.get("seconds", 0.0)
+    return {
+        "records_computed": records,
+        "seconds": round(seconds, 3),
+        "records_per_second": round(records / seconds, 3) if seconds else None,
+        "seconds_of_the_main_thread": clock,
+        "processes": processes,
+    }
 
 
 def _numbers(*windows: Sequence[Entry]) -> set[int]:
@@ -170,6 +193,29 @@ def _check_pictures_are_there(entries: Sequence[Entry], options: Options) -> Non
             f"none of the {len(paths)} pictures is there, e.g. {min(paths)}; set --image_root to the folder that"
             " img_path is relative to"
         )
+
+
+def _check_destinations(options: Options, entries: Sequence[Entry], store: ListStore) -> None:
+    """Before any work: nothing that the user has is overwritten."""
+    inputs = {"--pairs": options.pairs, "--annotations": options.annotations, "--exclude": options.exclude}
+    outputs = [store.output, store.summary, store.histogram, *([] if options.export is None else [_export(options)])]
+    for output in outputs:
+        for name, file in inputs.items():
+            if file is not None and output.resolve() == file.resolve():
+                raise DataError(f"--output {options.output} would overwrite {name} {file}; name another file")
+    pictures = {entry.path.resolve() for entry in entries if entry.path is not None}
+    if any(output.resolve() in pictures for output in outputs):
+        raise DataError(f"--output {options.output} would overwrite a picture of the pairs; name another file")
+    store.check()
+    if options.review is not None:
+        from listwise_preference.image_lists.review import check_review
+
+        check_review(options.review)
+    if options.write_pictures is not None:
+        from listwise_preference.image_lists.export import check_pictures_folder
+
+        paths = [entry.path for entry in entries if entry.path is not None]
+        check_pictures_folder(options.write_pictures, paths, options.image_root, options.drawing)
 
 
 def _read_excluded(options: Options, entries: Sequence[Entry], say: Callable[[str], None]) -> frozenset[str]:
@@ -193,6 +239,8 @@ def _what_decides(options: Options, entries: Sequence[Entry]) -> dict[str, Any]:
     ]
     decides: dict[str, Any] = {
         "version": __version__,
+        "nltk": version("nltk"),
+        "pillow": version("pillow"),
         "--pairs": _sha256(options.pairs.read_bytes()),
         "pictures": _sha256(json.dumps(sizes).encode()),
         "--prefer": rules.prefer,
@@ -206,11 +254,11 @@ def _what_decides(options: Options, entries: Sequence[Entry]) -> dict[str, Any]:
         decides["--annotations"] = _sha256(options.annotations.read_bytes())
     if not _uses_models(options):
         return decides
-    import transformers
-
-    decides |= {"transformers": transformers.__version__, "--dtype": options.dtype}
+    decides |= {name: version(name) for name in ("torch", "transformers")}
+    decides["--dtype"] = options.dtype
     if options.detector != "annotations":
         decides |= {
+            "--detector_batch_size": rules.detector_batch_size,
             "--detector_model": _identity(options.detector_model),
             "--box_threshold": options.box_threshold,
             "--text_threshold": options.text_threshold,
@@ -219,8 +267,10 @@ def _what_decides(options: Options, entries: Sequence[Entry]) -> dict[str, Any]:
         decides |= {
             "--verifier": _identity(options.verifier),
             "--verify_threshold": rules.verify_threshold,
+            "--verifier_batch_size": rules.verifier_batch_size,
             "--max_candidates": rules.max_candidates,
             "--visual_prompt": options.drawing.visual_prompt,
+            "--fill": options.drawing.fill,
         }
     return decides
 
@@ -313,22 +363,28 @@ def _write_results(
     ]
     if options.review is not None:
         say(f"open {_write_review(options, entries, lines)} in a browser")
+    written: frozenset[Usable] = frozenset()
     if options.write_pictures is not None:
         folder = options.write_pictures
-        written = write_pictures(folder, usable, options.image_root, options.drawing, options.rules.threads)
-        say(f"{folder}: the lists of {len(written.records):,} records, named in {folder / 'pairs.json'}")
-        if written.left_out:
+        done = write_pictures(folder, usable, options.image_root, options.drawing, options.rules.threads)
+        say(f"{folder}: the lists of {len(done.records):,} records, named in {folder / 'pairs.json'}")
+        written = frozenset(done.records)
+        if done.left_out:
             say(
-                f"  {len(written.left_out):,} more records have a picture that is there already with another's list:"
+                f"  {len(done.left_out):,} more records have a picture that is there already with another's list:"
                 f" folders hold one list for each picture (--image_lists {options.output} trains on all of them)"
             )
-        if options.export == "ms-swift":
-            usable = list(written.records)
     if options.export is not None:
-        rows = export(options.export, usable, options.image_root, options.write_pictures, options.drawing)
-        file = options.output.with_name(f"{options.output.stem}.{options.export}.json")
+        rows = export(options.export, usable, options.image_root, options.write_pictures, written, options.drawing)
+        file = _export(options)
         write_json(file, rows)
-        say(f"{file}: {len(rows):,} rows for {options.export}")
+        say(f"{file}: {len(rows):,} rows for {options.export}, text pairs of {len(usable):,} records")
+        if options.export == "ms-swift":
+            say(f"  and picture pairs of {len(written):,} of {len(usable):,} records")
+
+
+def _export(options: Options) -> Path:
+    return options.output.with_name(f"{options.output.stem}.{options.export}.json")
 
 
 def _write_review(options: Options, entries: Sequence[Entry], lines: Sequence[Line]) -> Path:
@@ -337,7 +393,7 @@ def _write_review(options: Options, entries: Sequence[Entry], lines: Sequence[Li
     assert options.review is not None
     items = [
         ReviewItem(
-            pair=entry.pair,
+            pair=entry.pair or Pair(entry.id, entry.img_path or "", "", "", ""),
             picture=entry.path,
             box=Box(*line["box"]) if line["box"] is not None else None,
             phrase=line["phrase"],
@@ -345,8 +401,8 @@ def _write_review(options: Options, entries: Sequence[Entry], lines: Sequence[Li
             source=line["source"] or "",
             score=line["score"],
             verdict=line["verdict"],
+            reason=line.get("reason"),
         )
         for entry, line in zip(entries, lines, strict=True)
-        if entry.pair is not None
     ]
     return write_review(options.review, items, options.drawing, options.output.name)

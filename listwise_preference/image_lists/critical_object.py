@@ -41,7 +41,7 @@ def candidate_phrases(pair: Pair, prefer: Literal["order", "contrast"] = "order"
     Args:
         pair: the texts, of any kind; only English is understood, and elsewhere few phrases or none are found.
         prefer: ``order`` is the paper's order, by position within a source. ``contrast`` puts the objects first that
-            the rejected answer does not name, and keeps that order otherwise.
+            the chosen answer names and the rejected one does not, and keeps that order otherwise.
 
     Raises:
         TaggerError: NLTK or its data is missing.
@@ -60,8 +60,8 @@ def candidate_phrases(pair: Pair, prefer: Literal["order", "contrast"] = "order"
             if not mention.denied:
                 phrases.setdefault(mention.text, Phrase(mention.text, source, mention.surface))
     if prefer == "contrast":
-        shared = _named(mentions(pair.rejected))
-        return tuple(sorted(phrases.values(), key=lambda phrase: phrase.text in shared))
+        telling = _named(chosen) - _named(mentions(pair.rejected))
+        return tuple(sorted(phrases.values(), key=lambda phrase: phrase.text not in telling))
     return tuple(phrases.values())
 
 

@@ -2,9 +2,9 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,9 @@ from listwise_preference.pairs import DataError, Pair
 from listwise_preference.ranked_images import Box, Drawing, PictureError, open_picture, ranked_images
 
 Trainer = Literal["trl", "ms-swift", "llama-factory"]
+
+# Says that a folder of pictures is this program's, to be written again.
+_MADE = "made_by.json"
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,28 @@ def level_folders(folder: Path, drawing: Drawing) -> tuple[Path, ...]:
     return tuple(folder / f"{100 * level / last:.4g}" for level in range(1, drawing.list_size))
 
 
+def check_pictures_folder(folder: Path, pictures: Collection[Path], image_root: Path, drawing: Drawing) -> None:
+    """Refuse a folder where ``write_pictures`` would overwrite what it has not made; nothing is written.
+
+    Raises:
+        DataError: the folder or one of its levels is, holds or is linked to the image root, or holds files of others.
+    """
+    root = image_root.resolve()
+    for place in (folder, *level_folders(folder, drawing)):
+        if root.is_relative_to(place.resolve()):
+            what = "is the image root" if place.resolve() == root else "holds the image root"
+            raise DataError(f"--write_pictures {folder}: {place} {what}; name a folder of its own")
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"--write_pictures {folder} is a file; name a folder")
+    if folder.exists() and any(folder.iterdir()) and not (folder / _MADE).exists():
+        raise DataError(f"--write_pictures {folder}: the folder holds other files; name a new one")
+    inputs = {path.resolve() for path in pictures}
+    for level in level_folders(folder, drawing):
+        for path in pictures:
+            if (level / _below(path, image_root)).resolve() in inputs:
+                raise DataError(f"--write_pictures {folder} would write over a picture of the pairs, for {path}")
+
+
 def write_pictures(
     folder: Path, records: Sequence[Usable], image_root: Path, drawing: Drawing, threads: int
 ) -> Written:
@@ -50,11 +75,9 @@ def write_pictures(
     that the pictures belong to.
 
     Raises:
-        DataError: the folder lies where the pictures would be overwritten, or cannot be written.
+        DataError: the folder holds anything else, lies where pictures would be overwritten, or cannot be written.
     """
-    root = Path(os.path.abspath(image_root))  # noqa: PTH100 - resolve() would follow links
-    if Path(os.path.abspath(folder)) == root:  # noqa: PTH100
-        raise DataError(f"--write_pictures {folder} is the image root; name a folder of its own")
+    check_pictures_folder(folder, [record.path for record in records], image_root, drawing)
     first: dict[Path, Usable] = {}
     for record in records:
         first.setdefault(record.path, record)
@@ -62,7 +85,7 @@ def write_pictures(
     folders = level_folders(folder, drawing)
 
     def write(record: Usable) -> None:
-        below = os.path.relpath(record.path, root)
+        below = _below(record.path, image_root)
         levels = ranked_images(open_picture(record.path), record.box, drawing)[1:]
         for level, picture in zip(folders, levels, strict=True):
             file = level / below
@@ -73,6 +96,7 @@ def write_pictures(
                 picture.save(file, "PNG")
 
     try:
+        write_json(folder / _MADE, {"made_by": "make_image_lists.py --write_pictures", "drawing": asdict(drawing)})
         with ThreadPoolExecutor(threads) as pool:
             for _ in tqdm(pool.map(write, chosen), total=len(chosen), desc="Writing", unit=" lists", disable=None):
                 pass
@@ -84,15 +108,20 @@ def write_pictures(
 
 
 def export(
-    trainer: Trainer, records: Sequence[Usable], image_root: Path, pictures: Path | None, drawing: Drawing
+    trainer: Trainer,
+    records: Sequence[Usable],
+    image_root: Path,
+    pictures: Path | None,
+    written: Collection[Usable],
+    drawing: Drawing,
 ) -> Any:
     """The records in the form that ``trainer`` reads, as one JSON value; pictures by absolute path.
 
     - trl (DPOTrainer): conversational prompt, chosen and rejected, one picture for both. Text pairs only.
     - llama-factory (ShareGPT form, ``"ranking": true``): one picture for both. Text pairs only.
     - ms-swift: the text pair, then for each two adjacent levels the chosen answer on the better against the chosen
-      answer on the worse picture (``rejected_images``). ``pictures`` is the folder of ``write_pictures``, and only
-      records that were written there may be given.
+      answer on the worse picture (``rejected_images``). ``pictures`` is the folder of ``write_pictures``; records that
+      are not among those ``written`` there have the text pair alone.
     """
     match trainer:
         case "trl":
@@ -102,7 +131,9 @@ def export(
         case "ms-swift":
             assert pictures is not None
             folders = level_folders(pictures, drawing)
-            return [row for record in records for row in _ms_swift(record, image_root, folders)]
+            return [
+                row for record in records for row in _ms_swift(record, image_root, folders if record in written else ())
+            ]
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -144,7 +175,7 @@ def _llama_factory(record: Usable) -> dict[str, Any]:
 
 def _ms_swift(record: Usable, image_root: Path, folders: Sequence[Path]) -> list[dict[str, Any]]:
     pair = record.pair
-    below = os.path.relpath(record.path, image_root)
+    below = _below(record.path, image_root)
     levels = [_absolute(record.path), *(_absolute(folder / below) for folder in folders)]
     messages = [
         {"role": "user", "content": f"<image>{pair.prompt}"},
@@ -155,6 +186,11 @@ def _ms_swift(record: Usable, image_root: Path, folders: Sequence[Path]) -> list
         {"messages": messages, "images": [better], "rejected_images": [worse]} for better, worse in pairwise(levels)
     ]
     return [text_pair, *picture_pairs]
+
+
+def _below(path: Path, image_root: Path) -> str:
+    """The picture's path below the image root, by names alone: a link inside it may lead elsewhere."""
+    return os.path.relpath(path, image_root)
 
 
 def _absolute(path: Path) -> str:

@@ -41,7 +41,7 @@ _BE = words("is are was were be been being")
 _QUESTION_VERBS = words("is are was were do does did can could has have")
 _NEGATIONS = words("no without neither nor lacks lacking lack absence devoid")
 _NOT_A_DENIAL = words("only just fully entirely completely clearly necessarily sure")
-_SHOWN = words("visible present shown seen depicted pictured featured included there")
+_SHOWN = words("visible present shown seen depicted pictured featured included there here")
 _CLAUSE_ENDS = frozenset(".,;:!?()") | words("""
     but however although though while whereas except besides because since if whether what which who where how that
     instead and or""")
@@ -149,7 +149,9 @@ def _denied(tokens: list[Token]) -> set[int]:
     for i, token in enumerate(tokens):
         if token.word not in ("not", "n't", "never") or _word_at(tokens, i + 1) in _NOT_A_DENIAL:
             continue
-        ahead = [t.word for t in tokens[i + 1 : i + 5] if t.word != "be" and not t.tag.startswith("RB")]
+        ahead = [
+            t.word for t in tokens[i + 1 : i + 5] if t.word != "be" and (t.word in _SHOWN or not t.tag.startswith("RB"))
+        ]
         in_the_picture = ahead[:2] == ["in", "the"] and bool(NOT_VISIBLE & set(ahead[2:3]))
         if in_the_picture or _SHOWN & set(ahead[:1]):
             denied |= _denied_before(tokens, i)

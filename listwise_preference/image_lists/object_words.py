@@ -50,7 +50,7 @@ COMPOUNDS = words("""
     field, carving knife, reading glasses, riding boot, running shoe, hanging basket, walking stick, writing desk,
     gaming console, stop sign, bus stop, christmas light, easter egg, front door, back door, side table, top hat, gold
     medal, music stand, light bulb, computer game, board game, video game, tree line, power line, clothes line, shower
-    head""")
+    head, hot air balloon""")
 # Words in -ing that begin a compound before any noun, and those that are things; the rest are verbs or activities.
 ING_MODIFIERS = words("""
     dining living parking cutting frying swimming washing shopping sewing baking mixing chopping ironing vending bathing

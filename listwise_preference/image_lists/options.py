@@ -1,6 +1,7 @@
 """The options of make_image_lists.py."""
 
 import argparse
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,7 +83,10 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
         type=Path,
         required=True,
         metavar="FILE",
-        help="image lists to write, JSONL, a line per record; a summary and a histogram of box shares go beside it",
+        help=(
+            "image lists to write, JSONL, a line per record; summary.json and box_share.png, a histogram, go beside it"
+            " (<name>.summary.json and <name>.box_share.png where others have these names)"
+        ),
     )
     add(
         "--exclude",
@@ -138,7 +142,7 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
         "--text_threshold",
         type=_share,
         default=0.25,
-        help="what the mean score over the tokens of a phrase must exceed, 0 to 1 (Grounding DINO only)",
+        help="what the score of each token of a phrase must exceed, 0 to 1 (Grounding DINO only)",
     )
     add(
         "--min_box_share",
@@ -211,6 +215,12 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
         default=Drawing.grow,
         help="how the hidden part grows",
     )
+    add(
+        "--fill",
+        choices=("black", "mean", "blur"),
+        default=Drawing.fill,
+        help="what covers the hidden part: black, the picture's mean colour, or its own pixels blurred",
+    )
 
     add = _group(parser, "results besides the lists")
     add(
@@ -225,7 +235,8 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
         metavar="DIR",
         help=(
             "write the hidden pictures as the paper's release has them, DIR/<percent hidden>/<path below the "
-            "image root>, and the records they belong to, DIR/pairs.json"
+            "image root>, one list for each picture, that of its first record, and the records they belong to,"
+            " DIR/pairs.json"
         ),
     )
     add(
@@ -242,7 +253,11 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
     add = _group(
         parser,
         "speed",
-        "All but --dtype leave the result as it is. Several GPUs: accelerate launch make_image_lists.py ...",
+        (
+            "These leave the choices as they are, up to rounding: another --dtype or batch size moves scores in their"
+            " last decimals, so a run is continued only with the same. --threads and the number of processes change"
+            " nothing. Several GPUs: accelerate launch make_image_lists.py ..."
+        ),
     )
     add(
         "--dtype",
@@ -279,14 +294,20 @@ def _options(parser: _Parser, given: dict[str, Any]) -> Options:
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
 
 
 def _count(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of 1 or more")
     return value

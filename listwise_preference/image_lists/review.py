@@ -2,7 +2,8 @@
 
 ``write_review`` fills a folder with the page (``review_page/``, copied as it is), ``lists.js`` (the records) and
 ``thumbs/`` (per record one JPEG of some 50 KB, its pictures side by side). Decisions stay in the browser; the page's
-download, ``rejected.json``, is {"rejected": [id, ...]} with the ids as the pairs have them.
+download, ``rejected.json``, is {"rejected": [id, ...]} with the ids as the pairs have them. Excluded records start as
+rejected, so that a later download leaves out what an earlier one did.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from listwise_preference.pairs import Pair
 from listwise_preference.ranked_images import Box, Drawing, open_picture, ranked_images
-from listwise_preference.static_page import finish_page, javascript, link, start_page
+from listwise_preference.static_page import check_page, finish_page, javascript, link, start_page
 
 # About the longer side of one small picture.
 _SMALL = 256
@@ -37,7 +38,7 @@ class ReviewItem:
 
     ``picture`` is None where no path is known, ``box`` where nothing is hidden. ``phrase`` names the hidden
     object, ``surface`` is the same as the text has it ("people" for "person"); both are marked in the texts.
-    ``score`` is the detector's.
+    ``score`` is the detector's, ``reason`` says why there is an error.
     """
 
     pair: Pair
@@ -48,6 +49,7 @@ class ReviewItem:
     source: str
     score: float | None
     verdict: str
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,15 @@ class _Failure:
     """Why a record has no small pictures."""
 
     reason: str
+
+
+def check_review(folder: Path) -> None:
+    """Refuse a folder that ``write_review`` would refuse; nothing is written.
+
+    Raises:
+        DataError: the folder holds something else.
+    """
+    check_page(folder, resources.files(__package__) / "review_page")
 
 
 def write_review(folder: Path, items: Sequence[ReviewItem], drawing: Drawing, title: str) -> Path:
@@ -89,9 +100,9 @@ def write_review(folder: Path, items: Sequence[ReviewItem], drawing: Drawing, ti
         file.unlink()
 
     records = [_record(folder, *row) for row in zip(items, files, strips, strict=True)]
-    # The browser keeps decisions under this key: lists that differ in anything do not share them, and the same lists
-    # in another folder do.
-    content = [repr(drawing), *(record | {"link": None} for record in records)]
+    # The browser keeps decisions under this key: lists that differ in anything that is judged do not share them; the
+    # same lists in another folder do, and so do they after some are excluded.
+    content = [repr(drawing), *(record | {"link": None, "verdict": None} for record in records)]
     key = hashlib.sha256(javascript(content).encode()).hexdigest()[:16]
     return finish_page(folder, "lists.js", "REVIEW", {"key": key, "title": title, "records": records})
 
@@ -152,6 +163,7 @@ def _record(folder: Path, item: ReviewItem, file: Path, strip: _Strip | _Failure
         "source": item.source,
         "score": item.score if finite else None,
         "verdict": item.verdict,
+        "reason": item.reason,
     }
     if isinstance(strip, _Failure):
         return record | {"failure": strip.reason}

@@ -18,8 +18,9 @@ def summarize(lines: Sequence[Line]) -> dict[str, Any]:
     """Counts over all lines of an image lists file.
 
     Of phrases and sources only lines with a box to train on count. ``no_text_phrase_found`` are records whose texts
-    name objects of which the detector found none, ``some_text_phrase_not_found`` those where it missed at least one
-    that was looked at.
+    name objects of which the detector found none, ``some_text_phrase_not_found`` those where it missed at least one;
+    both look at the objects that were tried, and those behind the one that was taken were not. ``boxes_dropped`` counts
+    boxes of objects that were tried.
     """
     usable = [line for line in lines if line["verdict"] in ("verified", "unverified")]
     from_text = [

@@ -167,7 +167,8 @@ def _better_tag(tokens: list[Token], i: int) -> str:
         if after.tag == "NN" and not acts and (word in ING_MODIFIERS or f"{word} {singular(after.word)}" in COMPOUNDS):
             return "NN"
         return "VBG" if tag == "NN" and word not in ING_THINGS else tag
-    if after.tag == "NN" and f"{word} {singular(after.word)}" in COMPOUNDS:
+    third = singular(tokens[i + 2].word) if i + 2 < len(tokens) else ""
+    if after.tag == "NN" and COMPOUNDS & {f"{word} {singular(after.word)}", f"{word} {after.word} {third}"}:
         return "NN"
     if word in ADJECTIVES:
         return "JJ"

@@ -11,10 +11,18 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, AutoProcessor, BatchFeature, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BatchFeature,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
 from listwise_preference.batch import ChatFormat
 from listwise_preference.models import FAMILIES, ModelError, load_base_model, load_processor
+from listwise_preference.pairs import DataError
 
 # The method gives no wording; this one is the project's choice.
 QUESTION = (
@@ -71,13 +79,16 @@ class Verifier:
             ModelError: there is no such checkpoint, or it is no image-text model.
         """
         try:
-            model_type = AutoConfig.from_pretrained(name_or_path).model_type
+            config = AutoConfig.from_pretrained(name_or_path)
+            model_type = config.model_type
             if model_type in FAMILIES:
                 processor = load_processor(name_or_path)
             else:
                 processor = AutoProcessor.from_pretrained(name_or_path)
         except (OSError, ValueError, ImportError) as error:
             raise ModelError(f"cannot load the verifier {name_or_path}: {error}") from error
+        if type(config) not in AutoModelForImageTextToText._model_mapping:
+            raise ModelError(f"cannot load the verifier {name_or_path}: {model_type} is no model of pictures and text")
         model = load_base_model(name_or_path, dtype=dtype if device.type == "cuda" else torch.float32)
         model.to(device)  # type: ignore[arg-type]
         return cls(model, processor)
@@ -97,7 +108,17 @@ class Verifier:
 
     @torch.inference_mode()
     def p_yes(self, prepared: Prepared) -> list[float]:
-        """Per check the softmax over the log-probabilities of "Yes" and "No", its first part."""
+        """Per check the softmax over the log-probabilities of "Yes" and "No", its first part.
+
+        Raises:
+            DataError: the GPU has too little memory.
+        """
+        try:
+            return self._p_yes(prepared)
+        except torch.OutOfMemoryError as error:
+            raise DataError("out of GPU memory in the verifier: lower --verifier_batch_size") from error
+
+    def _p_yes(self, prepared: Prepared) -> list[float]:
         inputs = prepared.inputs.to(self.model.device)
         inputs = inputs.to(self.model.dtype)  # floating tensors only
         # When each answer is a single token, one forward gives both: nothing but the prompt stands before them.

@@ -22,6 +22,7 @@ from transformers import (
 
 from listwise_preference.image_lists.detect import Failed, Found, Query, cut_box
 from listwise_preference.models import ModelError
+from listwise_preference.pairs import DataError
 
 # Models that read one text and score its tokens.
 _ONE_TEXT = ("grounding-dino", "mm-grounding-dino")
@@ -68,9 +69,10 @@ class ZeroShotDetector:
     """Boxes for phrases by a zero-shot detector.
 
     A box belongs to the phrase that fits it best. With a model that scores tokens, how well a phrase fits is its best
-    token; that must be above ``box_threshold`` (it is the score), and the mean over the phrase's tokens above
-    ``text_threshold``, so that half of a compound, the "light" of "traffic light", is not enough. With the others the
-    score must be above ``box_threshold``.
+    token; that must be above ``box_threshold`` (it is the score), and each of the phrase's tokens above
+    ``text_threshold``, so that half of a compound, the "light" of "traffic light", is not enough. The latter is this
+    project's rule: Grounding DINO's own takes for the phrase whatever tokens are above it. With the others the score
+    must be above ``box_threshold``.
 
     Args:
         model: any of ``AutoModelForZeroShotObjectDetection``, on its device.
@@ -145,11 +147,19 @@ class ZeroShotDetector:
 
     @torch.inference_mode()
     def detect(self, prepared: Prepared) -> list[list[Found] | Failed]:
-        """Per query the boxes above the thresholds, in pixels of its picture."""
+        """Per query the boxes above the thresholds, in pixels of its picture.
+
+        Raises:
+            DataError: the GPU has too little memory.
+        """
         answers: list[list[Found]] = [[] for _ in range(prepared.queries)]
         for group in prepared.groups:
-            for row, found in zip(group.rows, self._detect_group(group), strict=True):
-                answers[row.query] += found
+            try:
+                found = self._detect_group(group)
+            except torch.OutOfMemoryError as error:
+                raise DataError("out of GPU memory in the detector: lower --detector_batch_size") from error
+            for row, boxes in zip(group.rows, found, strict=True):
+                answers[row.query] += boxes
         return list(answers)
 
     def _detect_group(self, group: _Group) -> list[list[Found]]:
@@ -198,9 +208,9 @@ class ZeroShotDetector:
         spans = self._spans(input_ids)
         assert len(spans) == len(row.phrases)
         best = torch.stack([probabilities[:, span].amax(-1) for span in spans], dim=-1)  # (boxes, phrases)
-        mean = torch.stack([probabilities[:, span].mean(-1) for span in spans], dim=-1)
+        least = torch.stack([probabilities[:, span].amin(-1) for span in spans], dim=-1)
         scores, phrases = best.max(-1)
-        passed = (scores > self.box_threshold) & (mean.gather(1, phrases[:, None])[:, 0] > self.text_threshold)
+        passed = (scores > self.box_threshold) & (least.gather(1, phrases[:, None])[:, 0] > self.text_threshold)
         return [phrase if ok else None for phrase, ok in zip(phrases.tolist(), passed.tolist(), strict=True)], scores
 
     def _spans(self, input_ids: Tensor) -> list[slice]:

@@ -22,7 +22,8 @@ let place = 0;
 const records = window.REVIEW?.records ?? [];
 
 function searchText(record) {
-  const texts = [nameOf(record), record.prompt, record.chosen, record.rejected, record.phrase, record.surface];
+  const texts = [nameOf(record), record.prompt, record.chosen, record.rejected, record.phrase, record.surface,
+    record.reason];
   return texts.filter((text) => text !== null).join("\n").toLowerCase();
 }
 
@@ -66,10 +67,17 @@ function applyControls() {
 }
 
 // Decisions: a log of [index, "accepted" | "rejected" | "open"], kept in the browser. Undo takes the last one back.
+// Records that the lists leave out already begin as rejected.
 
 const storageKey = `ranked-image-lists/${window.REVIEW?.key}`;
 let log = [];
 let decisions = new Map();
+const excluded = [...records.keys()].filter((index) => records[index].verdict === "excluded")
+  .map((index) => [index, "rejected"]);
+
+function readLog() {
+  decisions = new Map([...excluded, ...log]);
+}
 
 function loadLog() {
   try {
@@ -77,7 +85,7 @@ function loadLog() {
   } catch {
     log = [];
   }
-  decisions = new Map(log);
+  readLog();
 }
 
 function saveLog() {
@@ -104,7 +112,7 @@ function undo() {
     return;
   }
   const [index] = log.pop();
-  decisions = new Map(log);
+  readLog();
   saveLog();
   const found = view.indexOf(index);
   if (found >= 0) moveTo(found);
@@ -277,6 +285,7 @@ function facts(record) {
   const rows = [
     ["Phrase", record.phrase === null ? null : element("dd", {}, element("mark", {}, record.phrase))],
     ["Verdict", verdict],
+    ["Reason", record.reason === null ? null : element("dd", { className: "reason" }, record.reason)],
     ["Box", typeof record.share === "number" ? element("dd", {}, shareText(record.share)) : null],
     ["Score", record.score === null ? null : element("dd", {}, record.score.toFixed(2))],
     ["Source", element("dd", {}, record.source || "none")],
