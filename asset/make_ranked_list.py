@@ -1,4 +1,7 @@
-"""Draw the README's figure, a ranked list from a sample photograph: python asset/make_ranked_list.py"""
+"""Draw the README's figure, one list of data/sample as make_image_lists.py made it.
+
+python asset/make_ranked_list.py runs/lists/sample.jsonl [ID]
+"""
 
 import sys
 from pathlib import Path
@@ -11,15 +14,15 @@ sys.path.insert(0, str(ROOT))  # runs from a clone without installing
 from listwise_preference.pairs import BoxLists, load_records  # noqa: E402
 from listwise_preference.ranked_images import Drawing  # noqa: E402
 
-RECORD = "coffee-cup" if len(sys.argv) < 2 else sys.argv[1]
 SAMPLE = ROOT / "data" / "sample"
 HEIGHT, GAP, CAPTION = 220, 12, 34
 
 
 def main() -> None:
     """Write asset/ranked_list.png."""
-    records = load_records(SAMPLE / "pairs.json", SAMPLE, BoxLists(SAMPLE / "image_lists.jsonl", Drawing())).records
-    record = next(record for record in records if record.pair.id == RECORD)
+    lists, wanted = Path(sys.argv[1]), (sys.argv[2:] or ["coffee-cup"])[0]
+    records = load_records(SAMPLE / "pairs.json", SAMPLE, BoxLists(lists, Drawing())).records
+    record = next(record for record in records if record.pair.id == wanted)
     images = [image.resize((round(image.width * HEIGHT / image.height), HEIGHT)) for image in record.images.load()]
     width = sum(image.width + GAP for image in images) - GAP
     figure = Image.new("RGB", (width, HEIGHT + CAPTION), "white")
