@@ -354,6 +354,8 @@ class Answerer:
             do_sample=decoding.temperature > 0,
             temperature=decoding.temperature or None,
             num_beams=1,
+            repetition_penalty=1.0,  # a checkpoint's generation_config.json shall not decide on it
+            no_repeat_ngram_size=0,
             eos_token_id=self.end_ids,
             pad_token_id=self.pad_id,
         )

@@ -71,3 +71,17 @@ def test_answers_to_other_questions_are_refused(score: Score, tmp_path: Path) ->
 
     answers.write_text(json.dumps(rows[1]))
     assert "1 answers for 2 questions" in score("pope", answers, "--questions", questions).err
+
+
+def test_a_missing_answer_moves_no_other(score: Score, tmp_path: Path) -> None:
+    """Of three answers the middle one is missing: those with ids keep their questions, those without are refused."""
+    third = {"question_id": 3, "image": "b.jpg", "text": "Is there a dog in the image?", "label": "yes"}
+    questions, answers = tmp_path / "questions.json", tmp_path / "answers.jsonl"
+    questions.write_text("\n".join(map(json.dumps, [*QUESTIONS, third])))
+    answers.write_text('{"question_id": 1, "answer": "yes"}\n{"question_id": 3, "answer": "no"}\n')
+    result = score("pope", answers, "--questions", questions, "--partial").result
+    assert result["counters"] == {"TP": 1, "FP": 0, "TN": 0, "FN": 1}
+    answers.write_text('{"answer": "yes"}\n{"answer": "no"}\n')
+    run = score("pope", answers, "--questions", questions, "--partial")
+    assert run.status == 2
+    assert "no question_id in the answers that would say which are missing" in run.err

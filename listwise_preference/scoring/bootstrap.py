@@ -3,8 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 Counters = Mapping[str, float]
 Metrics = Mapping[str, Any]
 
@@ -29,6 +27,8 @@ def bootstrap(
     numbers from the sums. A metric without a number over all pictures gets no interval;
     one that a draw leaves undefined (None) is left out of that draw.
     """
+    import numpy as np  # here, since scoring without intervals does without it
+
     names = sorted({name for counts in pictures for name in counts})
     table = np.array([[counts.get(name, 0) for name in names] for counts in pictures], dtype=float)
     draws = np.random.default_rng(seed).multinomial(len(pictures), [1 / len(pictures)] * len(pictures), resamples)

@@ -33,16 +33,25 @@ def check(records: Sequence[Record], questions: Sequence[Record]) -> tuple[list[
     if unlabelled:
         raise ScoringError(f"not POPE's questions: no label in question {listed(unlabelled)}")
     sentences = []
+    at_their_place: list[Record | None] = list(questions[: len(records)])
     if len(records) != len(questions):
         sentences.append(f"{len(records)} answers for {len(questions)} questions")
+        if any("question_id" not in record for record in records):
+            # Behind a gap every answer would be held against its neighbour's question.
+            sentences.append("no question_id in the answers that would say which are missing")
+            return [], Problems(tuple(sentences))
+        by_id = {question.get("question_id"): question for question in questions}
+        at_their_place = [by_id.get(record["question_id"]) for record in records]
     textless, strange, pairs = [], [], []
-    for number, (record, question) in enumerate(zip(records, questions, strict=False), start=1):
+    for number, (record, question) in enumerate(zip(records, at_their_place, strict=True), start=1):
         says_id = record.get("question_id")
         says_text = record.get("question")
         if answer_text(record) is None:
             textless.append(number)
-        elif (says_id is not None and says_id != question.get("question_id")) or (
-            isinstance(says_text, str) and isinstance(question.get("text"), str) and says_text != question["text"]
+        elif (
+            question is None
+            or (says_id is not None and says_id != question.get("question_id"))
+            or (isinstance(says_text, str) and isinstance(question.get("text"), str) and says_text != question["text"])
         ):
             strange.append(number)
         else:
