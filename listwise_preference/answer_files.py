@@ -63,7 +63,8 @@ class AnswerFiles:
                 self._remove_partials()
                 return True
         else:
-            self.output.unlink(missing_ok=True)
+            if self.output.exists():  # the model may turn out not to load: nothing is lost by trying
+                self.output.replace(self.output.with_name(f"{self.output.name}.old"))
             self._remove_partials()
         self.output.parent.mkdir(parents=True, exist_ok=True)
         self._write_record(run)

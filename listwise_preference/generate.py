@@ -94,7 +94,11 @@ def parse(recipe: Mapping[str, Any], argv: Sequence[str] | None = None) -> Setti
     add("--load_in_4bit", action="store_true", help="quantize the base weights on loading (needs bitsandbytes)")
     add("--on_bad_record", choices=("stop", "drop"), default="stop", help="stop with a list of all that cannot "
         "be asked (default), or answer the other questions")  # fmt: skip
-    add("--restart", action="store_true", help="begin again where an earlier run's answers stand")
+    add(
+        "--restart",
+        action="store_true",
+        help="begin again where an earlier run's answers stand; they are kept as OUTPUT.old",
+    )
     if unknown := set(recipe) - {action.dest for action in parser._actions}:
         raise ValueError(f"the recipe sets unknown options: {', '.join(sorted(unknown))}")
     parser.set_defaults(**recipe)

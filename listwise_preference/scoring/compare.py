@@ -151,8 +151,8 @@ def rows_by_benchmark(
 
 
 def notes(names: Sequence[str], results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What makes runs of one benchmark hard to compare: a protocol that differs, in so many words."""
-    found = []
+    """What makes runs hard to compare: what was noted when each was scored, and protocols that differ."""
+    found = [f"{name}: {note}" for name, result in zip(names, results, strict=True) for note in result.get("notes", [])]
     for benchmark in dict.fromkeys(result["benchmark"] for result in results):
         protocols = {
             name: flatten(result.get("protocol", {}))
@@ -200,15 +200,19 @@ def _cell(row: Row, column: Column) -> str:
     return text
 
 
-def plot(rows: Mapping[str, Sequence[Row]], path: Path) -> None:
-    """A bar chart as PNG: one panel for each metric, one bar for each row, 95 % intervals as whiskers."""
+def require_matplotlib() -> None:
+    """Raises ScoringError with the command that gets it, before anything is printed."""
     try:
         import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
     except ImportError as error:
         raise ScoringError("--plot needs matplotlib; get it with: pip install matplotlib") from error
+    matplotlib.use("Agg")
+
+
+def plot(rows: Mapping[str, Sequence[Row]], path: Path) -> None:
+    """A bar chart as PNG: one panel for each metric, one bar for each row, 95 % intervals as whiskers."""
+    import matplotlib.pyplot as plt
+
     panels = [
         (benchmark, column)
         for benchmark, runs in rows.items()

@@ -61,7 +61,7 @@ def report(
     output: Path | None,
     only_in_file: Mapping[str, Any] | None = None,
 ) -> None:
-    """Print the table, the notes and the JSON line, and write the output file.
+    """Print the table, the notes and the JSON line, and write the output file, which hold the notes as well.
 
     ``only_in_file`` is what is too long for the line, such as each answer's own record.
     """
@@ -72,7 +72,8 @@ def report(
             "PARTIAL: not all of the benchmark was scored; do not compare these numbers with whole ones.",
             *notes,
         ]
-    for note in notes:
+    result = {**result, "notes": list(notes)}
+    for note in result["notes"]:
         print(f"\nNote: {note}")
     if output:
         write_json(output, {**result, **(only_in_file or {})})

@@ -248,6 +248,8 @@ def score_pope(args: argparse.Namespace) -> None:
 
 def compare_runs(args: argparse.Namespace) -> None:
     """Scores files side by side."""
+    if args.plot:
+        compare.require_matplotlib()
     names = args.names or compare.run_names(args.scores)
     if len(names) != len(args.scores):
         raise ScoringError(f"--names: {len(names)} names for {len(args.scores)} files")
