@@ -307,12 +307,14 @@ def _same_values(loaded: Tensor, saved: Tensor) -> bool:
 
 
 def sha256_of(files: Sequence[Path]) -> str:
-    """One hash over the contents of files, in the order given."""
-    digest = hashlib.sha256()
+    """Of one file what ``sha256sum`` prints; of several one hash over theirs, in the order given."""
+    digests = []
     for file in files:
         with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+            digests.append(hashlib.file_digest(stream, "sha256"))
+    if len(digests) == 1:
+        return digests[0].hexdigest()
+    return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
 
 
 def weights_identity(name_or_path: str, revision: str | None = None) -> str:
