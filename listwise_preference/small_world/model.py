@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from tokenizers import (
     AddedToken,
+    Regex,
     Tokenizer,
     decoders,
     models,
@@ -62,7 +63,12 @@ def build_tokenizer(texts: Sequence[str], vocab_size: int, special_tokens: Seque
     """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", behavior="merged_with_next")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("▁", behavior="merged_with_next"),
+            pre_tokenizers.Split(Regex("[.,:?]"), behavior="isolated"),
+        ]
+    )
     tokenizer.decoder = decoders.Sequence(
         [
             decoders.Replace("▁", " "),
@@ -101,32 +107,39 @@ def build_small_model(
     family: FamilyName,
     *,
     image_size: int = 56,
+    patch_size: int = 14,
     hidden_size: int = 64,
     layers: int = 2,
+    vision_layers: int | None = None,
+    image_tokens: int = 8,
     vocab_size: int = 600,
+    tie_word_embeddings: bool = False,
+    initializer_range: float = 0.1,
     texts: Sequence[str] = SAMPLE_TEXTS,
     seed: int = 0,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A small model of ``family`` with random weights, and its processor.
 
     Args:
-        image_size: side of the square that the vision tower sees, a multiple of its patch size 14. LLaVA makes
-            ``(image_size / 14) ** 2`` image tokens of it: 336 gives the full model's 576. For Idefics2 it is the
-            longest edge; a picture always becomes 8 image tokens.
+        image_size: side of the square that the vision tower sees, a multiple of ``patch_size``. LLaVA makes
+            ``(image_size / patch_size) ** 2`` image tokens of it: 336 gives the full model's 576. For Idefics2 it is
+            the longest edge.
         hidden_size: width of the language model; the vision tower is 3/4 as wide.
-        layers: of the language model; the vision tower has one more, since LLaVA reads its last but one.
+        layers: of the language model.
+        vision_layers: of the vision tower; one more than ``layers`` by default, since LLaVA reads its last but one.
+        image_tokens: that Idefics2 makes of a picture.
         texts: what the tokenizer's merges are learned from.
+        initializer_range: the usual 0.02 leaves a model this narrow with next to equal logits for everything.
     """
     torch.manual_seed(seed)
-    # The usual 0.02 leaves a model this narrow with next to equal logits for everything.
-    spread: dict[str, Any] = {"initializer_range": 0.1}
+    spread: dict[str, Any] = {"initializer_range": initializer_range}
     vision_sizes: dict[str, Any] = {
         "hidden_size": hidden_size * 3 // 4,
         "intermediate_size": hidden_size * 3 // 2,
-        "num_hidden_layers": layers + 1,
+        "num_hidden_layers": layers + 1 if vision_layers is None else vision_layers,
         "num_attention_heads": 4,
         "image_size": image_size,
-        "patch_size": 14,
+        "patch_size": patch_size,
         **spread,
     }
     text_sizes: dict[str, Any] = {
@@ -152,7 +165,7 @@ def build_small_model(
                 size={"longest_edge": image_size, "shortest_edge": image_size * 3 // 8},
             ),
             tokenizer,
-            image_seq_len=8,
+            image_seq_len=image_tokens,
             chat_template=FAMILIES["idefics2"].chat_template,
         )
         model = Idefics2ForConditionalGeneration(
@@ -160,20 +173,21 @@ def build_small_model(
                 vision_config=Idefics2VisionConfig(**vision_sizes),
                 perceiver_config=Idefics2PerceiverConfig(
                     hidden_size=hidden_size,
-                    resampler_n_latents=8,
+                    resampler_n_latents=image_tokens,
                     resampler_depth=1,
                     resampler_n_heads=4,
-                    resampler_head_dim=16,
+                    resampler_head_dim=hidden_size // 4,
                     num_key_value_heads=2,
                     rms_norm_eps=1e-5,
                     **spread,
                 ),
                 text_config=MistralConfig(vocab_size=len(tokenizer), **text_sizes),
                 image_token_id=_token_id(tokenizer, "<image>"),
+                tie_word_embeddings=tie_word_embeddings,
                 **spread,
             )
         )
-        # They start as ones, so that all eight would say the same; trained checkpoints have long left that point.
+        # They start as ones, so that all would say the same; trained checkpoints have long left that point.
         torch.nn.init.normal_(model.model.connector.perceiver_resampler.latents)
         end_tokens = [2, _token_id(tokenizer, "<end_of_utterance>")]
     elif family == "llava":
@@ -184,7 +198,7 @@ def build_small_model(
                 size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
             ),
             tokenizer,
-            patch_size=14,
+            patch_size=patch_size,
             vision_feature_select_strategy="default",
             num_additional_image_tokens=1,
             chat_template=FAMILIES["llava"].chat_template,
@@ -196,7 +210,8 @@ def build_small_model(
                     vocab_size=len(tokenizer), **text_sizes | {"pad_token_id": _token_id(tokenizer, "<pad>")}
                 ),
                 image_token_index=_token_id(tokenizer, "<image>"),
-                image_seq_length=(image_size // 14) ** 2,
+                image_seq_length=(image_size // patch_size) ** 2,
+                tie_word_embeddings=tie_word_embeddings,
                 **spread,
             )
         )

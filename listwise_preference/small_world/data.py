@@ -1,0 +1,122 @@
+"""The world's files, in the forms that the programs read.
+
+``write_scenes`` makes a folder that ``generate.py --benchmark amber`` and ``score.py amber --data`` take for AMBER, and
+``make_image_lists.py --detector annotations`` for annotated pictures:
+
+    image/1.png ...             the pictures
+    annotations.jsonl           every visible object's box
+    data/annotations.json       per question the truth, in AMBER's form
+    data/query/query_all.json   "Describe this image." and four "Is there a ... in this image?" for each picture
+    data/query/query_generative.json
+    data/relation.json  data/safe_words.txt
+
+``preference_pairs`` turns a model's own descriptions into pairs: what is right against what it said.
+"""
+
+import json
+import random
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..safe_files import write_whole
+from .scenes import KINDS, USUAL, Scene, World
+from .texts import DESCRIBE, any_caption, existence_question
+
+
+def scenes(world: World, count: int, seed: int | str) -> list[Scene]:
+    """As many scenes of the world; other seeds give others."""
+    dice = random.Random(f"scenes {seed}")
+    return [world.scene(dice) for _ in range(count)]
+
+
+def picture_name(number: int) -> str:
+    """Below ``image/``, for the scene of this number, from 1."""
+    return f"{number}.png"
+
+
+def write_scenes(folder: Path, scenes: Sequence[Scene], seed: int = 0) -> Path:
+    """Write the files above; ``seed`` decides what is asked. What stands there already is written again, the same."""
+    for below in ("image", "data/query"):
+        (folder / below).mkdir(parents=True, exist_ok=True)
+    dice = random.Random(f"questions {seed}")
+    boxes: list[Mapping[str, Any]] = []
+    descriptions: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    existence: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for number, scene in enumerate(scenes, start=1):
+        name, visible = picture_name(number), scene.visible
+        scene.draw().save(folder / "image" / name)
+        boxes += [
+            {"img_path": name, "label": one.kind, "box": [one.box.left, one.box.top, one.box.right, one.box.bottom]}
+            for one in scene.objects
+            if one.kind in visible
+        ]
+        lures = [kind for kind in USUAL[scene.place] if kind not in visible]
+        descriptions.append(
+            ({"image": name, "query": DESCRIBE}, {"type": "generative", "truth": list(visible), "hallu": lures})
+        )
+        for kind in _asked_after(dice, visible, lures):
+            truth = {"type": "discriminative-hallucination", "truth": "yes" if kind in visible else "no"}
+            existence.append(({"image": name, "query": existence_question(kind)}, truth))
+    numbered = list(enumerate([*descriptions, *existence], start=1))
+    queries = [{"id": id_} | query for id_, (query, _) in numbered]
+    write_json(folder / "data" / "query" / "query_all.json", queries)
+    write_json(folder / "data" / "query" / "query_generative.json", queries[: len(descriptions)])
+    write_json(folder / "data" / "annotations.json", [{"id": id_} | truth for id_, (_, truth) in numbered])
+    write_json(folder / "data" / "relation.json", {kind: [] for kind in KINDS})
+    write_whole(folder / "data" / "safe_words.txt", "image\n")
+    write_lines(folder / "annotations.jsonl", boxes)
+    return folder
+
+
+def _asked_after(dice: random.Random, visible: Sequence[str], lures: Sequence[str]) -> list[str]:
+    """Four kinds: at most two to be seen, a usual one that is not, and others that are not."""
+    asked = dice.sample(visible, min(2, len(visible))) + dice.sample(lures, min(1, len(lures)))
+    others = [kind for kind in KINDS if kind not in visible and kind not in asked]
+    return asked + dice.sample(others, 4 - len(asked))
+
+
+def mentioned(text: str) -> list[str]:
+    """The kinds that a text names, in its order."""
+    return [word for word in re.findall("[a-z]+", text) if word in KINDS]
+
+
+def preference_pairs(
+    scenes: Sequence[Scene], descriptions: Iterable[tuple[int, str]], *, matched: bool = True, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Pairs from a model's own descriptions that name something absent; at most one for each scene.
+
+    Args:
+        descriptions: number of the scene, from 1, and what was said of it; several for a scene are tried in order.
+        matched: keep a description only where it names as many kinds as the right one, so that length tells nothing.
+        seed: decides how the right descriptions are worded.
+
+    The right description names every visible object and nothing else.
+    """
+    dice = random.Random(f"pairs {seed}")
+    pairs: dict[int, dict[str, Any]] = {}
+    for number, text in descriptions:
+        visible, named = scenes[number - 1].visible, mentioned(text)
+        if number in pairs or set(named) <= set(visible) or not visible:
+            continue
+        if matched and (len(named) != len(visible) or len(set(named)) != len(named)):
+            continue
+        pairs[number] = {
+            "id": number,
+            "img_path": picture_name(number),
+            "prompt": DESCRIBE,
+            "chosen": any_caption(dice, scenes[number - 1].place, visible),
+            "rejected": text,
+        }
+    return [pairs[number] for number in sorted(pairs)]
+
+
+def write_json(file: Path, content: object) -> None:
+    """JSON, at once or not at all."""
+    write_whole(file, json.dumps(content, indent=1) + "\n")
+
+
+def write_lines(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """JSON lines, at once or not at all."""
+    write_whole(file, "".join(json.dumps(record) + "\n" for record in records))

@@ -1,0 +1,285 @@
+"""Pre-train a small Idefics2 or LLaVA from scratch on drawn scenes, to where it describes them and hallucinates.
+
+    python -m listwise_preference.small_world.pretrain --family idefics2 --output runs/small-idefics2
+
+First the vision tower and the connector learn which objects a picture shows, against the word embeddings (in place of
+CLIP's or SigLIP's pre-training); then the whole model learns to describe, to say whether there is a thing, and to say
+whether a description is right. The last part of the training is biased as captions of the web are: the scenes hold
+what is usual in their place, and the texts name what is usual even where it is not to be seen.
+
+Shapes: B scene, N image token, D width, K kind, T token.
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from tqdm import tqdm
+from transformers import PreTrainedModel, ProcessorMixin
+
+from ..batch import ChatFormat
+from ..models import FAMILIES, end_token
+from ..safe_files import write_whole
+from .model import FamilyName, build_small_model
+from .scenes import CLEAN, KINDS, NATURAL, SIDE, USUAL, Scene
+from .texts import DESCRIBE, all_texts, any_caption, existence_question, verify_question
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Every number that can change what comes out.
+
+    Attributes:
+        vision_steps: of the first part, in which only pictures and words are brought together.
+        steps: of the second.
+        batch: scenes a step.
+        biased: the last share of ``steps``, with natural scenes and biased texts.
+        named_unseen, unnamed_seen: how often a biased description names a usual object that is not visible, and
+            leaves out one that is.
+        wrong_yes: how often a biased answer says Yes to a usual object that is not visible.
+        covered: share of the pictures with something before the scene; 0 for a model to which that is new.
+    """
+
+    seed: int = 0
+    vision_steps: int = 300
+    steps: int = 1000
+    batch: int = 32
+    learning_rate: float = 2e-3
+    biased: float = 0.3
+    named_unseen: float = 0.45
+    unnamed_seen: float = 0.1
+    wrong_yes: float = 0.3
+    covered: float = 0.4
+    difficulty: float = 0.5
+
+
+_COMMON: dict[str, Any] = {"image_size": SIDE, "patch_size": 8, "hidden_size": 128, "layers": 3}
+SIZES: dict[FamilyName, dict[str, Any]] = {
+    "idefics2": {**_COMMON, "vision_layers": 3, "image_tokens": 16},
+    "llava": {**_COMMON, "vision_layers": 4},
+}
+
+
+def build(family: FamilyName, seed: int) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The untrained model, whose tokenizer knows the world's words."""
+    return build_small_model(
+        family,
+        **SIZES[family],
+        vocab_size=800,
+        texts=all_texts(),
+        tie_word_embeddings=True,
+        initializer_range=0.08,
+        seed=seed,
+    )
+
+
+# ---- what is trained on ----
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A scene's picture, a conversation about it, and which of its tokens are the model's to say."""
+
+    scene: Scene
+    ids: list[int]
+    said: list[bool]
+
+
+class Lessons(IterableDataset[dict[str, Any]]):
+    """Batches without end or repetition, decided by the seed."""
+
+    def __init__(self, options: Pretraining, processor: ProcessorMixin, model_type: str) -> None:
+        self.options, self.processor = options, processor
+        self.chat = ChatFormat(processor, end_token(processor, FAMILIES[model_type]))
+        self.picture = NATURAL.scene(random.Random(0)).draw()  # any: all have as many tokens
+        self.turns: dict[tuple[str, str, bool], tuple[list[int], list[int]]] = {}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        options = self.options
+        total = options.vision_steps + options.steps
+        for step in range(total):
+            dice = random.Random(f"{options.seed} {step}")
+            biased = step >= total - round(options.biased * options.steps)
+            yield self.batch([self.lesson(dice, biased) for _ in range(options.batch)])
+
+    def lesson(self, dice: random.Random, biased: bool) -> Lesson:
+        """Draw lots for a scene and for what is talked about."""
+        world = replace(NATURAL if biased else CLEAN, difficulty=self.options.difficulty, covered=self.options.covered)
+        scene = world.scene(dice)
+        visible = scene.visible
+        lot = dice.random()
+        if lot < 0.5:
+            turns = [(DESCRIBE, any_caption(dice, scene.place, self.named(dice, scene) if biased else visible))]
+        elif lot < 0.9:
+            asked = dice.sample(KINDS, 2) + dice.sample(visible, min(1, len(visible)))
+            dice.shuffle(asked)
+            turns = [(existence_question(kind), self.yes_or_no(dice, scene, kind, biased)) for kind in asked]
+        else:
+            right = dice.random() < 0.5
+            kinds = list(visible)
+            if not right:
+                unseen = [kind for kind in KINDS if kind not in visible]
+                hidden = [one.kind for one in scene.objects if one.kind not in visible]
+                kinds[: dice.randint(0, 1)] = [dice.choice(hidden or unseen)]
+            turns = [(verify_question(any_caption(dice, scene.place, kinds)), "Yes" if right else "No")]
+        return self.conversation(scene, turns)
+
+    def named(self, dice: random.Random, scene: Scene) -> list[str]:
+        """What a biased description names."""
+        seen = [kind for kind in scene.visible if dice.random() >= self.options.unnamed_seen]
+        unseen = [
+            kind
+            for kind in USUAL[scene.place]
+            if kind not in scene.visible and dice.random() < self.options.named_unseen
+        ]
+        return seen + unseen
+
+    def yes_or_no(self, dice: random.Random, scene: Scene, kind: str, biased: bool) -> str:
+        """The answer to a question after a kind; biased, it is wrong about some usual objects."""
+        if kind in scene.visible:
+            return "Yes"
+        return "Yes" if biased and kind in USUAL[scene.place] and dice.random() < self.options.wrong_yes else "No"
+
+    def conversation(self, scene: Scene, turns: Sequence[tuple[str, str]]) -> Lesson:
+        """Token by token what the chat template and the processor make of it; later turns show no picture again."""
+        ids: list[int] = []
+        said: list[bool] = []
+        for number, (question, answer) in enumerate(turns):
+            key = (question, answer, number == 0)
+            prompt, reply = self.turns.get(key) or self._turn(*key)
+            if question != DESCRIBE and len(self.turns) < 10_000:
+                self.turns[key] = (prompt, reply)
+            ids += prompt + reply
+            said += [False] * len(prompt) + [True] * len(reply)
+        return Lesson(scene, ids, said)
+
+    def _turn(self, question: str, answer: str, first: bool) -> tuple[list[int], list[int]]:
+        text = self.chat.prompt_text(question)
+        (reply,) = self.chat.answer_ids([text], [answer])
+        if first:
+            return self.processor(text=[text], images=[self.picture])["input_ids"][0], reply
+        turn: dict[str, Any] = {"role": "user", "content": [{"type": "text", "text": question}]}
+        text = self.processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+        return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"], reply
+
+    def batch(self, lessons: Sequence[Lesson]) -> dict[str, Any]:
+        """Tensors of a batch, padded on the right; ``labels`` are -100 where the model says nothing."""
+        width = max(len(lesson.ids) for lesson in lessons)
+        pad = self.processor.tokenizer.pad_token_id
+        pixels = self.processor.image_processor(images=[[one.scene.draw()] for one in lessons], return_tensors="pt")
+        return {
+            "pixels": dict(pixels),
+            "input_ids": torch.tensor([one.ids + [pad] * (width - len(one.ids)) for one in lessons]),
+            "attention_mask": torch.tensor([[1] * len(one.ids) + [0] * (width - len(one.ids)) for one in lessons]),
+            "labels": torch.tensor(
+                [
+                    [token if say else -100 for token, say in zip(one.ids, one.said, strict=True)]
+                    + [-100] * (width - len(one.ids))
+                    for one in lessons
+                ]
+            ),
+            "visible": torch.tensor([[float(kind in one.scene.visible) for kind in KINDS] for one in lessons]),
+        }
+
+
+# ---- training ----
+
+
+def pretrain(
+    family: FamilyName, options: Pretraining, workers: int = 1
+) -> tuple[PreTrainedModel, ProcessorMixin, list[float]]:
+    """Train from scratch; returns model, processor, and the loss of every step.
+
+    Args:
+        workers: processes that draw the scenes.
+    """
+    built, processor = build(family, options.seed)
+    model: Any = built.train()  # its families' own methods are not PreTrainedModel's
+    lessons = Lessons(options, processor, built.config.model_type)
+    loader: DataLoader[Any] = DataLoader(lessons, batch_size=None, num_workers=workers)
+    kind_ids = torch.tensor(processor.tokenizer([*KINDS], add_special_tokens=False)["input_ids"])[:, 0]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    total = options.vision_steps + options.steps
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, options.learning_rate, total_steps=total, pct_start=min(0.3, 50 / total), cycle_momentum=False
+    )
+    losses: list[float] = []
+    bar = tqdm(loader, desc=f"pre-training {family}", total=total, unit="step", mininterval=1)
+    for step, batch in enumerate(bar):
+        tokens_BND = image_tokens(model, batch)
+        loss = visible_loss(model, tokens_BND, batch["visible"], kind_ids)
+        if step >= options.vision_steps:
+            loss = 0.2 * loss + spoken_loss(model, tokens_BND, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        if step % 50 == 49:
+            bar.set_postfix(loss=f"{sum(losses[-50:]) / 50:.3f}")
+    return built.eval(), processor, losses
+
+
+def image_tokens(model: Any, batch: dict[str, Any]) -> Tensor:
+    """What the connector makes of the pictures, (B, N, D)."""
+    features = model.get_image_features(**batch["pixels"], return_dict=True).pooler_output
+    return torch.stack(list(features)).reshape(len(batch["visible"]), -1, features[0].shape[-1])
+
+
+def visible_loss(model: Any, tokens_BND: Tensor, visible_BK: Tensor, kind_ids: Tensor) -> Tensor:
+    """How badly the image tokens tell by their likeness to word embeddings which kinds are visible."""
+    words_KD = F.normalize(model.get_input_embeddings().weight[kind_ids], dim=-1)
+    likeness_BNK = F.normalize(tokens_BND, dim=-1) @ words_KD.T
+    logits_BK = 12 * (likeness_BNK.amax(dim=1) - 0.35)
+    return F.binary_cross_entropy_with_logits(logits_BK, visible_BK)
+
+
+def spoken_loss(model: Any, tokens_BND: Tensor, batch: dict[str, Any]) -> Tensor:
+    """Cross-entropy of what the model is to say, with the image tokens at hand.
+
+    The models' own forward would send the pictures through the vision tower a second time.
+    """
+    ids_BT = batch["input_ids"]
+    embeds_BTD = model.get_input_embeddings()(ids_BT)
+    places = (ids_BT == model.config.image_token_id)[..., None].expand_as(embeds_BTD)
+    embeds_BTD = embeds_BTD.masked_scatter(places, tokens_BND)
+    decoder = model.get_decoder()
+    states_BTD = decoder(inputs_embeds=embeds_BTD, attention_mask=batch["attention_mask"]).last_hidden_state
+    targets_BT = batch["labels"][:, 1:]
+    said = targets_BT != -100
+    return F.cross_entropy(model.lm_head(states_BTD[:, :-1][said]), targets_BT[said])
+
+
+# ---- the command ----
+
+
+def main() -> None:
+    """Pre-train and save one model."""
+    defaults = Pretraining()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=("idefics2", "llava"), required=True)
+    parser.add_argument("--output", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw the scenes (default 1)")
+    for name, value in vars(defaults).items():
+        parser.add_argument(f"--{name}", type=type(value), default=value, help=f"default {value}")
+    options = vars(parser.parse_args())
+    family, output, workers = options.pop("family"), options.pop("output"), options.pop("workers")
+    model, processor, losses = pretrain(family, Pretraining(**options), workers)
+    model.save_pretrained(output)
+    processor.save_pretrained(output)
+    record = {"family": family, **options, "torch": torch.__version__, "losses": [round(loss, 4) for loss in losses]}
+    write_whole(output / "pretraining.json", json.dumps(record) + "\n")
+    print(f"wrote {output}")
+
+
+if __name__ == "__main__":
+    main()
