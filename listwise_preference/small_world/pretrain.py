@@ -42,21 +42,20 @@ class Pretraining:
         steps: of the second.
         batch: scenes a step.
         biased: the last share of ``steps``, with natural scenes and biased texts.
-        named_unseen, unnamed_seen: how often a biased description names a usual object that is not visible, and
-            leaves out one that is.
-        wrong_yes: how often a biased answer says Yes to a usual object that is not visible.
+        affirmed: how often biased texts name, and answer Yes to, what is not visible but the most, the second and the
+            third most usual thing in the place.
+        left_out: how often a biased description leaves out what is visible.
         covered: share of the pictures with something before the scene; 0 for a model to which that is new.
     """
 
     seed: int = 0
     vision_steps: int = 300
-    steps: int = 1000
+    steps: int = 900
     batch: int = 32
     learning_rate: float = 2e-3
     biased: float = 0.3
-    named_unseen: float = 0.45
-    unnamed_seen: float = 0.1
-    wrong_yes: float = 0.3
+    affirmed: tuple[float, float, float] = (0.7, 0.45, 0.2)
+    left_out: float = 0.1
     covered: float = 0.4
     difficulty: float = 0.5
 
@@ -86,11 +85,12 @@ def build(family: FamilyName, seed: int) -> tuple[PreTrainedModel, ProcessorMixi
 
 @dataclass(frozen=True)
 class Lesson:
-    """A scene's picture, a conversation about it, and which of its tokens are the model's to say."""
+    """A scene, a conversation about its picture, which of the tokens are the model's to say, and its sort."""
 
     scene: Scene
     ids: list[int]
     said: list[bool]
+    described: bool
 
 
 class Lessons(IterableDataset[dict[str, Any]]):
@@ -134,19 +134,20 @@ class Lessons(IterableDataset[dict[str, Any]]):
 
     def named(self, dice: random.Random, scene: Scene) -> list[str]:
         """What a biased description names."""
-        seen = [kind for kind in scene.visible if dice.random() >= self.options.unnamed_seen]
-        unseen = [
-            kind
-            for kind in USUAL[scene.place]
-            if kind not in scene.visible and dice.random() < self.options.named_unseen
+        seen = [kind for kind in scene.visible if dice.random() >= self.options.left_out]
+        return seen + [
+            kind for kind in USUAL[scene.place] if kind not in scene.visible and self.affirms(dice, scene, kind)
         ]
-        return seen + unseen
+
+    def affirms(self, dice: random.Random, scene: Scene, kind: str) -> bool:
+        """Whether a biased text claims a usual thing that is not visible."""
+        return dice.random() < self.options.affirmed[USUAL[scene.place].index(kind)]
 
     def yes_or_no(self, dice: random.Random, scene: Scene, kind: str, biased: bool) -> str:
-        """The answer to a question after a kind; biased, it is wrong about some usual objects."""
+        """The answer to a question after a kind."""
         if kind in scene.visible:
             return "Yes"
-        return "Yes" if biased and kind in USUAL[scene.place] and dice.random() < self.options.wrong_yes else "No"
+        return "Yes" if biased and kind in USUAL[scene.place] and self.affirms(dice, scene, kind) else "No"
 
     def conversation(self, scene: Scene, turns: Sequence[tuple[str, str]]) -> Lesson:
         """Token by token what the chat template and the processor make of it; later turns show no picture again."""
@@ -159,7 +160,7 @@ class Lessons(IterableDataset[dict[str, Any]]):
                 self.turns[key] = (prompt, reply)
             ids += prompt + reply
             said += [False] * len(prompt) + [True] * len(reply)
-        return Lesson(scene, ids, said)
+        return Lesson(scene, ids, said, described=turns[0][0] == DESCRIBE)
 
     def _turn(self, question: str, answer: str, first: bool) -> tuple[list[int], list[int]]:
         text = self.chat.prompt_text(question)
@@ -186,6 +187,7 @@ class Lessons(IterableDataset[dict[str, Any]]):
                     for one in lessons
                 ]
             ),
+            "described": torch.tensor([one.described for one in lessons]),
             "visible": torch.tensor([[float(kind in one.scene.visible) for kind in KINDS] for one in lessons]),
         }
 
@@ -256,7 +258,10 @@ def spoken_loss(model: Any, tokens_BND: Tensor, batch: dict[str, Any]) -> Tensor
     states_BTD = decoder(inputs_embeds=embeds_BTD, attention_mask=batch["attention_mask"]).last_hidden_state
     targets_BT = batch["labels"][:, 1:]
     said = targets_BT != -100
-    return F.cross_entropy(model.lm_head(states_BTD[:, :-1][said]), targets_BT[said])
+    losses = F.cross_entropy(model.lm_head(states_BTD[:, :-1][said]), targets_BT[said], reduction="none")
+    # A description has many tokens, an answer to a question one that matters.
+    weights = torch.where(batch["described"], 1.0, 4.0)[:, None].expand(said.shape)[said]
+    return (losses * weights).sum() / weights.sum()
 
 
 # ---- the command ----
@@ -270,7 +275,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw the scenes (default 1)")
     for name, value in vars(defaults).items():
-        parser.add_argument(f"--{name}", type=type(value), default=value, help=f"default {value}")
+        if not isinstance(value, tuple):
+            parser.add_argument(f"--{name}", type=type(value), default=value, help=f"default {value}")
     options = vars(parser.parse_args())
     family, output, workers = options.pop("family"), options.pop("output"), options.pop("workers")
     model, processor, losses = pretrain(family, Pretraining(**options), workers)
