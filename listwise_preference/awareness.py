@@ -129,7 +129,7 @@ def plan(
     Args:
         records: their drawing is training's way to hide; its list size and direction of growth do not matter.
         seed: with the record's id it decides where the background's box lies.
-        annotations: boxes that the background's box must not touch either.
+        annotations: boxes that the background's box must not overlap either.
         removed_root: folder with pictures of the same paths and sizes in which the object is not.
 
     Raises:
