@@ -2,14 +2,20 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+import torch
+from PIL import Image, ImageDraw, ImageFilter, ImageStat
 
 from listwise_preference.awareness import (
     CLEAN,
     Measurement,
+    ModelScorer,
     Scorer,
     Scores,
     Summary,
@@ -19,8 +25,12 @@ from listwise_preference.awareness import (
     summarize,
 )
 from listwise_preference.image_lists.annotations import Annotations
+from listwise_preference.models import add_adapter, load_adapter, load_base_model, load_processor
 from listwise_preference.pairs import BoxLists, DataError, Record, load_records
 from listwise_preference.ranked_images import Box, Drawing, VisualPrompt
+
+from .conftest import SAMPLE
+from .scoring_data import Score, score_fixture  # noqa: F401
 
 SIZE = (48, 40)
 MAGENTA, GREEN, BLACK = (255, 0, 255), (40, 160, 60), (0, 0, 0)
@@ -241,10 +251,11 @@ def test_background_and_hidden_are_compared_on_the_records_that_have_both() -> N
 
 def test_intervals_are_over_pictures_not_records() -> None:
     """Fifty records of one picture say no more than one: with two pictures a draw is one, the other or both."""
-    many = [measurement("a", -4, -1)] * 50 + [measurement("./b", -2, -1)] * 50
-    assert summarize(many).changes["policy"]["hidden"].interval == pytest.approx((-4, -2))
+    paths = ["a", "b", "a", "./b"] * 25
+    many = [replace(measurement(path, -4 if path == "a" else -2, -1), id=number) for number, path in enumerate(paths)]
     assert summarize(many).pictures == 2
-    alone = summarize(many[:50])
+    assert summarize(many).changes["policy"]["hidden"].interval == pytest.approx((-4, -2))
+    alone = summarize(many[::2])
     assert alone.changes["policy"]["hidden"].mean == pytest.approx(-4)
     assert alone.changes["policy"]["hidden"].interval is None
     assert alone.artefact["policy"].ratio is None
@@ -263,3 +274,158 @@ def test_no_ratio_of_noise() -> None:
 def test_a_number_that_is_none_stops_the_probe(world: Path) -> None:
     with pytest.raises(ArithmeticError, match="record 4: a log-probability is not a finite number"):
         measure(plan(records_of(world)), scorer(lambda _: float("nan")))
+
+
+# ---- real models ----
+
+LISTS = SAMPLE / "image_lists.jsonl"
+
+
+def adapted(checkpoint: Path) -> Any:
+    """A small model with an adapter that does something."""
+    model = load_base_model(str(checkpoint), dtype=torch.float32)
+    policy = add_adapter(model, r=4, alpha=8, dropout=0.0, target_modules=["all-linear"])
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
+    return policy
+
+
+def hidden_by_hand(picture: Image.Image, condition: str, box: Box, background: Box | None) -> Image.Image:
+    """The conditions by the rules that ranked_images documents, on training's default way."""
+    drawn = picture.copy()
+    edges = (box.left, box.top, box.right, box.bottom)
+    if condition == "clean":
+        return drawn
+    if condition == "blur":
+        drawn.paste(picture.crop(edges).filter(ImageFilter.GaussianBlur(max(box.width, box.height) / 8)), edges)
+    elif condition == "mean":
+        drawn.paste(tuple(int(mean + 0.5) for mean in ImageStat.Stat(picture).mean), edges)
+    elif condition == "black":
+        drawn.paste((0, 0, 0), edges)
+    else:
+        place = box if condition == "hidden" else background
+        assert place is not None
+        drawn.paste((0, 0, 0), (place.left, place.top, place.right, place.bottom))
+        width = max(1, min(round(3 * max(picture.size) / 640), min(place.width, place.height) // 4))
+        corners = (place.left, place.top, place.right - 1, place.bottom - 1)
+        ImageDraw.Draw(drawn).ellipse(corners, outline=(255, 0, 0), width=width)
+    return drawn
+
+
+def logp_by_hand(model: Any, processor: Any, pair: dict[str, Any], picture: Image.Image) -> float:
+    """One forward pass of prompt and answer, whole logits, the answer's tokens summed."""
+    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": pair["prompt"]}]}
+    prompt = processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+    text = f"{prompt} {pair['chosen']}<end_of_utterance>"
+    start = processor(text=[prompt], images=[picture], return_tensors="pt")["input_ids"].shape[1]
+    inputs = processor(text=[text], images=[picture], return_tensors="pt")
+    with torch.no_grad():
+        logps = model(**inputs).logits[0].log_softmax(-1)
+    tokens = inputs["input_ids"][0]
+    return sum(logps[at - 1, tokens[at]].item() for at in range(start, len(tokens)))
+
+
+@pytest.fixture
+def sample_command(small_checkpoints: dict[str, Path], few_pairs: Path) -> list[object]:
+    options = {
+        "pairs": few_pairs,
+        "image_root": SAMPLE,
+        "image_lists": LISTS,
+        "model_name_or_path": small_checkpoints["idefics2"],
+        "dtype": "float32",
+    }
+    return ["awareness", *(word for name, value in options.items() for word in (f"--{name}", value))]
+
+
+def test_the_program_says_what_a_plain_computation_says(
+    small_checkpoints: dict[str, Path], sample_command: list[object], score: Score, tmp_path: Path
+) -> None:
+    """Every number of one record that has all conditions, and the printed means from the written records."""
+    checkpoint, folder = small_checkpoints["idefics2"], tmp_path / "adapter"
+    adapted(checkpoint).save_pretrained(folder)
+    run = score(*sample_command, "--adapter", folder, "--batch_size", 3, "--output", tmp_path / "scores.json")
+    assert run.status == 0, run.err
+    result = json.loads((tmp_path / "scores.json").read_text())
+    per_record = result.pop("per_record")
+    assert result == json.loads(run.out.splitlines()[-1])
+
+    pairs = json.loads((tmp_path / "pairs.json").read_text())
+    assert [one["id"] for one in per_record] == [pair["id"] for pair in pairs]
+    assert 0 < result["counts"]["without_background"] < 8
+    one = next(one for one in per_record if one["background_box"])
+    assert list(one["policy"]) == ["clean", "hidden", "background", "blur", "mean", "black"]
+    pair = next(pair for pair in pairs if pair["id"] == one["id"])
+    boxes = {row["id"]: Box(*row["box"]) for row in map(json.loads, LISTS.read_text().splitlines())}
+    processor = load_processor(str(checkpoint))
+    reference = load_base_model(str(checkpoint), dtype=torch.float32).eval()
+    policy = load_adapter(load_base_model(str(checkpoint), dtype=torch.float32), folder).eval()
+    with Image.open(SAMPLE / pair["img_path"]) as file:
+        picture = file.convert("RGB")
+    for condition in one["policy"]:
+        shown = hidden_by_hand(picture, condition, boxes[pair["id"]], Box(*one["background_box"]))
+        assert one["policy"][condition] == pytest.approx(logp_by_hand(policy, processor, pair, shown), abs=2e-3)
+        assert one["reference"][condition] == pytest.approx(logp_by_hand(reference, processor, pair, shown), abs=2e-3)
+    # Every condition counts: were one drawn as another, the comparison above would tell.
+    assert min(later - earlier for earlier, later in pairwise(sorted(one["policy"].values()))) > 0.01
+
+    changes = [
+        (record["policy"]["blur"] - record["policy"]["clean"])
+        - (record["reference"]["blur"] - record["reference"]["clean"])
+        for record in per_record
+    ]
+    assert result["changes"]["log_ratio"]["blur"]["mean"] == pytest.approx(sum(changes) / 8)
+
+
+def test_without_an_adapter_there_is_no_log_ratio(sample_command: list[object], score: Score) -> None:
+    run = score(*sample_command, "--adapter", "none", "--fill", "mean", "--visual_prompt", "none")
+    assert run.status == 0, run.err
+    result = json.loads(run.out.splitlines()[-1])
+    assert list(result["changes"]) == list(result["artefact"]) == ["policy"]
+    assert list(result["changes"]["policy"]) == ["hidden", "background", "blur", "black"]
+
+
+def test_a_scorer_in_the_middle_of_training(checkpoint: Path) -> None:
+    """Batches of three say what single records say, and the model goes on training afterwards."""
+    records = load_records(SAMPLE / "pairs.json", SAMPLE, BoxLists(LISTS, Drawing())).records[:6]
+    policy, processor = adapted(checkpoint).train(), load_processor(str(checkpoint))
+    probes = plan(records)
+    assert {len(probe.conditions) for probe in probes} == {5, 6}
+    alone, together = (measure(probes, ModelScorer(policy, processor, batch_size=size)) for size in (1, 3))
+    for one, other in zip(alone, together, strict=True):
+        assert one.reference is not None and other.reference is not None
+        assert dict(one.policy) == pytest.approx(dict(other.policy), abs=2e-3)
+        assert dict(one.reference) == pytest.approx(dict(other.reference), abs=2e-3)
+        assert abs(one.changes()["log_ratio"]["hidden"]) > 0.01
+    assert policy.training and all(
+        parameter.requires_grad for name, parameter in policy.named_parameters() if "lora" in name
+    )
+
+
+def test_data_is_checked_before_the_model(sample_command: list[object], score: Score, tmp_path: Path) -> None:
+    command = [*sample_command, "--model_name_or_path", tmp_path / "no model"]
+    run = score(*command, "--adapter", "none", "--removed_root", tmp_path)
+    assert (run.status, run.out) == (2, "")
+    assert "8 of 8 records cannot be probed" in run.err and "astronaut.jpg: no such file" in run.err
+    run = score(*sample_command, "--adapter", tmp_path / "no adapter")
+    assert run.status == 2
+    assert run.err.strip().splitlines()[-1].startswith("score.py awareness: ") and "holds no adapter" in run.err
+
+
+def test_the_plot_has_a_bar_for_each_condition(sample_command: list[object], score: Score, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    assert score(*sample_command, "--adapter", "none", "--plot", tmp_path / "chart.png").status == 0
+    with Image.open(tmp_path / "chart.png") as chart:
+        pixels = np.asarray(chart.convert("RGB"))
+    assert (pixels == (0x2F, 0x6F, 0x9F)).all(axis=2).sum() > 1000
+    assert (pixels == (0xC4, 0x6A, 0x2B)).all(axis=2).sum() > 100
+
+
+def test_a_plot_without_matplotlib_says_what_to_install(
+    sample_command: list[object], score: Score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    run = score(*sample_command, "--adapter", "none", "--plot", tmp_path / "chart.png")
+    assert (run.status, run.out) == (2, "")
+    assert "pip install matplotlib" in run.err

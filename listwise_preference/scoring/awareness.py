@@ -67,7 +67,9 @@ def score_awareness(args: argparse.Namespace) -> None:
             "dropped": records.dropped,
         },
         "protocol": {
-            "measure": "log pi(chosen|picture) - log pi_ref(chosen|picture), change against the clean picture, nats",
+            "rules": "listwise_preference.awareness",
+            "unit": "nats",
+            "conditions": [name for name in CONDITIONS if any(name in probe.conditions for probe in probes)],
             "visual_prompt": args.visual_prompt,
             "fill": args.fill,
             "seed": args.seed,
@@ -116,7 +118,7 @@ def _read(args: argparse.Namespace) -> tuple[Records, Sequence[Probe], list[str]
 
 
 def _probe(args: argparse.Namespace, probes: Sequence[Probe]) -> tuple[Sequence[Measurement], Result]:
-    """The measurements, and which model they are of."""
+    """The measurements, and what they are of."""
     # peft asks transformers by the old name; nothing a user could do about it.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     import torch
@@ -144,6 +146,7 @@ def _probe(args: argparse.Namespace, probes: Sequence[Probe]) -> tuple[Sequence[
             "adapter": None
             if adapter is None
             else models.sha256_of([adapter / "adapter_config.json", models.adapter_file(adapter)]),
+            "pictures": models.sha256_of(sorted({file for probe in probes for file in probe.record.images.files()})),
             "dtype": args.dtype,
             "attn_implementation": args.attn_implementation,
             "max_completion_length": args.max_completion_length,
@@ -188,7 +191,7 @@ def table(summary: Summary, ways: dict[str, str]) -> str:
     lines = [
         f"Change of the chosen answer's log-probability against the clean picture, nats: mean{intervals}",
         "",
-        f"{'':{_WIDTH}} {'records':>8}" + "".join(f"  {_HEADINGS[quantity]:>24}" for quantity in quantities),
+        f"{'':{_WIDTH}} {'records':>8}" + "".join(f"  {_heading(summary, quantity):>24}" for quantity in quantities),
     ]
     for name, row in _rows(summary, ways):
         cells = "".join(f"  {_shown(row[quantity]):>24}" for quantity in quantities)
@@ -201,7 +204,7 @@ def table(summary: Summary, ways: dict[str, str]) -> str:
 
 
 def _rows(summary: Summary, ways: dict[str, str]) -> list[tuple[str, dict[Quantity, Change]]]:
-    """Name and changes of each condition; where not all records have a background, hidden on those that have stands by."""
+    """Name and changes of each condition; behind a background that not all records have, hidden on those that have."""
     rows = []
     for condition in CONDITIONS:
         row = {quantity: changes[condition] for quantity, changes in summary.changes.items() if condition in changes}
@@ -210,6 +213,10 @@ def _rows(summary: Summary, ways: dict[str, str]) -> list[tuple[str, dict[Quanti
         if row and condition == "background" and _count(row) < summary.records:
             rows.append(("hidden, the same records", {of: one.hidden for of, one in summary.artefact.items()}))
     return rows
+
+
+def _heading(summary: Summary, quantity: Quantity) -> str:
+    return _HEADINGS[quantity] if "reference" in summary.changes else "the model itself"
 
 
 def _count(row: dict[Quantity, Change]) -> int:
@@ -253,7 +260,7 @@ def plot(summary: Summary, path: Path, ways: dict[str, str]) -> None:
                 axis.errorbar(change.mean, place, xerr=whisker, color="black", capsize=3, linewidth=1)
         ratio = summary.artefact[quantity].ratio if quantity in summary.artefact else None
         says = "" if ratio is None else f"\nbackground / hidden {ratio:.2f}"
-        axis.set_title(_HEADINGS[quantity] + says, fontsize=10)
+        axis.set_title(_heading(summary, quantity) + says, fontsize=10)
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set_yticks(range(len(rows)), [f"{name} ({_count(row)})" for name, row in rows], fontsize=9)
         axis.set_ylim(len(rows) - 0.4, -0.6)  # the first condition on top
