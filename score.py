@@ -1,10 +1,12 @@
-"""Score answers files as the benchmarks' own programs do: AMBER, Object HalBench, CHAIR, MMHal-Bench, POPE.
+"""Score answers files as the benchmarks' own programs do: AMBER, Object HalBench, CHAIR, MMHal-Bench, POPE;
+and probe whether a model looks at the object that an answer is about.
 
     python score.py amber answers.json --data AMBER --output scores/lpoi-amber.json
     python score.py amber answers.json --data AMBER --report look --image_root AMBER/image
     python score.py object-halbench answers.jsonl --coco_annotations annotations
     python score.py mmhal answers.json --judge_base_url http://localhost:8000/v1 --judge_model MODEL
     python score.py pope answers.jsonl --questions coco_pope_random.json
+    python score.py awareness --pairs pairs.json --image_lists lists.jsonl --model_name_or_path MODEL --adapter FOLDER
     python score.py compare scores/*.json --paper --markdown table.md --plot table.png
 
 Every scorer prints a table and, last, one JSON line; --output writes the same with protocol, versions and
@@ -141,6 +143,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     one = scorer("pope", "POPE: is there a ... in the image?", runs.score_pope)
     one.add_argument("--questions", type=Path, required=True, help="coco_pope_random.json, _popular or _adversarial")
 
+    _add_awareness(commands)
+
     one = commands.add_parser(
         "compare",
         help="scores files side by side",
@@ -164,6 +168,70 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     if args.benchmark == "object-halbench" and args.objects is None:
         args.objects = "extractor" if args.extractor_base_url else "words"
     return args
+
+
+def _add_awareness(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    help_ = "does a model look at the object, or does it detect hidden boxes?"
+    one = commands.add_parser(
+        "awareness",
+        help=help_,
+        description="Does a model look at the object, or does it detect hidden boxes? Scores the chosen answer with the"
+        " object hidden, with an equal box hidden beside it, and with the object hidden otherwise (docs/scoring.md).",
+        allow_abbrev=False,
+    )
+    one.set_defaults(run=runs.score_awareness)
+    add = one.add_argument
+    add(
+        "--pairs",
+        type=Path,
+        required=True,
+        help="as for training: JSON or JSONL of {img_path, prompt, chosen, rejected}",
+    )
+    add("--image_root", type=Path, default=Path(), help="folder that the records' img_path is relative to (default .)")
+    add("--image_lists", type=Path, required=True, help="JSONL with a box per record")
+    add("--exclude", type=Path, metavar="FILE", help='ids to leave out: {"rejected": [ids]} or a list')
+    add(
+        "--on_bad_record",
+        choices=("stop", "drop"),
+        default="stop",
+        help="stop with a report (default), or probe the other records",
+    )
+    add(
+        "--visual_prompt",
+        choices=("ellipse", "none"),
+        default="ellipse",
+        help="training's marker of the hidden part (default ellipse)",
+    )
+    add("--fill", choices=("black", "mean", "blur"), default="black", help="training's fill (default black)")
+    add(
+        "--annotations",
+        type=Path,
+        metavar="FILE",
+        help="boxes that the one beside the object must not overlap: COCO instances JSON, or JSONL of "
+        "{img_path, label, box}",
+    )
+    add(
+        "--removed_root",
+        type=Path,
+        metavar="DIR",
+        help="pictures of the same paths and sizes without the object, as one more condition",
+    )
+    add("--model_name_or_path", required=True, help="base model: a folder or a name on the hub")
+    add("--model_revision", help="branch, tag or commit of the model on the hub")
+    add("--adapter", required=True, metavar="FOLDER|none", help="adapter of the policy; none probes the base alone")
+    add(
+        "--dtype",
+        choices=("bfloat16", "float32", "float16"),
+        default="bfloat16",
+        help="of the base weights (default bfloat16)",
+    )
+    add("--attn_implementation", choices=("sdpa", "eager", "flash_attention_2"), default="sdpa", help="default sdpa")
+    add("--batch_size", type=_count, default=1, help="records at a time, each with all its pictures (default 1)")
+    add("--max_completion_length", type=_count, default=384, help="tokens after which an answer is cut (default 384)")
+    add("--seed", type=int, default=0, help="of the boxes' places and of the resamples")
+    add("--bootstrap", type=_count, default=1000, metavar="N", help="resamples of pictures (default 1000)")
+    add("--output", type=Path, help="write the result and every record's numbers there as JSON")
+    add("--plot", type=Path, metavar="FILE.png", help="draw a bar chart")
 
 
 def _count(text: str) -> int:

@@ -223,7 +223,7 @@ def _run(settings: Settings, is_main: bool) -> None:
             smoothing=0.05,  # descriptions and yes/no questions alternate: a mean over many
             disable=None if is_main else True,
         ) as bar:
-            for group in _ahead(answerer.prepare, left):
+            for group in ahead(answerer.prepare, left):
                 for answers in answerer.answer(group, done):
                     new = [answer for answer in answers if answer.question.number not in done]
                     files.append(new)
@@ -237,7 +237,7 @@ def _run(settings: Settings, is_main: bool) -> None:
         torch.distributed.destroy_process_group()
 
 
-def _ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """``work`` of each item in order, made in a thread one item ahead of the caller."""
     with ThreadPoolExecutor(1) as pool:
         waiting: deque[Future[Result]] = deque()

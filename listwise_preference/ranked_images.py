@@ -13,7 +13,7 @@ import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 from PIL import ExifTags, Image, ImageDraw, ImageFilter, ImageOps, ImageStat, UnidentifiedImageError
 
@@ -191,6 +191,26 @@ def random_crop(picture: Image.Image, key: str) -> Image.Image:
     return crop.resize(picture.size, Image.Resampling.BILINEAR)
 
 
+class RankedImages(Protocol):
+    """The pictures of one record; nothing is opened before ``load()``."""
+
+    def __len__(self) -> int:
+        """How many pictures."""
+        ...
+
+    def files(self) -> tuple[Path, ...]:
+        """The files whose content decides the pixels."""
+        ...
+
+    def describe(self) -> str:
+        """Everything besides the files' content that decides the pixels, as one text."""
+        ...
+
+    def load(self) -> tuple[Image.Image, ...]:
+        """The pictures, best first; raises PictureError."""
+        ...
+
+
 @dataclass(frozen=True)
 class PictureFiles:
     """Pictures made beforehand: one file per level, best first; a single file is a list of one."""
@@ -259,9 +279,6 @@ class PictureAndCrop:
         """The picture, then its crop; raises PictureError."""
         picture = open_picture(self.path)
         return picture, random_crop(picture, self.key)
-
-
-RankedImages = PictureFiles | HiddenBox | PictureAndCrop
 
 
 def _hide(picture: Image.Image, region: Box | None, drawing: Drawing) -> Image.Image:

@@ -142,26 +142,30 @@ class Annotations:
         """Per query the boxes of matching labels, without scores."""
         return [self._answer(query, size) for query, size in prepared]
 
-    def _answer(self, query: Query, size: tuple[int, int]) -> list[Found] | Failed:
-        picture = self._find(query.img_path)
+    def boxes(self, img_path: str, size: tuple[int, int]) -> list[Found] | Failed:
+        """All that is annotated on a picture of ``size`` (width, height), each box cut to it."""
+        picture = self._find(img_path)
         if picture is None:
             return []
         if picture.size is not None and picture.size != size:
             return Failed(
-                f"{query.img_path} was annotated at {picture.size[0]} x {picture.size[1]} pixels ({self.file.name}),"
+                f"{img_path} was annotated at {picture.size[0]} x {picture.size[1]} pixels ({self.file.name}),"
                 f" the upright picture has {size[0]} x {size[1]}: the boxes do not fit it"
             )
         boxes = [(label, cut_box(*edges, size=size)) for label, edges in picture.boxes]
-        inside = [(label, box) for label, box in boxes if box is not None]
-        if not query.phrases:
-            return [Found(label, box, None) for label, box in inside]
+        return [Found(label, box, None) for label, box in boxes if box is not None]
+
+    def _answer(self, query: Query, size: tuple[int, int]) -> list[Found] | Failed:
+        inside = self.boxes(query.img_path, size)
+        if isinstance(inside, Failed) or not query.phrases:
+            return inside
         found = []
         for phrase in query.phrases:
-            kinds = [_match(phrase, label) for label, _ in inside]
+            kinds = [_match(phrase, one.phrase) for one in inside]
             nearest = min((kind for kind in kinds if kind is not None), default=None)
             if nearest is not None:
                 found += [
-                    Found(phrase, box, None) for (_, box), kind in zip(inside, kinds, strict=True) if kind == nearest
+                    Found(phrase, one.box, None) for one, kind in zip(inside, kinds, strict=True) if kind == nearest
                 ]
         return found
 

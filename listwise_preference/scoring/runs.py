@@ -246,6 +246,13 @@ def score_pope(args: argparse.Namespace) -> None:
     report(result, pope.table, [], args.output)
 
 
+def score_awareness(args: argparse.Namespace) -> None:
+    """The object-awareness probe, the one scorer that runs a model."""
+    from listwise_preference.scoring import awareness  # the others do without Pillow and what else it takes
+
+    awareness.score_awareness(args)
+
+
 def compare_runs(args: argparse.Namespace) -> None:
     """Scores files side by side."""
     if args.plot:
