@@ -14,14 +14,14 @@ import argparse
 import json
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -114,7 +114,10 @@ class Lessons(IterableDataset[dict[str, Any]]):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         options = self.options
         total = options.vision_steps + options.steps
-        for step in range(total):
+        # A loader's workers each have a copy of this, and it takes one batch from each in turn.
+        worker = get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        for step in range(first, total, stride):
             dice = random.Random(f"{options.seed} {step}")
             biased = step >= total - round(options.biased * options.steps)
             yield self.batch([self.lesson(dice, biased) for _ in range(options.batch)])
@@ -159,7 +162,7 @@ class Lessons(IterableDataset[dict[str, Any]]):
         return "Yes" if biased and kind in USUAL[scene.place] and self.affirms(dice, scene, kind) else "No"
 
     def conversation(self, scene: Scene, turns: Sequence[tuple[str, str]]) -> Lesson:
-        """Token by token what the chat template and the processor make of it; later turns show no picture again."""
+        """Turn by turn what the chat template and the processor make of each; later turns show no picture again."""
         ids: list[int] = []
         labels: list[int] = []
         hints: list[int] = []
@@ -297,10 +300,11 @@ def main() -> None:
             parser.add_argument(f"--{name}", type=type(value), default=value, help=f"default {value}")
     options = vars(parser.parse_args())
     family, output, workers = options.pop("family"), options.pop("output"), options.pop("workers")
-    model, processor, losses = pretrain(family, Pretraining(**options), workers)
+    chosen = Pretraining(**options)
+    model, processor, losses = pretrain(family, chosen, workers)
     model.save_pretrained(output)
     processor.save_pretrained(output)
-    record = {"family": family, **options, "torch": torch.__version__, "losses": [round(loss, 4) for loss in losses]}
+    record = {"family": family, **asdict(chosen), "torch": torch.__version__, "losses": [round(loss, 4) for loss in losses]}
     write_whole(output / "pretraining.json", json.dumps(record) + "\n")
     print(f"wrote {output}")
 
