@@ -1,5 +1,7 @@
 """The world's files, in the forms that the programs read.
 
+    python -m listwise_preference.small_world.data --scenes 400 --seed unseen --output runs/unseen
+
 ``write_scenes`` makes a folder that ``generate.py --benchmark amber`` and ``score.py amber --data`` take for AMBER, and
 ``make_image_lists.py --detector annotations`` for annotated pictures:
 
@@ -7,22 +9,25 @@
     annotations.jsonl           every visible object's box
     data/annotations.json       per question the truth, in AMBER's form
     data/query/query_all.json   "Describe this image." and four "Is there a ... in this image?" for each picture
-    data/query/query_generative.json
+    data/query/query_generative.json  data/query/query_discriminative.json
     data/relation.json  data/safe_words.txt
+    nltk_data                   for NLTK_DATA: its tagger for the world's few words, where NLTK's English data is not
 
 ``preference_pairs`` turns a model's own descriptions into pairs: what is right against what it said.
 """
 
+import argparse
 import json
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..safe_files import write_whole
-from .scenes import KINDS, USUAL, Scene, World
-from .texts import DESCRIBE, any_caption, existence_question
+from .scenes import KINDS, NATURAL, USUAL, Scene, World
+from .texts import DESCRIBE, any_caption, existence_question, write_nltk_data
 
 
 def scenes(world: World, count: int, seed: int | str) -> list[Scene]:
@@ -63,9 +68,11 @@ def write_scenes(folder: Path, scenes: Sequence[Scene], seed: int = 0) -> Path:
     queries = [{"id": id_} | query for id_, (query, _) in numbered]
     write_json(folder / "data" / "query" / "query_all.json", queries)
     write_json(folder / "data" / "query" / "query_generative.json", queries[: len(descriptions)])
+    write_json(folder / "data" / "query" / "query_discriminative.json", queries[len(descriptions) :])
     write_json(folder / "data" / "annotations.json", [{"id": id_} | truth for id_, (_, truth) in numbered])
     write_json(folder / "data" / "relation.json", {kind: [] for kind in KINDS})
     write_whole(folder / "data" / "safe_words.txt", "image\n")
+    write_nltk_data(folder / "nltk_data")
     write_lines(folder / "annotations.jsonl", boxes)
     return folder
 
@@ -120,3 +127,21 @@ def write_json(file: Path, content: object) -> None:
 def write_lines(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """JSON lines, at once or not at all."""
     write_whole(file, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def main() -> None:
+    """Write natural scenes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=int, required=True, help="how many")
+    parser.add_argument(
+        "--seed", default="unseen", help="a word or a number: others give other scenes (default unseen)"
+    )
+    parser.add_argument("--difficulty", type=float, default=NATURAL.difficulty, help="0 to 1 (default %(default)s)")
+    parser.add_argument("--output", type=Path, required=True, help="folder")
+    options = parser.parse_args()
+    world = replace(NATURAL, difficulty=options.difficulty)
+    print(f"wrote {write_scenes(options.output, scenes(world, options.scenes, options.seed))}")
+
+
+if __name__ == "__main__":
+    main()
