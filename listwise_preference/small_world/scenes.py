@@ -122,9 +122,9 @@ class World:
         """Draw lots for a scene."""
         place = dice.choice(tuple(USUAL))
         fewest, most = self.counts
-        kinds: list[str] = []
+        kinds = self._kinds(dice, place)
         while not fewest <= len(kinds) <= most:
-            kinds = [kind for kind in KINDS if dice.random() < (self.usual if kind in USUAL[place] else self.unusual)]
+            kinds = self._kinds(dice, place)
         dice.shuffle(kinds)
         objects: list[Object] = []
         for kind in kinds:
@@ -132,6 +132,9 @@ class World:
             objects.append(Object(kind, box, self._colour(dice, kind)))
         scene = Scene(place, tuple(objects), dice.getrandbits(32), 24 * self.difficulty)
         return cover(scene, dice) if dice.random() < self.covered else scene
+
+    def _kinds(self, dice: random.Random, place: str) -> list[str]:
+        return [kind for kind in KINDS if dice.random() < (self.usual if kind in USUAL[place] else self.unusual)]
 
     def _free_box(self, dice: random.Random, taken: list[Box]) -> Box:
         """A box that overlaps the others little; the best of many tries."""
