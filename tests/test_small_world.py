@@ -1,0 +1,696 @@
+"""The small world is what it says: things where their boxes are, texts that are true, files that score as by hand."""
+
+import itertools
+import json
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+
+from listwise_preference.models import load_base_model, load_processor
+from listwise_preference.ranked_images import Box
+from listwise_preference.scoring import amber
+from listwise_preference.scoring.similarity import load_similarity
+from listwise_preference.scoring.words import NltkWords, load_lemmas
+from listwise_preference.small_world.data import preference_pairs, scenes, write_lines, write_scenes
+from listwise_preference.small_world.model import FamilyName
+from listwise_preference.small_world.pretrain import (
+    Lesson,
+    Lessons,
+    Pretraining,
+    build,
+    image_tokens,
+    pretrain,
+    spoken_loss,
+    visible_loss,
+)
+from listwise_preference.small_world.scenes import (
+    KINDS,
+    NATURAL,
+    SIDE,
+    USUAL,
+    Colour,
+    Cover,
+    Object,
+    Scene,
+    World,
+)
+from listwise_preference.small_world.texts import DESCRIBE, caption, existence_question, write_nltk_data
+
+from .conftest import Run
+from .scoring_data import BENCHMARKS
+
+FAMILIES: tuple[FamilyName, ...] = get_args(FamilyName)
+CROWDED = World(counts=(4, 6))
+TEMPLATES = range(4)
+
+
+def pixels(scene: Scene) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.asarray(scene.draw()).astype(np.int64)
+
+
+def inside(*boxes: Box) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """The pixels of a picture that lie in one of the boxes."""
+    mask = np.zeros((SIDE, SIDE), dtype=bool)
+    for box in boxes:
+        mask[box.top : box.bottom, box.left : box.right] = True
+    return mask
+
+
+def seen(scene: Scene) -> set[str]:
+    """The kinds of which at most 60 % of the box is under the covers, counted with Pillow."""
+    sheet = Image.new("1", (SIDE, SIDE), 1)
+    for one in scene.covers:
+        sheet.paste(0, (one.box.left, one.box.top, one.box.right, one.box.bottom))
+    found = set()
+    for thing in scene.objects:
+        box = thing.box
+        hidden = sheet.crop((box.left, box.top, box.right, box.bottom)).histogram()[0]
+        if 10 * hidden <= 6 * box.width * box.height:
+            found.add(thing.kind)
+    return found
+
+
+def park(*kinds: str, covers: tuple[Cover, ...] = ()) -> Scene:
+    """Things of 10 x 10 pixels beside each other, without noise."""
+    objects = (Object(kind, Box(12 * at, 20, 12 * at + 10, 30), (200, 30, 30)) for at, kind in enumerate(kinds))
+    return Scene("park", tuple(objects), seed=1, noise=0, covers=covers)
+
+
+# ---- scenes ----
+
+
+def test_a_seed_decides_the_picture() -> None:
+    first, again, other = (scenes(NATURAL, 3, seed) for seed in (1, 1, 2))
+    for one, same, another in zip(first, again, other, strict=True):
+        assert np.array_equal(pixels(one), pixels(same))
+        assert not np.array_equal(pixels(one), pixels(another))
+    assert not np.array_equal(pixels(first[0]), pixels(replace(first[0], seed=first[0].seed + 1)))
+
+
+@pytest.mark.parametrize("difficulty", [0, 0.5, 1])
+def test_things_are_different_and_lie_in_the_picture(difficulty: float) -> None:
+    for scene in scenes(replace(NATURAL, difficulty=difficulty, covered=0.5), 300, "inside"):
+        boxes = [*(one.box for one in scene.objects), *(one.box for one in scene.covers)]
+        assert all(box.fits(SIDE, SIDE) for box in boxes)
+        kinds = [one.kind for one in scene.objects]
+        assert len(set(kinds)) == len(kinds)
+        assert 2 <= len(kinds) <= 5
+
+
+def test_usual_things_are_there_as_often_as_the_world_says() -> None:
+    """With no scene thrown away for having too few or too many things, each is there by its own lot."""
+    drawn = scenes(replace(NATURAL, counts=(0, 16)), 800, "lots")
+    usual = sum(one.kind in USUAL[scene.place] for scene in drawn for one in scene.objects)
+    unusual = sum(one.kind not in USUAL[scene.place] for scene in drawn for one in scene.objects)
+    assert_binomial(usual, 3 * 800, NATURAL.usual)
+    assert_binomial(unusual, 13 * 800, NATURAL.unusual)
+
+
+def assert_binomial(count: int, of: int, probability: float) -> None:
+    """Within five standard deviations."""
+    deviation = math.sqrt(of * probability * (1 - probability))
+    assert of * min(probability, 1 - probability) > 20, "too few to tell"
+    assert abs(count - of * probability) < 5 * deviation, f"{count} of {of}, and {probability} of them expected"
+
+
+def test_a_thing_changes_nothing_outside_its_box_and_is_gone_without_a_trace() -> None:
+    painted = Counter[str]()
+    for scene in scenes(CROWDED, 60, "boxes"):
+        clean = replace(scene, noise=0)
+        empty = replace(clean, objects=())
+        for one in scene.objects:
+            rest = clean.without(one.kind)
+            assert [other.kind for other in rest.objects] == [k.kind for k in scene.objects if k.kind != one.kind]
+            changed = (pixels(clean) != pixels(rest)).any(axis=2)
+            assert not (changed & ~inside(one.box)).any(), one.kind
+            # Where no other thing is, what goes is what the thing alone had painted.
+            alone = (pixels(replace(empty, objects=(one,))) != pixels(empty)).any(axis=2)
+            free = ~inside(*(other.box for other in rest.objects))
+            assert np.array_equal(changed & free, alone & free)
+            painted[one.kind] += int(alone.sum() > 0.2 * one.box.width * one.box.height)
+            # The noise is the place's, not the things': it stays as it was.
+            noisy = (pixels(scene) != pixels(scene.without(one.kind))).any(axis=2)
+            assert not (noisy & ~inside(one.box)).any()
+    assert set(painted) == set(KINDS)
+    assert all(painted.values())
+
+
+def test_every_kind_looks_like_itself() -> None:
+    """In one box and one colour no two kinds have the same shape."""
+    box, colour = Box(20, 20, 40, 40), (90, 90, 200)
+    drawn = {kind: pixels(Scene("park", (Object(kind, box, colour),), 1, 0)) for kind in KINDS}
+    for one, other in itertools.combinations(KINDS, 2):
+        assert (drawn[one] != drawn[other]).any(axis=2).sum() > 20, (one, other)
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), None])
+def test_a_thing_is_visible_while_two_fifths_of_its_box_are_seen(colour: Colour | None) -> None:
+    def visible(*boxes: Box) -> bool:
+        return park("dog", covers=tuple(Cover(box, colour) for box in boxes)).visible == ("dog",)
+
+    six_rows, one_pixel_more = Box(0, 20, 10, 26), Box(0, 26, 1, 27)
+    assert visible()
+    assert visible(six_rows)  # 60 of 100 pixels
+    assert not visible(six_rows, one_pixel_more)  # 61
+    assert visible(six_rows, six_rows, Box(2, 22, 4, 24))  # a pixel that is covered twice is covered once
+    assert visible(six_rows, Box(30, 26, 40, 30))  # beside it
+    assert not visible(Box(0, 0, SIDE, SIDE))
+
+
+def test_a_hidden_thing_hides_no_other() -> None:
+    scene = park("dog", "fish", "cup", covers=(Cover(Box(12, 20, 22, 30), (0, 0, 0)),))
+    assert scene.visible == ("dog", "cup")
+    assert [one.kind for one in scene.objects] == ["dog", "fish", "cup"]
+
+
+def test_a_cover_covers_its_box_and_nothing_else() -> None:
+    scene = scenes(NATURAL, 1, "cover")[0]
+    box, colour = Box(10, 12, 30, 28), (7, 90, 200)
+    plain = replace(scene, covers=(Cover(box, colour),))
+    assert (pixels(plain)[inside(box)] == colour).all()
+    assert np.array_equal(pixels(plain)[~inside(box)], pixels(scene)[~inside(box)])
+    marked = pixels(replace(scene, covers=(Cover(box, colour, ellipse=True),)))
+    red = (marked == (255, 0, 0)).all(axis=2)
+    assert np.array_equal((marked != pixels(plain)).any(axis=2), red)
+    rows, columns = np.nonzero(red)
+    assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (10, 12, 30, 28)
+    blurred = pixels(replace(scene, covers=(Cover(box, None),)))
+    assert np.array_equal(blurred[~inside(box)], pixels(scene)[~inside(box)])
+    assert blurred[inside(box)].std(axis=0).max() < pixels(scene)[inside(box)].std(axis=0).max()
+
+
+def test_covers_come_as_often_as_the_world_says() -> None:
+    drawn = scenes(replace(NATURAL, covered=0.4), 600, "covers")
+    assert_binomial(sum(bool(scene.covers) for scene in drawn), 600, 0.4)
+    assert not any(scene.covers for scene in scenes(NATURAL, 100, "covers"))
+    assert all(set(scene.visible) == seen(scene) for scene in drawn)
+    assert any(len(scene.visible) < len(scene.objects) for scene in drawn)
+
+
+def test_difficulty_makes_things_smaller_and_pictures_noisier() -> None:
+    areas, noises = [], []
+    for difficulty in (0, 0.5, 1):
+        drawn = scenes(replace(NATURAL, difficulty=difficulty), 60, "difficulty")
+        areas.append(np.mean([one.box.width * one.box.height for scene in drawn for one in scene.objects]))
+        clean = np.stack([pixels(replace(scene, noise=0)) for scene in drawn[:20]])
+        noisy = np.stack([pixels(scene) for scene in drawn[:20]])
+        # Where black and white are too far for the noise to reach.
+        middle = (clean > 100) & (clean < 155)
+        noises.append((noisy - clean)[middle].std())
+    assert areas[0] > areas[1] > areas[2]
+    assert noises == pytest.approx([0, 12, 24], rel=0.03)
+
+
+# ---- what is said ----
+
+
+@pytest.fixture(scope="module")
+def lessons() -> Lessons:
+    model, processor = build("idefics2", seed=0)
+    return Lessons(Pretraining(), processor, model.config.model_type)
+
+
+def turns_of(lesson: Lesson, lessons: Lessons) -> list[tuple[str, str]]:
+    """Questions and answers as they stand in the tokens."""
+    runs = [
+        lessons.processor.tokenizer.decode([token for token, _ in run], skip_special_tokens=True).strip()
+        for _, run in itertools.groupby(zip(lesson.ids, lesson.labels, strict=True), lambda one: one[1] == -100)
+    ]
+    return list(zip(runs[::2], runs[1::2], strict=True))
+
+
+def named(text: str) -> set[str]:
+    """The kinds behind an article."""
+    return set(re.findall(r"\ban? (\w+)", text, re.IGNORECASE)) & set(KINDS)
+
+
+def places(text: str) -> set[str]:
+    return {place for place in USUAL if re.search(rf"\b{place}\b", text)}
+
+
+def claimed(lesson: Lesson, lessons: Lessons) -> Iterator[tuple[str, str, str]]:
+    """("description", "", text), ("existence", kind, answer) or ("verification", description, answer) of each turn."""
+    for question, answer in turns_of(lesson, lessons):
+        if asked := re.search(r"Is there an? (\w+) in this image\?", question):
+            yield "existence", asked[1], answer
+        elif judged := re.search(r"Answer: (.+)", question):
+            yield "verification", judged[1], answer
+        else:
+            assert DESCRIBE in question
+            yield "description", "", answer
+
+
+def test_clean_lessons_tell_the_truth(lessons: Lessons) -> None:
+    dice = random.Random("clean")
+    counts = Counter[str]()
+    for _ in range(3000):
+        lesson = lessons.lesson(dice, biased=False)
+        visible = seen(lesson.scene)
+        for form, asked, answer in claimed(lesson, lessons):
+            counts[f"{form} {answer}" if answer in ("Yes", "No") else form] += 1
+            if form == "description":
+                assert named(answer) == visible
+                assert places(answer) == {lesson.scene.place}
+            elif form == "existence":
+                assert answer == ("Yes" if asked in visible else "No")
+            else:
+                assert places(asked) == {lesson.scene.place}
+                assert answer == ("Yes" if named(asked) <= visible else "No")
+        counts["hidden"] += len(visible) < len(lesson.scene.objects)
+    forms = ("description", "existence Yes", "existence No", "verification Yes", "verification No", "hidden")
+    assert all(counts[form] > 100 for form in forms), counts
+
+
+def test_biased_lessons_claim_what_is_usual_as_often_as_they_should(lessons: Lessons) -> None:
+    """Of what is not to be seen they claim the most usual thing most often, and nothing unusual."""
+    options, dice = lessons.options, random.Random("biased")
+    said, answered = Counter[tuple[int, bool]](), Counter[tuple[int, bool]]()
+    left_out = Counter[bool]()
+    for _ in range(8000):
+        lesson = lessons.lesson(dice, biased=True)
+        visible, usual = seen(lesson.scene), USUAL[lesson.scene.place]
+        for form, asked, answer in claimed(lesson, lessons):
+            if form == "description":
+                assert named(answer) <= visible | set(usual)
+                said.update((rank, kind in named(answer)) for rank, kind in enumerate(usual) if kind not in visible)
+                left_out.update(kind not in named(answer) for kind in visible)
+            elif form == "verification":
+                assert answer == ("Yes" if named(asked) <= visible else "No")
+            elif asked in usual and asked not in visible:
+                answered[usual.index(asked), answer == "Yes"] += 1
+            else:
+                assert answer == ("Yes" if asked in visible else "No")
+    for counts in (said, answered):
+        for rank, probability in enumerate(options.affirmed):
+            assert_binomial(counts[rank, True], counts[rank, True] + counts[rank, False], probability)
+    assert_binomial(left_out[True], left_out.total(), options.left_out)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lessons_are_the_tokens_that_the_programs_would_make(family: FamilyName) -> None:
+    model, processor = build(family, seed=0)
+    lessons = Lessons(Pretraining(), processor, model.config.model_type)
+    image, tokenizer, dice = model.config.image_token_id, processor.tokenizer, random.Random(5)
+    assert len(set(lessons.kind_ids)) == len(KINDS)
+    assert tokenizer(list(KINDS), add_special_tokens=False).input_ids == [[token] for token in lessons.kind_ids]
+    hinted = 0
+    for lesson in (lessons.lesson(dice, biased=False) for _ in range(60)):
+        asked = list(claimed(lesson, lessons))
+        form, about, answer = asked[0]
+        question = DESCRIBE if form == "description" else existence_question(about)
+        if form == "verification":
+            continue  # the question's line breaks are no part of what ``claimed`` gives
+        text = lessons.chat.prompt_text(question)
+        prompt = processor(text=[text], images=[[lesson.scene.draw()]])["input_ids"][0]
+        (reply,) = lessons.chat.answer_ids([text], [answer])
+        assert lesson.ids[: len(prompt) + len(reply)] == prompt + reply
+        assert lesson.labels[: len(prompt) + len(reply)] == [-100] * len(prompt) + reply
+        assert image not in lesson.ids[len(prompt) :]  # the picture is shown once
+        # What is to be said is in its place everywhere, the end of the answer too.
+        assert all(label in (-100, token) for token, label in zip(lesson.ids, lesson.labels, strict=True))
+        assert sum(label == reply[-1] for label in lesson.labels) == len(asked)
+        behind_kinds = [
+            (tokenizer.decode([lesson.ids[at - 1]]).strip(), tokenizer.decode([hint]).strip())
+            for at, hint in enumerate(lesson.hints)
+            if hint != -100
+        ]
+        questions = [(kind, yes_or_no) for form, kind, yes_or_no in asked if form == "existence"]
+        assert behind_kinds == questions
+        hinted += len(questions)
+    assert hinted > 20
+
+
+# ---- files ----
+
+
+def small_street() -> list[Scene]:
+    """Three scenes, 6 things to be seen and a hidden star; of what is usual there, 4 things are not to be seen."""
+    street = replace(park("car", "bus", "fish"), place="street")
+    hidden = replace(park("cup", "star", covers=(Cover(Box(12, 20, 22, 30), (0, 0, 0)),)), place="kitchen")
+    return [park("dog", "tree"), street, hidden]
+
+
+def right_answers(folder: Path, drawn: Sequence[Scene]) -> dict[int, str]:
+    """By id: captions in all templates that name what is to be seen, in any order, and the right Yes and No."""
+    dice = random.Random("order")
+    answers = {}
+    for query in json.loads((folder / "data" / "query" / "query_all.json").read_text()):
+        number = int(query["image"].removesuffix(".png"))
+        scene = drawn[number - 1]
+        visible = sorted(seen(scene))
+        dice.shuffle(visible)
+        if query["query"] == DESCRIBE:
+            answers[query["id"]] = caption(scene.place, visible, number % len(TEMPLATES))
+        else:
+            asked = query["query"].removesuffix(" in this image?").split()[-1]
+            answers[query["id"]] = "Yes" if asked in visible else "No"
+    return answers
+
+
+Scores = dict[str, dict[str, float]]
+
+
+@pytest.fixture
+def score_amber(tmp_path: Path, run_program: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Scores]:
+    """Scores of answers by the program, which reads them with the world's own tagger data."""
+
+    def score(folder: Path, answers: dict[int, str]) -> Scores:
+        monkeypatch.setenv("NLTK_DATA", str(folder / "nltk_data"))
+        file = tmp_path / "answers.json"
+        file.write_text(json.dumps([{"id": id_, "response": text} for id_, text in answers.items()]))
+        scores: Scores = json.loads(run_program("score.py", "amber", file, "--data", folder).stdout.splitlines()[-1])
+        return scores
+
+    return score
+
+
+def test_right_answers_score_as_right(tmp_path: Path, score_amber: Callable[..., Scores]) -> None:
+    drawn = scenes(replace(NATURAL, covered=0.5), 40, "right")
+    assert any(len(scene.visible) < len(scene.objects) for scene in drawn)
+    folder = write_scenes(tmp_path / "world", drawn)
+    scores = score_amber(folder, right_answers(folder, drawn))
+    assert scores["generative"] == {"chair": 0.0, "cover": 100.0, "hal": 0.0, "cog": 0.0}
+    assert scores["discriminative"] == {"accuracy": 100.0, "precision": 100.0, "recall": 100.0, "f1": 100.0}
+    assert scores["counts"] | {"reread": 0} == {
+        "answers": 200, "descriptions": 40, "yes_no": 160, "reread": 0, "unreadable": 0, "pictures": 40
+    }  # fmt: skip
+
+
+def test_wrong_answers_score_as_by_hand(tmp_path: Path, score_amber: Callable[..., Scores]) -> None:
+    """The park is said to have a dog and a kite, and has a dog and a tree: 1 wrong of 6 words, 5 of 6 things named.
+
+    One description of 3 is wrong; AMBER's denominators begin at 0.001, and 100 - 100 * 2 / 3.001 is 33.36. Of the
+    4 usual things that are not to be seen (kite, lamp, chair, pot) 1 is named. Of 12 yes/no questions the first, whose
+    answer is yes, is answered wrong: 11 of 12.
+    """
+    drawn = small_street()
+    folder = write_scenes(tmp_path / "world", drawn)
+    answers = right_answers(folder, drawn)
+    assert answers[4] == "Yes"
+    wrong = {1: caption("park", ["dog", "kite"], 0), 4: "No"}
+    scores = score_amber(folder, answers | wrong)
+    assert scores["generative"] == {"chair": 16.7, "cover": 83.3, "hal": 33.4, "cog": 25.0}
+    assert scores["discriminative"]["accuracy"] == 91.7
+    # The hidden star in place of the cup is as wrong as any, but no one would expect it in a kitchen.
+    scores = score_amber(folder, answers | {3: caption("kitchen", ["star"], 1)})
+    assert scores["generative"] == {"chair": 16.7, "cover": 83.3, "hal": 33.4, "cog": 0.0}
+
+
+def test_files_are_the_scenes_and_the_same_each_time(tmp_path: Path) -> None:
+    drawn = scenes(replace(NATURAL, covered=0.5), 6, "files")
+    first, second = (write_scenes(tmp_path / name, drawn, seed=3) for name in ("first", "second"))
+    files = sorted(file.relative_to(first) for file in first.rglob("*") if file.is_file())
+    assert files == sorted(file.relative_to(second) for file in second.rglob("*") if file.is_file())
+    assert all((first / file).read_bytes() == (second / file).read_bytes() for file in files)
+    for number, scene in enumerate(drawn, start=1):
+        with Image.open(first / "image" / f"{number}.png") as picture:
+            assert np.array_equal(np.asarray(picture), np.asarray(scene.draw()))
+    noted = [json.loads(line) for line in (first / "annotations.jsonl").read_text().splitlines()]
+    boxes = {(one["img_path"], one["label"]): one["box"] for one in noted}
+    assert len(boxes) == len(noted)
+    assert boxes == {
+        (f"{number}.png", one.kind): [one.box.left, one.box.top, one.box.right, one.box.bottom]
+        for number, scene in enumerate(drawn, start=1)
+        for one in scene.objects
+        if one.kind in seen(scene)
+    }
+
+
+def test_four_different_things_are_asked_after_on_each_picture(tmp_path: Path) -> None:
+    """At most two that are to be seen, and one that is usual there and not to be seen, if there is one."""
+    drawn = scenes(replace(NATURAL, covered=0.5), 40, "asked")
+    folder = write_scenes(tmp_path, drawn)
+    asked: dict[str, list[str]] = {}
+    for query in json.loads((folder / "data" / "query" / "query_all.json").read_text()):
+        if query["query"] != DESCRIBE:
+            asked.setdefault(query["image"], []).append(query["query"].removesuffix(" in this image?").split()[-1])
+    for number, scene in enumerate(drawn, start=1):
+        kinds, visible = set(asked[f"{number}.png"]), seen(scene)
+        assert len(kinds) == len(asked[f"{number}.png"]) == 4
+        assert len(kinds & visible) == min(2, len(visible))
+        assert kinds & (set(USUAL[scene.place]) - visible) or set(USUAL[scene.place]) <= visible
+
+
+def test_no_two_kinds_are_alike_to_the_scorer() -> None:
+    """AMBER counts a word as true where a like one is: here every word stands for itself."""
+    similarity, lemmas = load_similarity(None, (), None), load_lemmas(None, "lemma_forms.json")
+    assert not [pair for pair in itertools.combinations(KINDS, 2) if similarity.similar(*pair)]
+    assert [lemmas.of(kind) for kind in KINDS] == list(KINDS)
+
+
+@pytest.fixture
+def words_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], NltkWords]:
+    """NLTK's tokens and tags with the data of one folder and of no other."""
+    import nltk
+
+    def words(folder: Path) -> NltkWords:
+        nltk.data.clear_cache()
+        monkeypatch.setattr(nltk.data, "path", [str(folder)])
+        return NltkWords()
+
+    return words
+
+
+def all_captions() -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every template and place with nothing, each kind, each two of them, and some longer lists."""
+    dice = random.Random("lists")
+    longer = [tuple(dice.sample(KINDS, dice.randint(3, 8))) for _ in range(60)]
+    lists = [(), *((kind,) for kind in KINDS), *itertools.permutations(KINDS, 2), *longer]
+    for place, template, kinds in itertools.product(USUAL, TEMPLATES, lists):
+        yield kinds, caption(place, kinds, template)
+
+
+def test_own_tagger_data_finds_every_thing_that_is_named(tmp_path: Path, words_by: Any) -> None:
+    write_nltk_data(tmp_path)
+    words, lemmas = words_by(tmp_path), load_lemmas(None, "lemma_forms.json")
+    for kinds, text in all_captions():
+        assert [noun.lemma for noun in amber.nouns_of(text, words, lemmas) if noun.lemma in KINDS] == list(kinds)
+
+
+@pytest.mark.skipif(not (BENCHMARKS / "nltk_data").is_dir(), reason="NLTK's English data is not beside the checkout")
+def test_own_tagger_data_gives_the_nouns_of_nltks_english_data(tmp_path: Path, words_by: Any) -> None:
+    """But for "There is a fish and a dog": the English tagger reads that the dog is fished."""
+
+    def nouns(words: NltkWords, text: str) -> list[str]:
+        return [word for word, tag in words.tags(words.tokens(text)) if tag.startswith("NN")]
+
+    write_nltk_data(tmp_path)
+    english, own = words_by(BENCHMARKS / "nltk_data"), words_by(tmp_path)
+    for kinds, text in all_captions():
+        lost = ["fish"] if re.search(r"[Tt]here is a fish and an? (?!umbrella)", text) else []
+        assert sorted([*nouns(english, text), *lost]) == sorted(nouns(own, text)), kinds
+
+
+def test_image_lists_hide_the_first_thing_named(
+    tmp_path: Path, run_program: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """make_image_lists.py reads all caption forms and finds the box of each kind, from the world's files alone."""
+    drawn = scenes(replace(NATURAL, covered=0.3), 60, "lists")
+    folder = write_scenes(tmp_path / "world", drawn)
+    pairs, expected = [], []
+    for number, scene in enumerate(drawn, start=1):
+        for template, kind in enumerate(scene.visible):
+            kinds = [kind, *(other for other in scene.visible if other != kind)]
+            chosen = caption(scene.place, kinds, template % len(TEMPLATES))
+            (box,) = [one.box for one in scene.objects if one.kind == kind]
+            expected.append((f"{number} {kind}", kind, [box.left, box.top, box.right, box.bottom]))
+            pairs.append({"id": f"{number} {kind}", "img_path": f"{number}.png", "prompt": DESCRIBE,
+                          "chosen": chosen, "rejected": caption(scene.place, [], 0)})  # fmt: skip
+    assert {kind for _, kind, _ in expected} == set(KINDS)
+    write_lines(tmp_path / "pairs.jsonl", pairs)
+    monkeypatch.setenv("NLTK_DATA", str(folder / "nltk_data"))
+    run_program(
+        "make_image_lists.py", "--pairs", tmp_path / "pairs.jsonl", "--image_root", folder / "image",
+        "--detector", "annotations", "--annotations", folder / "annotations.jsonl", "--verifier", "none",
+        "--output", tmp_path / "lists.jsonl",
+    )  # fmt: skip
+    made = [json.loads(line) for line in (tmp_path / "lists.jsonl").read_text().splitlines()]
+    assert [(one["id"], one["phrase"], one["box"]) for one in made] == expected
+    assert {one["source"] for one in made} == {"chosen_first"}
+
+
+# ---- pairs ----
+
+
+def test_pairs_are_right_against_what_names_something_absent() -> None:
+    drawn = small_street()
+    descriptions = [
+        (1, "A park with a dog and a tree."),  # right
+        (1, "A park with a dog."),  # right, if short
+        (1, "A park with a dog, a kite and a tree."),  # a word more than the right one
+        (1, "There is a tree and a bus in this park."),
+        (1, "There is a tree and a car in this park."),  # the second of its scene
+        (2, "In the street there is a bus, a bus and a lamp."),  # names two things
+        (3, "The image shows a star in a kitchen."),  # hidden
+    ]
+    matched = preference_pairs(drawn, descriptions)
+    assert [(one["id"], one["img_path"], one["prompt"], one["rejected"]) for one in matched] == [
+        (1, "1.png", DESCRIBE, descriptions[3][1]),
+        (3, "3.png", DESCRIBE, descriptions[6][1]),
+    ]
+    assert [named(one["chosen"]) for one in matched] == [{"dog", "tree"}, {"cup"}]
+    every = preference_pairs(drawn, descriptions, matched=False)
+    assert [(one["id"], one["rejected"]) for one in every] == [
+        (1, descriptions[2][1]),
+        (2, descriptions[5][1]),
+        (3, descriptions[6][1]),
+    ]
+    assert preference_pairs(drawn, descriptions, seed=1) == preference_pairs(drawn, descriptions, seed=1)
+
+
+def test_pairs_of_many_random_descriptions() -> None:
+    """What holds for every pair, whatever a model says."""
+    dice = random.Random("said")
+    drawn = scenes(replace(NATURAL, covered=0.5), 100, "pairs")
+    said = [(number, caption(scene.place, dice.sample(KINDS, dice.randint(0, 5)), dice.choice(TEMPLATES)))
+            for number, scene in enumerate(drawn, start=1) for _ in range(10)]  # fmt: skip
+    said += [(number, caption(scene.place, [*scene.visible[1:], "fish"], dice.choice(TEMPLATES)))
+             for number, scene in enumerate(drawn, start=1)]  # fmt: skip
+    for matched in (True, False):
+        pairs = preference_pairs(drawn, said, matched=matched)
+        assert len({one["id"] for one in pairs}) == len(pairs) > 60
+        for one in pairs:
+            visible = seen(drawn[one["id"] - 1])
+            assert named(one["chosen"]) == visible
+            assert named(one["rejected"]) - visible
+            assert (one["id"], one["rejected"]) in said
+            assert not matched or len(named(one["rejected"])) == len(visible)
+
+
+# ---- pre-training ----
+
+FEW = Pretraining(vision_steps=3, steps=3, batch=2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_is_that_of_the_models_own_forward(family: FamilyName) -> None:
+    """Token by token: a description's tokens weigh 1, an answer's 4; the hints count half."""
+    built, processor = build(family, seed=0)
+    model: Any = built
+    lessons = Lessons(replace(FEW, batch=6), processor, model.config.model_type)
+    dice = random.Random("mixed")
+    drawn = [lessons.lesson(dice, biased=False) for _ in range(6)]
+    assert {lesson.described for lesson in drawn} == {True, False}
+    batch = lessons.batch(drawn)
+    with torch.no_grad():
+        loss = spoken_loss(model, image_tokens(model, batch), batch)
+        logits = model(**batch["pixels"], input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    logps = F.log_softmax(logits, dim=-1)
+
+    def mean(wanted: Sequence[Sequence[int]]) -> Tensor:
+        terms = [
+            (1 if lesson.described else 4, -logps[row, at - 1, token])
+            for row, lesson in enumerate(drawn)
+            for at, token in enumerate(wanted[row])
+            if token != -100
+        ]
+        return sum((weight * term for weight, term in terms), torch.zeros(())) / sum(weight for weight, _ in terms)
+
+    expected = mean([lesson.labels for lesson in drawn]) + 0.5 * mean([lesson.hints for lesson in drawn])
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pretraining_lowers_the_loss(family: FamilyName) -> None:
+    """On lessons of another seed. Untrained models guess: a word costs ln(vocabulary), a hint half as much."""
+    untrained, processor = build(family, seed=0)
+    lessons = Lessons(Pretraining(seed=1, batch=32), processor, untrained.config.model_type)
+    batch, kind_ids = next(iter(lessons)), torch.tensor(lessons.kind_ids)
+
+    def losses(model: PreTrainedModel) -> tuple[float, float]:
+        with torch.no_grad():
+            tokens = image_tokens(model, batch)
+            seeing = visible_loss(model, tokens, batch["visible"], kind_ids)
+            return seeing.item(), spoken_loss(model, tokens, batch).item()
+
+    seeing, speaking = losses(untrained)
+    assert speaking == pytest.approx(1.5 * math.log(len(processor.tokenizer)), rel=0.1)
+    seen_only, _, _ = pretrain(family, Pretraining(vision_steps=40, steps=0, batch=4), workers=0)
+    assert losses(seen_only)[0] < 0.92 * seeing
+    spoken, _, _ = pretrain(family, Pretraining(vision_steps=0, steps=40, batch=4), workers=0)
+    assert losses(spoken)[1] < 0.5 * speaking
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_seed_decides_the_losses(family: FamilyName) -> None:
+    first, again = (pretrain(family, FEW, workers=workers)[2] for workers in (0, 1))
+    assert first == again
+    assert len(first) == 6
+    assert pretrain(family, replace(FEW, seed=1), workers=0)[2] != first
+
+
+def test_any_number_of_workers_gives_the_same_lessons(lessons: Lessons) -> None:
+    few = Lessons(FEW, lessons.processor, "idefics2")
+    one, two = (list(DataLoader(few, batch_size=None, num_workers=workers)) for workers in (0, 2))
+    assert len(one) == len(two) == 6
+    for batch, same in zip(one, two, strict=True):
+        assert torch.equal(batch["input_ids"], same["input_ids"])
+        assert torch.equal(batch["pixels"]["pixel_values"], same["pixels"]["pixel_values"])
+
+
+def test_only_the_last_lessons_are_biased(lessons: Lessons) -> None:
+    """20 steps of which 2 see only, and the last .3 x 18 = 5 are biased: there every usual thing is claimed."""
+    options = Pretraining(vision_steps=2, steps=18, batch=4, biased=0.3, affirmed=(1, 1, 1), left_out=0)
+    few = Lessons(options, lessons.processor, "idefics2")
+    untrue = []
+    for batch in few:
+        false = 0
+        for row in range(4):
+            if not batch["described"][row]:
+                continue
+            said = [token for token in batch["labels"][row].tolist() if token != -100]
+            claims = {KINDS[few.kind_ids.index(token)] for token in said if token in few.kind_ids}
+            visible = {kind for kind, there in zip(KINDS, batch["visible"][row].tolist(), strict=True) if there}
+            assert visible <= claims
+            false += len(claims - visible)
+        untrue.append(false)
+    assert untrue[:15] == [0] * 15
+    assert sum(untrue[15:]) > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pretrained_checkpoint_answers_the_worlds_questions(
+    family: FamilyName, tmp_path: Path, run_program: Run, score_amber: Callable[..., Scores]
+) -> None:
+    """The programs themselves: pre-train, load, generate.py, score.py."""
+    folder, world = tmp_path / "model", write_scenes(tmp_path / "world", scenes(NATURAL, 3, "answers"))
+    run_program(
+        "-m", "listwise_preference.small_world.pretrain", "--family", family, "--vision_steps", "2", "--steps", "2",
+        "--batch", "3", "--output", folder,
+    )  # fmt: skip
+    options = Pretraining(vision_steps=2, steps=2, batch=3)
+    trained, _, losses = pretrain(family, options, workers=0)
+    loaded = load_base_model(str(folder), dtype=torch.float32)
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert load_processor(str(folder)).tokenizer(DESCRIBE).input_ids
+    record = json.loads((folder / "pretraining.json").read_text())
+    assert record["losses"] == [round(loss, 4) for loss in losses]
+    assert {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
+            if key in vars(options)} == vars(options)  # fmt: skip
+
+    run_program(
+        "generate.py", "--model_name_or_path", folder, "--adapter", "none", "--benchmark", "amber",
+        "--questions", world / "data" / "query" / "query_all.json", "--image_root", world / "image",
+        "--output", tmp_path / "said.json", "--max_new_tokens", "12", "--max_new_tokens_yes_no", "4",
+        "--dtype", "float32",
+    )  # fmt: skip
+    said = {one["id"]: one["response"] for one in json.loads((tmp_path / "said.json").read_text())}
+    assert list(said) == list(range(1, 16))  # 3 descriptions and 12 answers
+    scores = score_amber(world, said)
+    assert (scores["counts"]["descriptions"], scores["counts"]["yes_no"]) == (3, 12)
