@@ -304,7 +304,12 @@ def main() -> None:
     model, processor, losses = pretrain(family, chosen, workers)
     model.save_pretrained(output)
     processor.save_pretrained(output)
-    record = {"family": family, **asdict(chosen), "torch": torch.__version__, "losses": [round(loss, 4) for loss in losses]}
+    record = {
+        "family": family,
+        **asdict(chosen),
+        "torch": torch.__version__,
+        "losses": [round(loss, 4) for loss in losses],
+    }
     write_whole(output / "pretraining.json", json.dumps(record) + "\n")
     print(f"wrote {output}")
 
