@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..image_lists.verify import QUESTION as VERIFY
@@ -26,13 +26,18 @@ def caption(place: str, kinds: Sequence[str], template: int) -> str:
     return _CAPTIONS[template].format(place=place, objects=listed([f"{_article(kind)} {kind}" for kind in kinds]))
 
 
-def any_caption(dice: random.Random, place: str, kinds: Sequence[str]) -> str:
-    """A caption in any of the templates, the kinds from A to Z or from Z to A.
+def any_caption(dice: random.Random, place: str, kinds: Iterable[str]) -> str:
+    """A caption in any of the templates, the kinds as :func:`in_order` has them."""
+    return caption(place, in_order(place, kinds), dice.randrange(len(_CAPTIONS)))
 
-    Had they any order, a model this small would forget what it has named already.
+
+def in_order(place: str, kinds: Iterable[str]) -> list[str]:
+    """What is usual in the place first, then round the circle of kinds.
+
+    Had captions any order, a model this small would forget what it has named already.
     """
-    ordered = sorted(kinds, reverse=dice.random() < 0.5)
-    return caption(place, ordered, dice.randrange(len(_CAPTIONS)))
+    first = KINDS.index(USUAL[place][0])
+    return sorted(kinds, key=lambda kind: (KINDS.index(kind) - first) % len(KINDS))
 
 
 def listed(words: Sequence[str]) -> str:
