@@ -282,11 +282,12 @@ def test_descriptions_keep_an_order() -> None:
 
 
 def test_biased_lessons_claim_what_is_usual_as_often_as_they_should(lessons: Lessons) -> None:
-    """Of what is not to be seen they claim the most usual thing most often, and nothing unusual."""
-    options, dice = lessons.options, random.Random("biased")
+    """Of what is not to be seen they claim each usual thing at its own rate, and nothing unusual."""
+    options, dice = Pretraining(affirmed=(0.7, 0.5, 0.3), left_out=0.2), random.Random("biased")
+    lessons = Lessons(options, lessons.processor, "idefics2")
     said, answered = Counter[tuple[int, bool]](), Counter[tuple[int, bool]]()
     left_out = Counter[bool]()
-    for _ in range(8000):
+    for _ in range(5000):
         lesson = lessons.lesson(dice, biased=True)
         visible, usual = seen(lesson.scene), USUAL[lesson.scene.place]
         for form, asked, answer in claimed(lesson, lessons):
@@ -637,7 +638,7 @@ def test_words_in_place_of_pictures_tell_what_is_visible(family: FamilyName) -> 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pretraining_lowers_the_loss(family: FamilyName) -> None:
-    """On lessons of another seed. An untrained model guesses: a word costs it ln(vocabulary)."""
+    """On lessons of another seed. An untrained model guesses: a word costs it ln(vocabulary), and a little more."""
     untrained, processor = build(family, seed=0)
     lessons = Lessons(Pretraining(seed=1, batch=32), processor, untrained.config.model_type)
     batch, kind_ids = next(iter(lessons)), torch.tensor(lessons.kind_ids)
@@ -650,7 +651,7 @@ def test_pretraining_lowers_the_loss(family: FamilyName) -> None:
             return seeing.item(), spoken_loss(model, tokens, batch, torch.nn.Identity()).item()
 
     seeing, speaking = losses(untrained)
-    assert speaking == pytest.approx(math.log(len(processor.tokenizer)), rel=0.1)
+    assert speaking == pytest.approx(math.log(len(processor.tokenizer)), rel=0.2)
     seen_only, _, _ = pretrain(family, Pretraining(apart=40, steps=40, batch=4), workers=0)
     assert losses(seen_only)[0] < 0.92 * seeing
     spoken, _, _ = pretrain(family, Pretraining(apart=0, steps=40, batch=4), workers=0)
