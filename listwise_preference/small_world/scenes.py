@@ -91,7 +91,7 @@ class Scene:
         canvas = ImageDraw.Draw(picture)
         _PLACES[self.place](canvas, dice)
         for one in self.objects:
-            _PAINTERS[one.kind](_Brush(canvas, one.box, one.colour))
+            _paint(picture, one)
         picture = picture.reduce(_SCALE)
         if self.noise:
             noise = np.random.default_rng(self.seed).normal(0, self.noise, (SIDE, SIDE, 3))
@@ -112,7 +112,7 @@ class World:
         covered: share of the scenes with covers.
     """
 
-    difficulty: float = 0.35
+    difficulty: float = 0.2
     usual: float = 0.65
     unusual: float = 0.1
     covered: float = 0.0
@@ -265,8 +265,16 @@ def _rectangle(canvas: ImageDraw.ImageDraw, left: int, top: int, right: int, bot
 # ---- things ----
 
 
+def _paint(picture: Image.Image, one: Object) -> None:
+    """Paint a thing, and nothing outside its box, where a thick line would end."""
+    box = (_SCALE * one.box.left, _SCALE * one.box.top, _SCALE * one.box.right, _SCALE * one.box.bottom)
+    part = picture.crop(box)
+    _PAINTERS[one.kind](_Brush(ImageDraw.Draw(part), one.box, one.colour))
+    picture.paste(part, box)
+
+
 class _Brush:
-    """Paints in a box whose corners are (0, 0) and (1, 1)."""
+    """Paints on a canvas of the box's size, whose corners are (0, 0) and (1, 1)."""
 
     def __init__(self, canvas: ImageDraw.ImageDraw, box: Box, colour: Colour) -> None:
         self.canvas, self.box, self.colour = canvas, box, colour
@@ -274,10 +282,7 @@ class _Brush:
         self.light: Colour = tuple(255 - (255 - value) // 3 for value in colour)  # type: ignore[assignment]
 
     def _at(self, x: float, y: float) -> tuple[float, float]:
-        return (
-            _SCALE * (self.box.left + x * self.box.width) - (x == 1),
-            _SCALE * (self.box.top + y * self.box.height) - (y == 1),
-        )
+        return _SCALE * x * self.box.width - (x == 1), _SCALE * y * self.box.height - (y == 1)
 
     def oval(self, left: float, top: float, right: float, bottom: float, colour: Colour) -> None:
         self.canvas.ellipse((self._at(left, top), self._at(right, bottom)), fill=colour)
