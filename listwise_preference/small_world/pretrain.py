@@ -50,7 +50,7 @@ class Pretraining:
 
     seed: int = 0
     apart: int = 400
-    steps: int = 1300
+    steps: int = 1900
     batch: int = 24
     learning_rate: float = 1.5e-3
     biased: float = 0.3
