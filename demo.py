@@ -35,9 +35,9 @@ from lpoi import RECIPE
 
 MODEL = "checkpoints/small-idefics2"
 # What makes a run take minutes and suits a model this small; all else is as in lpoi.py.
-TRAINING_SCENES = 400
+TRAINING_SCENES = 1000
 UNSEEN_SCENES = 150
-STEPS = 60
+STEPS = 30
 BATCH = 16
 LEARNING_RATE = 1e-3
 
