@@ -241,9 +241,9 @@ def _count(text: str) -> int:
     return value
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run the command; 2 for something the user can put right."""
-    args = parse_arguments()
+    args = parse_arguments(argv)
     try:
         args.run(args)
     except ScoringError as error:

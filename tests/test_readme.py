@@ -47,7 +47,8 @@ def test_the_first_commands_run_as_they_stand(tmp_path: Path) -> None:
             assert "loss_listwise" in finished.stdout and "it/s]" in finished.stderr
             assert "'loss': '6.174'" in finished.stdout
         ran += 1
-    assert ran == 5
+    assert ran == 6
+    assert (tmp_path / "demo" / "index.html").is_file() and (tmp_path / "demo" / "demo_data.js").is_file()
     for run in ("first", "second"):
         assert (tmp_path / "runs" / run / "final" / "adapter_model.safetensors").is_file()
     assert (tmp_path / "runs" / "first-evaluation" / "eval_records.jsonl").read_text().count("\n") == 31

@@ -50,14 +50,14 @@ class Pretraining:
 
     seed: int = 0
     apart: int = 400
-    steps: int = 1200
+    steps: int = 1900
     batch: int = 24
     learning_rate: float = 1.5e-3
     biased: float = 0.3
-    affirmed: tuple[float, float, float] = (0.65, 0.3, 0.1)
+    affirmed: tuple[float, float, float] = (0.55, 0.2, 0.1)
     left_out: float = 0.1
     covered: float = 0.4
-    difficulty: float = 0.35
+    difficulty: float = 0.2
 
 
 _COMMON: dict[str, Any] = {"image_size": SIDE, "patch_size": 8, "hidden_size": 128, "layers": 3}
@@ -273,7 +273,7 @@ def pretrain(
         if step < options.apart:
             loss = shown + spoken_loss(model, model.get_input_embeddings()(batch["words"]), batch, hinting)
         else:
-            loss = 0.2 * shown + spoken_loss(model, tokens_BND, batch, hinting)
+            loss = 0.5 * shown + spoken_loss(model, tokens_BND, batch, hinting)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

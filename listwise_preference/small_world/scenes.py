@@ -112,7 +112,7 @@ class World:
         covered: share of the scenes with covers.
     """
 
-    difficulty: float = 0.35
+    difficulty: float = 0.2
     usual: float = 0.65
     unusual: float = 0.1
     covered: float = 0.0

@@ -1,0 +1,262 @@
+"""demo.py from its command line to its page, at a reduced size, with the shipped checkpoint."""
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+from PIL import Image
+
+import demo
+from listwise_preference.small_world import charts, demo_page
+
+from .conftest import ROOT
+
+if TYPE_CHECKING:
+    from playwright.sync_api import BrowserContext, Page
+
+UNSEEN = 24
+
+
+class Made(NamedTuple):
+    folder: Path
+    printed: str
+    errors: str
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """One run, with what an earlier one and a user could have left in its folder."""
+    folder = tmp_path_factory.mktemp("demo") / "it"
+    demo_page.start(folder)
+    for name in ("training/image/9999.png", "adapter/final/old.txt", "mine.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("left")
+    sizes = ["--scenes", "80", "--unseen_scenes", str(UNSEEN), "--steps", "8"]
+    finished = subprocess.run(
+        [sys.executable, "demo.py", "--output", str(folder), *sizes],
+        cwd=ROOT,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "NLTK_DATA": str(folder)},  # the user has no tagger data
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return Made(folder, finished.stdout, finished.stderr)
+
+
+def read(made: Made, name: str) -> Any:
+    text = (made.folder / name).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()] if name.endswith(".jsonl") else json.loads(text)
+
+
+def opened(context: "BrowserContext", folder: Path) -> "Page":
+    page = context.new_page()
+    page.goto((folder / "index.html").as_uri())
+    return page
+
+
+@pytest.mark.slow
+def test_a_run_starts_afresh_and_leaves_what_it_says(made: Made) -> None:
+    assert (made.folder / "mine.txt").read_text() == "left"
+    assert not (made.folder / "training/image/9999.png").exists()
+    assert not (made.folder / "adapter/final/old.txt").exists()
+    places = re.findall(r"^  ([a-z]\S+?),?(?: (scores/))?   ", made.printed.split("Done in")[1], re.MULTILINE)
+    assert len(places) >= 6
+    for place in filter(None, (name for names in places for name in names)):
+        assert list(made.folder.glob(place.rstrip("/"))), place
+    assert len(list((made.folder / "training/image").iterdir())) == 80
+    for commands in (r"\[1/8\]", r"\[8/8\]", "python lpoi.py --model_name_or_path checkpoints/small-idefics2 "):
+        assert re.search(commands, made.printed)
+    assert "it/s]" in made.errors  # the training's bar
+
+
+@pytest.mark.slow
+def test_training_lowers_the_loss_from_that_of_equal_policies(made: Made) -> None:
+    losses = [one["loss"] for one in read(made, "adapter/trainer_state.json")["log_history"] if "loss" in one]
+    assert losses[0] == pytest.approx(2 * 0.6931 + 4.7875, abs=1e-3)  # ln 2 + ln 2 + ln 5!
+    assert losses[-1] < losses[0]
+    assert f"loss {losses[0]:.2f} at first, {losses[-1]:.2f} at last" in made.printed
+
+
+@pytest.mark.slow
+def test_the_pages_table_is_that_of_the_scores_files(made: Made, context: "BrowserContext") -> None:
+    page = opened(context, made.folder)
+    places = [f"generative.{metric}" for metric in ("chair", "cover", "hal", "cog")]
+    places += ["discriminative.accuracy", "discriminative.f1"]
+    expected = []
+    for name in ("base", "trained"):
+        result = read(made, f"scores/{name}.json")
+        for place in places:
+            group, metric = place.split(".")
+            low, high = result["bootstrap"]["intervals"][place]
+            expected.append([f"{result[group][metric]:.1f}", f"{low:.1f} – {high:.1f}"])
+            assert f"{expected[-1][0]} ({low:.1f} - {high:.1f})" in made.printed
+    rows = page.locator("#table tbody tr")
+    shown = [
+        rows.nth(row).locator("td").nth(column).inner_text().split("\n")
+        for column in (0, 1)
+        for row in range(rows.count())
+    ]
+    assert shown == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_picture_and_link_of_the_page_is_there(made: Made, context: "BrowserContext", scheme: Any) -> None:
+    page = context.new_page()
+    page.emulate_media(color_scheme=scheme)
+    page.goto((made.folder / "index.html").as_uri())
+    page.get_by_role("button", name="Show more").click()
+    assert page.locator("#answers-shown article").count() == UNSEEN
+    page.wait_for_function("[...document.images].every((image) => image.complete)")
+    widths = page.evaluate("[...document.images].map((image) => [image.currentSrc.slice(-40), image.naturalWidth])")
+    pairs = min(6, len(read(made, "pairs/training.json")))
+    lists = min(6, sum(line["box"] is not None for line in read(made, "lists/training.jsonl")))
+    assert len(widths) == 16 + pairs + lists * 5 + UNSEEN + 2
+    assert all(width > 0 for _, width in widths), widths
+    figures = [source.rsplit("/")[-1] for source, width in widths if width > 1000]
+    assert figures == (["loss.png", "ranking.png"] if scheme == "light" else ["loss-dark.png", "ranking-dark.png"])
+    links = page.evaluate("[...document.links].map((link) => link.getAttribute('href'))")
+    assert {"review/index.html", "reports/base/index.html", "reports/trained/index.html"} <= set(links)
+    for link in links:
+        if link.startswith("#"):
+            assert page.locator(link).count() == 1
+        else:
+            assert (made.folder / link).is_file(), link
+
+
+@pytest.mark.slow
+def test_marked_words_agree_with_the_scorer(made: Made, context: "BrowserContext") -> None:
+    """Hal is the share of descriptions that name anything absent, CHAIR that of absent things among those named."""
+    page = opened(context, made.folder)
+    page.get_by_role("button", name="Show more").click()
+    for name in ("base", "trained"):
+        texts = page.locator(f"#answers-shown .{name} p")
+        marks = [texts.nth(at).locator("mark") for at in range(UNSEEN)]
+        classes = [[mark.get_attribute("class") for mark in row.all()] for row in marks]
+        scores = read(made, f"scores/{name}.json")["generative"]
+        assert 100 * sum("hallucinated" in row for row in classes) / UNSEEN == pytest.approx(scores["hal"], abs=0.051)
+        wrong = [one == "hallucinated" for row in classes for one in row]
+        # AMBER counts a thing named twice once.
+        assert 100 * statistics.fmean(wrong) == pytest.approx(scores["chair"], abs=3)
+    page.locator("#which").select_option(label="Base made something up")
+    hallucinated = round(read(made, "scores/base.json")["generative"]["hal"] * UNSEEN / 100)
+    assert page.locator("#found").inner_text().startswith(f"{hallucinated} scene")
+    assert page.locator("#answers-shown article").count() == min(hallucinated, 20)
+
+
+@pytest.mark.slow
+def test_ranking_is_the_mean_over_unseen_scenes(made: Made, context: "BrowserContext") -> None:
+    records = read(made, "ranking/eval_records.jsonl")
+    ids = {record["id"] for record in records}
+    assert ids <= set(range(1, UNSEEN + 1))
+    text = opened(context, made.folder).locator('[data-figure="ranking"] img').get_attribute("alt") or ""
+    for name, key in (("base", "reference_logps"), ("trained", "policy_logps")):
+        on_image_1 = statistics.fmean(record[key][0] for record in records)
+        fully_hidden = statistics.fmean(record[key][-1] for record in records)
+        found = re.search(f"right description, {name}: ([-0-9., ]+)", text)
+        assert found
+        numbers = [float(number) for number in found[1].rstrip(". ").split(", ")]
+        assert len(numbers) == 5
+        assert (numbers[0], numbers[-1]) == (
+            pytest.approx(on_image_1, abs=0.006),
+            pytest.approx(fully_hidden, abs=0.006),
+        )
+
+
+@pytest.mark.slow
+def test_a_command_of_the_page_does_the_same(made: Made, context: "BrowserContext", tmp_path: Path) -> None:
+    commands = opened(context, made.folder).locator('[data-step="lists"] code').all_inner_texts()
+    export, command = (" ".join(text.split()) for text in commands)
+    again = tmp_path / "again.jsonl"
+    command = command.replace(f"{made.folder}/lists/training.jsonl", str(again)).split(" --review")[0]
+    shell = f"{export}; {command.replace('python', sys.executable, 1)}"
+    subprocess.run(["sh", "-c", shell], cwd=ROOT, check=True, capture_output=True, timeout=300)
+    assert again.read_text() == (made.folder / "lists" / "training.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--model_name_or_path", "nowhere"], "nowhere: no such folder; start at the top of the clone"),
+        (["--model_name_or_path", "{checkpoint}", "--output", "{other}"], "the folder holds other files"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(
+    arguments: list[str],
+    what: str,
+    tmp_path: Path,
+    small_checkpoints: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "mine.txt").write_text("mine")
+    places = {"checkpoint": small_checkpoints["idefics2"], "other": tmp_path}
+    monkeypatch.setattr(sys, "argv", ["demo.py", *(one.format(**places) for one in arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        demo.main()
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("demo.py: error: ") and what in said and said.count("\n") == 1
+    assert [file.name for file in tmp_path.rglob("*")] == ["adapter", "mine.txt"]
+
+
+def test_an_unfinished_page_says_so(context: "BrowserContext", tmp_path: Path) -> None:
+    demo_page.start(tmp_path / "page")
+    page = opened(context, tmp_path / "page")
+    assert "not finished" in page.locator("#notice").inner_text()
+    assert page.locator("#page").is_hidden()
+
+
+# The charts
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 100), (-18.4, -6.2), (4.6, 6.17), (-1e-3, 2e-3), (3, 3), (0, 1e6)])
+def test_ticks_are_even_round_and_around_the_numbers(low: float, high: float) -> None:
+    ticks = charts.ticks(low, high)
+    step = ticks[1] - ticks[0]
+    assert ticks == pytest.approx([ticks[0] + step * place for place in range(len(ticks))])
+    assert ticks[0] <= low < ticks[1] and ticks[-2] <= high <= ticks[-1] + 1e-9
+    assert 2 <= len(ticks) <= 8
+    assert f"{step:.1e}"[:3] in ("1.0", "2.0", "2.5", "5.0")
+
+
+def test_a_chart_shows_lines_and_intervals_where_their_numbers_are(tmp_path: Path) -> None:
+    """Two lines from 0 to 1: one rises and one falls; the rising one's interval at 1 is wide."""
+    lines = [charts.Series("up", [(0, 0), (1, 1)], [0, 0.5]), charts.Series("down", [(0, 1), (1, 0)], [0, 0])]
+    size = charts.draw(tmp_path / "chart.png", [charts.Panel("", "", lines)])
+    with Image.open(tmp_path / "chart.png") as file:
+        picture = file.convert("RGB")
+    assert picture.size == (2 * size[0], 2 * size[1])
+
+    def heights(colour: str, below: int = 100) -> tuple[list[int], list[int]]:
+        wanted = Image.new("RGB", (1, 1), colour).getpixel((0, 0))
+        spots = [
+            (x, y)
+            for x in range(picture.width)
+            for y in range(below, picture.height)
+            if picture.getpixel((x, y)) == wanted
+        ]
+        xs = [x for x, _ in spots]
+        return [y for x, y in spots if x < min(xs) + 9], [y for x, y in spots if x > max(xs) - 9]
+
+    up_left, up_right = heights(charts.LIGHT.lines[0])
+    down_left, down_right = heights(charts.LIGHT.lines[1])
+    assert statistics.fmean(up_left) == pytest.approx(statistics.fmean(down_right), abs=3)
+    assert statistics.fmean(up_right) == pytest.approx(statistics.fmean(down_left), abs=3)
+    assert min(up_left) > max(up_right)
+
+
+def test_the_page_needs_nothing_but_its_folder() -> None:
+    """No address of another machine in the page's own files."""
+    own = Path(demo_page.__file__).parent / "demo_page"
+    assert sorted(file.name for file in own.iterdir()) == ["demo.js", "index.html", "page.css"]
+    for file in own.iterdir():
+        assert "://" not in file.read_text(encoding="utf-8")
