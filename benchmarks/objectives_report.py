@@ -1,0 +1,377 @@
+"""From the results of ``objectives.py`` to tables, figures and one JSON file; called by it at the end."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from objectives import (
+    BATCH,
+    CHOICE_SEEDS,
+    DISTRACTOR,
+    FEW,
+    FEW_SEEDS,
+    LEARNING_RATES,
+    METHODS,
+    PAIRS,
+    SAVE_EVERY,
+    SEEDS,
+    STEPS,
+    TEST_SCENES,
+    VALIDATION_SCENES,
+    Bench,
+    Run,
+    choose,
+    choose_step,
+    final_runs,
+    summary,
+    variations,
+)
+
+from listwise_preference.safe_files import write_whole
+from listwise_preference.scoring.amber import metrics_of_sums
+
+AT_CHAIR = (8.0, 6.0)  # where the methods' Cover is compared
+AGAINST = ("dpo+anchor", "mdpo", "lpoi-5")
+
+
+def t_upper(df: int, t: float) -> float:
+    """P(T > t) of Student's t, t >= 0, by Simpson's rule on the density over [0, t]."""
+    grid = np.linspace(0, t, 2001)
+    constant = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(df * math.pi)
+    density = constant * (1 + grid**2 / df) ** (-(df + 1) / 2)
+    weights = np.where(np.arange(2001) % 2, 4.0, 2.0)
+    weights[0] = weights[-1] = 1
+    return max(0.0, 0.5 - float((weights * density).sum()) * t / 2000 / 3)
+
+
+def t_quantile(df: int, upper: float = 0.025) -> float:
+    """The t with P(T > t) = upper."""
+    low, high = 0.0, 1000.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_upper(df, middle) > upper else (low, middle)
+    return low
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, 95 % interval by Student's t, two-sided p of a mean of 0, and the values, one a seed."""
+    array = np.array(values, dtype=float)
+    result: dict[str, Any] = {"mean": float(array.mean()), "values": [float(value) for value in array]}
+    if len(array) > 1:
+        error = float(array.std(ddof=1)) / math.sqrt(len(array))
+        half = t_quantile(len(array) - 1) * error
+        result |= {"low": result["mean"] - half, "high": result["mean"] + half}
+        result["p"] = 2 * t_upper(len(array) - 1, abs(result["mean"]) / error) if error else float(result["mean"] == 0)
+    return result
+
+
+def cover_at(curve: Sequence[Mapping[str, float]], chair: float) -> float | None:
+    """Cover where training first reaches this CHAIR, linearly between checkpoints; None where it never does."""
+    points = [summary(point) for point in curve]
+    for before, after in pairwise(points):
+        if before["chair"] > chair >= after["chair"]:
+            share = (before["chair"] - chair) / (before["chair"] - after["chair"])
+            return before["cover"] + share * (after["cover"] - before["cover"])
+    return None
+
+
+def at_step(curve: Sequence[Mapping[str, float]], step: int, yes_no: Mapping[str, float]) -> dict[str, float]:
+    """All percentages of one checkpoint, the yes/no ones from their own counters."""
+    counters = next(point for point in curve if point["step"] == step)
+    official = metrics_of_sums({**counters, **yes_no})
+    return summary(counters) | {
+        "hal": official["generative"]["hal"],
+        "cog": official["generative"]["cog"],
+        "yes/no accuracy": official["existence"]["accuracy"],
+        "yes/no F1": official["existence"]["f1"],
+    }
+
+
+def of_runs(bench: Bench, runs: Sequence[Run]) -> dict[str, Any]:
+    """One method on several seeds: every percentage at its step, Cover at equal CHAIR, and the whole curve."""
+    curves = [bench.scores(run, "test") for run in runs]
+    step = choose_step(bench, runs[0])
+    points = [at_step(curve, step, bench.yes_no(run, step)) for run, curve in zip(runs, curves, strict=True)]
+    result: dict[str, Any] = {
+        "learning_rate": runs[0].learning_rate,
+        "step": step,
+        "seeds": [run.seed for run in runs],
+        "at step": {name: spread([point[name] for point in points]) for name in points[0]},
+        "curve": [
+            {"step": int(same[0]["step"])}
+            | {name: spread([summary(point)[name] for point in same]) for name in ("chair", "cover", "f")}
+            for same in zip(*curves, strict=True)
+        ],
+    }
+    for chair in AT_CHAIR:
+        result[f"cover at chair {chair:g}"] = [cover_at(curve, chair) for curve in curves]
+    return result
+
+
+def paired(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """One method minus another, seed by seed."""
+    result: dict[str, Any] = {}
+    for name in ("chair", "cover", "f"):
+        mine, theirs = one["at step"][name]["values"], other["at step"][name]["values"]
+        result[name] = spread([a - b for a, b in zip(mine, theirs, strict=True)])
+    for chair in AT_CHAIR:
+        name = f"cover at chair {chair:g}"
+        both = [a - b for a, b in zip(one[name], other[name], strict=True) if a is not None and b is not None]
+        result[name] = spread(both) if len(both) > 1 else None
+    return result
+
+
+def collect(bench: Bench) -> dict[str, Any]:
+    """Everything that is reported."""
+    methods = {method: of_runs(bench, final_runs(bench, [method], SEEDS)) for method in METHODS}
+    bases = {}
+    for kind, seeds in (("robust", SEEDS), ("naive", FEW_SEEDS)):
+        points = [
+            at_step([bench._base_scores(kind, seed, "test")], 0, bench.yes_no(Run("dpo", seed, 0.0, base=kind), 0))
+            for seed in seeds
+        ]
+        bases[kind] = {name: spread([point[name] for point in points]) for name in BASE_COLUMNS}
+    others: dict[str, Any] = {}
+    missing = []
+    for name, runs in variations(bench).items():
+        if not all(bench.is_scored(run) for run in runs):
+            missing.append(name)
+            continue
+        kinds = dict.fromkeys((run.method, run.beta) for run in runs)
+        others[name] = {
+            f"{method}, beta {beta:g}" if name == "beta" else method: of_runs(
+                bench, [run for run in runs if (run.method, run.beta) == (method, beta)]
+            )
+            for method, beta in kinds
+        }
+    first = {method: of_runs(bench, final_runs(bench, [method], FEW_SEEDS)) for method in METHODS}
+    return {
+        "settings": {
+            "seeds": SEEDS, "choice seeds": CHOICE_SEEDS, "seeds of the variations": FEW_SEEDS,
+            "learning rates": LEARNING_RATES,
+            "steps": STEPS, "checkpoint every": SAVE_EVERY, "batch": BATCH, "pairs": PAIRS,
+            "validation scenes": VALIDATION_SCENES,
+            "test scenes": TEST_SCENES, "recipes": METHODS,
+        },
+        "bases": bases,
+        "methods": methods,
+        "paired": {
+            against: {method: paired(one, methods[against]) for method, one in methods.items() if method != against}
+            for against in AGAINST
+        },
+        "robust base, first seeds": first,
+        "variations": others,
+        "not run": missing,
+        "probes": probes(bench),
+    }  # fmt: skip
+
+
+def probes(bench: Bench) -> dict[str, Any]:
+    """The change of the log-ratio under each condition, and the artefact ratio, a spread over seeds each."""
+    runs = {("robust", method): final_runs(bench, [method], FEW_SEEDS) for method in (*METHODS, DISTRACTOR)}
+    runs |= {("naive", method): final_runs(bench, [method], FEW_SEEDS, base="naive") for method in NAIVE}
+    result: dict[str, Any] = {"robust": {}, "naive": {}}
+    for (base, method), same in runs.items():
+        found = [bench.probe(run, choose_step(bench, run)) for run in same]
+        changes = [one["changes"]["log_ratio"] for one in found]
+        result[base][method] = {name: spread([one[name]["mean"] for one in changes]) for name in changes[0]}
+        ratios = [one["artefact"]["log_ratio"]["ratio"] for one in found]
+        result[base][method]["background / hidden"] = ratios
+        reference = [one["changes"]["reference"] for one in found]
+        result[base]["the base itself"] = {
+            name: spread([one[name]["mean"] for one in reference]) for name in reference[0]
+        }
+    return result
+
+
+NAIVE = (*FEW, "lpoi-5 mean", "lpoi-5 /(L-1) mean", DISTRACTOR)
+BASE_COLUMNS = ("chair", "cover", "f", "hal", "cog", "yes/no accuracy", "yes/no F1")
+
+
+# ---- tables ----
+
+
+def interval(value: Mapping[str, Any] | None, signed: bool = False) -> str:
+    """``12.3 [11.0, 13.6]``."""
+    if value is None:
+        return "-"
+    sign = "+" if signed else ""
+    return f"{value['mean']:{sign}.1f} [{value['low']:{sign}.1f}, {value['high']:{sign}.1f}]"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def reached(values: Sequence[float | None]) -> str:
+    """Cover at equal CHAIR: its mean where at least two seeds reached it, and how many did."""
+    known = [value for value in values if value is not None]
+    count = f"{len(known)} of {len(values)}"
+    return f"{interval(spread(known))}, {count}" if len(known) > 1 else f"- ({count})"
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """All tables."""
+    columns = BASE_COLUMNS
+    bases = [
+        [f"base, {kind}", "", "", *(interval(of[name]) for name in columns)] for kind, of in results["bases"].items()
+    ]
+
+    def rows(methods: Mapping[str, Any]) -> list[list[str]]:
+        return [
+            [
+                name,
+                f"{one['learning_rate']:g}",
+                str(one["step"]),
+                *(interval(one["at step"][column]) for column in columns),
+            ]
+            for name, one in methods.items()
+        ]
+
+    head = ["", "lr", "step", "CHAIR", "Cover", "F", "Hal", "Cog", "yes/no accuracy", "yes/no F1"]
+    parts = ["## Methods, robust bases, test scenes", table(head, [*bases, *rows(results["methods"])])]
+    parts += [
+        "## Cover where training first reaches a CHAIR",
+        table(
+            ["", *(f"CHAIR {chair:g}" for chair in AT_CHAIR)],
+            [
+                [name, *(reached(one[f"cover at chair {chair:g}"]) for chair in AT_CHAIR)]
+                for name, one in results["methods"].items()
+            ],
+        ),
+    ]
+    for against, methods in results["paired"].items():
+        names = ("chair", "cover", "f", *(f"cover at chair {chair:g}" for chair in AT_CHAIR))
+        parts += [
+            f"## Minus {against}, seed by seed",
+            table(
+                ["", *names, "p of F"],
+                [
+                    [name, *(interval(one[column], True) for column in names), f"{one['f']['p']:.3f}"]
+                    for name, one in methods.items()
+                ],
+            ),
+        ]
+    for name, methods in results["variations"].items():
+        parts += [f"## {name}", table(head, rows(methods))]
+    parts += [
+        "## For comparison: robust bases, matched pairs, the same seeds as the variations",
+        table(head, rows(results["robust base, first seeds"])),
+    ]
+    for base, methods in results["probes"].items():
+        conditions = ("hidden", "background", "blur", "mean", "black", "removed")
+        parts += [
+            f"## Awareness, {base} bases: change of the log-ratio in nats (of log p for the base itself)",
+            table(
+                ["", *conditions, "background / hidden, by seed"],
+                [
+                    [
+                        name,
+                        *(interval(one.get(condition), True) for condition in conditions),
+                        ", ".join(
+                            "-" if ratio is None else f"{ratio:.2f}" for ratio in one.get("background / hidden", ())
+                        ),
+                    ]
+                    for name, one in methods.items()
+                ],
+            ),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+# ---- figures ----
+
+
+def frontier(file: Path, groups: Mapping[str, Mapping[str, Any]]) -> None:
+    """CHAIR against Cover over training, one panel a group, one curve a method."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(groups), figsize=(7 * len(groups), 6), sharex=True, sharey=True, squeeze=False)
+    for axis, (title, methods) in zip(axes[0], groups.items(), strict=True):
+        for colour, (name, one) in zip(plt.get_cmap("tab10").colors, methods.items(), strict=False):
+            x, y = ([point[key]["mean"] for point in one["curve"]] for key in ("chair", "cover"))
+            axis.plot(x, y, "-o", markersize=3, color=colour, label=name)
+            chosen = next(point for point in one["curve"] if point["step"] == one["step"])
+            axis.errorbar(
+                chosen["chair"]["mean"], chosen["cover"]["mean"],
+                xerr=chosen["chair"]["high"] - chosen["chair"]["mean"],
+                yerr=chosen["cover"]["high"] - chosen["cover"]["mean"],
+                color=colour, marker="D", markersize=6, capsize=2, linewidth=1,
+            )  # fmt: skip
+        axis.set(title=title, xlabel="CHAIR (lower is better)", ylabel="Cover (higher is better)")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.suptitle(
+        "Over training, the base at the right. Diamonds: the step chosen on validation scenes, 95 % intervals"
+    )
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def awareness(file: Path, results: Mapping[str, Any]) -> None:
+    """The change of the log-ratio by condition, one panel for each sort of base."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    conditions = ("hidden", "background", "blur", "mean", "removed")
+    figure, axes = plt.subplots(1, 2, figsize=(15, 5.5), squeeze=False)
+    for axis, (base, methods) in zip(axes[0], results.items(), strict=True):
+        shown = [name for name in methods if name in NAIVE]
+        for place, name in enumerate(shown):
+            values = [methods[name].get(condition) for condition in conditions]
+            x = np.arange(len(conditions)) + 0.8 * (place / len(shown) - 0.5)
+            axis.bar(
+                x,
+                [value["mean"] if value else 0 for value in values],
+                yerr=[value["high"] - value["mean"] if value else 0 for value in values],
+                width=0.8 / len(shown),
+                label=name,
+                error_kw={"linewidth": 0.8},
+            )
+        axis.axhline(0, color="black", linewidth=0.8)
+        axis.set_xticks(np.arange(len(conditions)), conditions)
+        axis.set(title=f"{base} bases", ylabel="change of the chosen answer's log-ratio, nats")
+        axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def report(bench: Bench, output: Path) -> None:
+    """Write results.json, tables.md and the figures."""
+    output.mkdir(parents=True, exist_ok=True)
+    results = collect(bench)
+    results["choices"] = {method: asdict(choose(bench, method)) for method in METHODS}
+    write_whole(output / "results.json", json.dumps(results, indent=1) + "\n")
+    write_whole(output / "tables.md", "Made by `python benchmarks/objectives.py`.\n\n" + markdown(results))
+    methods = results["methods"]
+    plain = ("dpo", "dpo+anchor", "mdpo", "lpoi-3", "lpoi-5", "lpoi-5 /(L-1)")
+    ways = ("mdpo", "lpoi-5", "lpoi-5 no ellipse", "lpoi-5 mean", "lpoi-5 blur", "lpoi-5 /(L-1)", "lpoi-5 /(L-1) mean")
+    frontier(
+        output / "frontier.png",
+        {"Objectives": {name: methods[name] for name in plain}, "Ways to hide": {name: methods[name] for name in ways}},
+    )
+    frontier(
+        output / "naive.png",
+        {
+            "Robust bases (three seeds)": {
+                name: results["robust base, first seeds"][name] for name in NAIVE if name in METHODS
+            },
+            "Naive bases: nothing ever stood before anything": results["variations"]["naive"],
+        },
+    )
+    awareness(output / "awareness.png", results["probes"])
+    print(f"wrote {output}/results.json, tables.md, frontier.png, naive.png and awareness.png")

@@ -1,0 +1,87 @@
+"""The comparison of objectives: its statistics by hand arithmetic, and what its choices are allowed to see."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import ROOT
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _benchmarks_on_path() -> Iterator[None]:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    yield
+    sys.path.remove(str(ROOT / "benchmarks"))
+
+
+def counters(step: int, chair: float, cover: float) -> dict[str, float]:
+    """Of 100 names and 100 objects."""
+    return {"step": step, "chair_score": chair, "chair_num": 100, "safe_cover_score": cover, "safe_cover_num": 100}
+
+
+def test_students_t_is_that_of_the_printed_tables() -> None:
+    from objectives_report import t_quantile, t_upper
+
+    # two-sided 95 %: 12.706, 4.303, 2.776, 2.262 for 1, 2, 4, 9 degrees of freedom
+    for df, quantile in ((1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262)):
+        assert t_quantile(df) == pytest.approx(quantile, abs=1e-3)
+    assert t_upper(4, 0.0) == 0.5
+    # one degree of freedom is Cauchy's distribution: P(T > 1) = 1/4
+    assert t_upper(1, 1.0) == pytest.approx(0.25, abs=1e-9)
+
+
+def test_the_interval_of_a_mean() -> None:
+    """1, 2, 3: mean 2, standard deviation 1, error 1/sqrt(3) = 0.5774, half 4.3027 * 0.5774 = 2.4841."""
+    from objectives_report import spread
+
+    found = spread([1.0, 2.0, 3.0])
+    assert (found["mean"], found["low"], found["high"]) == pytest.approx((2.0, 2 - 2.4841, 2 + 2.4841), abs=1e-3)
+    # t = 2 / 0.5774 = 3.4641 with 2 degrees of freedom, where P(T > t) = 1/2 - t / (2 sqrt(2 + t^2))
+    assert found["p"] == pytest.approx(1 - 3.4641 / (2 + 3.4641**2) ** 0.5, abs=1e-4)
+
+
+def test_cover_at_a_chair_lies_on_the_line_between_two_checkpoints() -> None:
+    from objectives_report import cover_at
+
+    curve = [counters(0, 14, 80), counters(6, 10, 78), counters(12, 6, 70)]
+    assert cover_at(curve, 8) == pytest.approx(74)
+    assert cover_at(curve, 10) == pytest.approx(78)
+    assert cover_at(curve, 5) is None
+
+
+def test_f_is_the_harmonic_mean_of_precision_and_cover() -> None:
+    from objectives import summary
+
+    assert summary(counters(0, 20, 60))["f"] == pytest.approx(2 * 80 * 60 / 140)
+
+
+def test_choices_are_made_on_validation_scenes_of_the_choice_seeds_alone(tmp_path: Path) -> None:
+    """Only those scores are there to read: a choice that looked at anything else would have to train a model."""
+    from objectives import CHOICE_SEEDS, LEARNING_RATES, SAVE_EVERY, STEPS, Bench, choose, grid
+
+    bench = Bench(tmp_path)
+    best = (LEARNING_RATES[1], 2 * SAVE_EVERY)
+    (tmp_path / "scores" / "validation").mkdir(parents=True)
+    for run in grid("mdpo"):
+        curve: list[dict[str, Any]] = [counters(0, 0, 100)]  # the base, which is no choice
+        for step in range(SAVE_EVERY, STEPS + 1, SAVE_EVERY):
+            good = (run.learning_rate, step) == best
+            # another point is best on one of the seeds, and bad on the other
+            odd = (run.learning_rate, step, run.seed) == (LEARNING_RATES[0], SAVE_EVERY, CHOICE_SEEDS[0])
+            curve.append(counters(step, 1 if odd else 5 if good else 10, 95 if odd else 90 if good else 80))
+        (tmp_path / "scores" / "validation" / f"{run.name}.json").write_text(json.dumps(curve))
+    choice = choose(bench, "mdpo")
+    assert (choice.learning_rate, choice.step) == best
+    assert [path.name for path in tmp_path.iterdir()] == ["scores"]
+
+
+def test_runs_that_differ_have_folders_of_their_own() -> None:
+    from objectives import METHODS, Run
+
+    runs = [Run(method, seed, rate) for method in METHODS for seed in (0, 1) for rate in (1e-3, 3e-3)]
+    runs += [Run("mdpo", 0, 1e-3, beta=0.3), Run("mdpo", 0, 1e-3, base="naive"), Run("mdpo", 0, 1e-3, pairs="natural")]
+    assert len({run.name for run in runs}) == len(runs)
