@@ -35,7 +35,7 @@ from objectives import (
 from listwise_preference.safe_files import write_whole
 from listwise_preference.scoring.amber import metrics_of_sums
 
-AT_CHAIR = (8.0, 6.0)  # where the methods' Cover is compared
+DROPS = (2.0, 4.0)  # points of CHAIR below the base at which the methods' Cover is compared
 AGAINST = ("dpo+anchor", "mdpo", "lpoi-5")
 
 
@@ -70,13 +70,17 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return result
 
 
-def cover_at(curve: Sequence[Mapping[str, float]], chair: float) -> float | None:
-    """Cover where training first reaches this CHAIR, linearly between checkpoints; None where it never does."""
+def cover_after(curve: Sequence[Mapping[str, float]], drop: float) -> float | None:
+    """Cover, minus the base's, where training first has CHAIR this much below the base's, linearly between checkpoints.
+
+    None where it never has.
+    """
     points = [summary(point) for point in curve]
+    chair = points[0]["chair"] - drop
     for before, after in pairwise(points):
         if before["chair"] > chair >= after["chair"]:
             share = (before["chair"] - chair) / (before["chair"] - after["chair"])
-            return before["cover"] + share * (after["cover"] - before["cover"])
+            return before["cover"] + share * (after["cover"] - before["cover"]) - points[0]["cover"]
     return None
 
 
@@ -93,7 +97,7 @@ def at_step(curve: Sequence[Mapping[str, float]], step: int, yes_no: Mapping[str
 
 
 def of_runs(bench: Bench, runs: Sequence[Run]) -> dict[str, Any]:
-    """One method on several seeds: every percentage at its step, Cover at equal CHAIR, and the whole curve."""
+    """One method on several seeds: every percentage at its step, Cover at equal gains, and the whole curve."""
     curves = [bench.scores(run, "test") for run in runs]
     step = choose_step(bench, runs[0])
     points = [at_step(curve, step, bench.yes_no(run, step)) for run, curve in zip(runs, curves, strict=True)]
@@ -108,8 +112,8 @@ def of_runs(bench: Bench, runs: Sequence[Run]) -> dict[str, Any]:
             for same in zip(*curves, strict=True)
         ],
     }
-    for chair in AT_CHAIR:
-        result[f"cover at chair {chair:g}"] = [cover_at(curve, chair) for curve in curves]
+    for drop in DROPS:
+        result[after(drop)] = [cover_after(curve, drop) for curve in curves]
     return result
 
 
@@ -119,10 +123,9 @@ def paired(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("chair", "cover", "f"):
         mine, theirs = one["at step"][name]["values"], other["at step"][name]["values"]
         result[name] = spread([a - b for a, b in zip(mine, theirs, strict=True)])
-    for chair in AT_CHAIR:
-        name = f"cover at chair {chair:g}"
+    for name in map(after, DROPS):
         both = [a - b for a, b in zip(one[name], other[name], strict=True) if a is not None and b is not None]
-        result[name] = spread(both) if len(both) > 1 else None
+        result[name] = spread(both) if len(both) > 2 else None
     return result
 
 
@@ -210,11 +213,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def after(drop: float) -> str:
+    """A column's name."""
+    return f"Cover, CHAIR {drop:g} lower"
+
+
 def reached(values: Sequence[float | None]) -> str:
-    """Cover at equal CHAIR: its mean where at least two seeds reached it, and how many did."""
+    """Mean and interval where at least three seeds got there, and how many did."""
     known = [value for value in values if value is not None]
     count = f"{len(known)} of {len(values)}"
-    return f"{interval(spread(known))}, {count}" if len(known) > 1 else f"- ({count})"
+    return f"{interval(spread(known), True)}, {count}" if len(known) > 2 else f"- ({count})"
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -238,17 +246,14 @@ def markdown(results: Mapping[str, Any]) -> str:
     head = ["", "lr", "step", "CHAIR", "Cover", "F", "Hal", "Cog", "yes/no accuracy", "yes/no F1"]
     parts = ["## Methods, robust bases, test scenes", table(head, [*bases, *rows(results["methods"])])]
     parts += [
-        "## Cover where training first reaches a CHAIR",
+        "## Change of Cover where training first has CHAIR so many points below the base, and how many seeds get there",
         table(
-            ["", *(f"CHAIR {chair:g}" for chair in AT_CHAIR)],
-            [
-                [name, *(reached(one[f"cover at chair {chair:g}"]) for chair in AT_CHAIR)]
-                for name, one in results["methods"].items()
-            ],
+            ["", *(f"{drop:g} points" for drop in DROPS)],
+            [[name, *(reached(one[after(drop)]) for drop in DROPS)] for name, one in results["methods"].items()],
         ),
     ]
     for against, methods in results["paired"].items():
-        names = ("chair", "cover", "f", *(f"cover at chair {chair:g}" for chair in AT_CHAIR))
+        names = ("chair", "cover", "f", *map(after, DROPS))
         parts += [
             f"## Minus {against}, seed by seed",
             table(

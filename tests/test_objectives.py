@@ -44,13 +44,14 @@ def test_the_interval_of_a_mean() -> None:
     assert found["p"] == pytest.approx(1 - 3.4641 / (2 + 3.4641**2) ** 0.5, abs=1e-4)
 
 
-def test_cover_at_a_chair_lies_on_the_line_between_two_checkpoints() -> None:
-    from objectives_report import cover_at
+def test_cover_is_compared_on_the_line_between_two_checkpoints() -> None:
+    """CHAIR falls from 14 to 10 and 6. 6 below the base is 8, halfway between 78 and 70: 74, or 6 under the base."""
+    from objectives_report import cover_after
 
     curve = [counters(0, 14, 80), counters(6, 10, 78), counters(12, 6, 70)]
-    assert cover_at(curve, 8) == pytest.approx(74)
-    assert cover_at(curve, 10) == pytest.approx(78)
-    assert cover_at(curve, 5) is None
+    assert cover_after(curve, 6) == pytest.approx(-6)
+    assert cover_after(curve, 4) == pytest.approx(-2)
+    assert cover_after(curve, 9) is None
 
 
 def test_f_is_the_harmonic_mean_of_precision_and_cover() -> None:
