@@ -167,6 +167,11 @@ def collect(bench: Bench) -> dict[str, Any]:
             against: {method: paired(one, methods[against]) for method, one in methods.items() if method != against}
             for against in AGAINST
         },
+        "paired, naive": {
+            against: {method: paired(one, naive[against]) for method, one in naive.items() if method != against}
+            for against in ("mdpo", "lpoi-5")
+            if (naive := others.get("naive", {}))
+        },
         "robust base, first seeds": first,
         "variations": others,
         "not run": missing,
@@ -225,6 +230,16 @@ def reached(values: Sequence[float | None]) -> str:
     return f"{interval(spread(known), True)}, {count}" if len(known) > 2 else f"- ({count})"
 
 
+def paired_table(methods: Mapping[str, Any]) -> str:
+    """Differences, and the p of F's."""
+    names = ("chair", "cover", "f", *map(after, DROPS))
+    rows = [
+        [method, *(interval(one[name], True) for name in names), f"{one['f']['p']:.3f}"]
+        for method, one in methods.items()
+    ]
+    return table(["", "CHAIR", "Cover", "F", *names[3:], "p of F"], rows)
+
+
 def markdown(results: Mapping[str, Any]) -> str:
     """All tables."""
     columns = BASE_COLUMNS
@@ -253,17 +268,9 @@ def markdown(results: Mapping[str, Any]) -> str:
         ),
     ]
     for against, methods in results["paired"].items():
-        names = ("chair", "cover", "f", *map(after, DROPS))
-        parts += [
-            f"## Minus {against}, seed by seed",
-            table(
-                ["", *names, "p of F"],
-                [
-                    [name, *(interval(one[column], True) for column in names), f"{one['f']['p']:.3f}"]
-                    for name, one in methods.items()
-                ],
-            ),
-        ]
+        parts += [f"## Minus {against}, seed by seed", paired_table(methods)]
+    for against, methods in results["paired, naive"].items():
+        parts += [f"## Naive bases, minus {against}, seed by seed", paired_table(methods)]
     for name, methods in results["variations"].items():
         parts += [f"## {name}", table(head, rows(methods))]
     parts += [
