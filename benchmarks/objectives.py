@@ -1,7 +1,7 @@
 """What the objectives do to hallucination in the small world: DPO, mDPO and LPOI side by side, with error bars.
 
-    python benchmarks/objectives.py                      # everything, into docs/evidence; hours on two cores
-    python benchmarks/objectives.py --only main          # the comparison of the methods alone
+    pip install -r requirements-dev.txt      # matplotlib, for the figures
+    python benchmarks/objectives.py          # into docs/evidence; about an hour and a half on two cores
 
 For every seed a small Idefics2 is pre-trained, describes scenes, and its own descriptions become the rejected answers
 of the pairs. A method is trained on the same pairs by ``lpoi.py``'s code at each learning rate of a grid, its
@@ -22,9 +22,9 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,25 @@ FEW_SEEDS = (0, 1, 2)
 BETAS = (0.03, 0.3)
 
 
+SETTINGS: Mapping[str, Any] = {
+    "seeds": SEEDS,
+    "choice seeds": CHOICE_SEEDS,
+    "seeds of the variations": FEW_SEEDS,
+    "learning rates": LEARNING_RATES,
+    "betas": BETAS,
+    "pre-training steps": PRETRAINING_STEPS,
+    "steps": STEPS,
+    "checkpoint every": SAVE_EVERY,
+    "batch": BATCH,
+    "pairs": PAIRS,
+    "training scenes": TRAINING_SCENES,
+    "validation scenes": VALIDATION_SCENES,
+    "test scenes": TEST_SCENES,
+    "probe scenes": PROBE_SCENES,
+    "recipes": RECIPES,
+}
+
+
 @dataclass(frozen=True)
 class Run:
     """One training run.
@@ -98,6 +117,13 @@ class Bench:
 
     def __init__(self, work: Path) -> None:
         self.work = work
+
+    def is_of(self, settings: Mapping[str, Any]) -> bool:
+        """Whether what is here was made under these settings; an empty folder takes them on."""
+        file = self.work / "settings.json"
+        if not file.is_file():
+            _write(file, settings)
+        return bool(json.loads(file.read_text()) == json.loads(json.dumps(settings)))
 
     # ---- bases and data ----
 
@@ -231,17 +257,13 @@ class Bench:
         if not file.is_file():
             scenes = self.evaluation_scenes(what, run.seed)
             folder = self.train(run)
-            counters = [self._base_scores(run.base, run.seed, what)]
+            counters = [self.base_scores(run.base, run.seed, what)]
             for step in range(SAVE_EVERY, STEPS + 1, SAVE_EVERY):
                 counters.append({"step": step} | self._score(run, folder / f"checkpoint-{step}", scenes, "generative"))
             file.parent.mkdir(parents=True, exist_ok=True)
             _write(file, counters)
         result: list[dict[str, float]] = json.loads(file.read_text())
         return result
-
-    def is_scored(self, run: Run) -> bool:
-        """Whether the run's test scores stand."""
-        return (self.work / "scores" / "test" / f"{run.name}.json").is_file()
 
     def yes_no(self, run: Run, step: int) -> dict[str, float]:
         """The counters of a checkpoint's yes/no answers on the test scenes; step 0 is the base."""
@@ -258,7 +280,8 @@ class Bench:
         """Validation or test scenes."""
         return self.scenes(what, seed, {"validation": VALIDATION_SCENES, "test": TEST_SCENES}[what])
 
-    def _base_scores(self, base: str, seed: int, what: str) -> dict[str, float]:
+    def base_scores(self, base: str, seed: int, what: str) -> dict[str, float]:
+        """The counters of a base's own descriptions."""
         file = self.work / "scores" / what / f"base-{base}-{seed}.json"
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -284,7 +307,9 @@ class Bench:
         similarity, lemmas = load_similarity(None, data.vocabulary, None), load_lemmas(None, "lemma_forms.json")
         with self._nltk_data(scenes):
             scores = amber.score_answers(amber.judge_answers(answers, data, similarity, lemmas, "word"))
-        sums: Counter[str] = sum((Counter(counts) for counts in scores.pictures.values()), Counter())
+        sums: Counter[str] = Counter()
+        for counts in scores.pictures.values():
+            sums.update(counts)  # keeps a count of 0, as adding Counters does not
         return dict(sums)
 
     @contextlib.contextmanager
@@ -340,7 +365,7 @@ class Bench:
             from listwise_preference.pairs import BoxLists, load_records
             from listwise_preference.ranked_images import Drawing
 
-            folder, pairs, lists = self._probe_data(run.seed)
+            folder, pairs, lists = self.probe_data(run.seed)
             recipe = RECIPES[run.method]
             drawing = Drawing(2, recipe.get("visual_prompt", "ellipse"), fill=recipe.get("fill", "black"))
             records = load_records(pairs, folder / "image", BoxLists(lists, drawing)).records
@@ -355,7 +380,7 @@ class Bench:
         result_: dict[str, Any] = json.loads(file.read_text())
         return result_
 
-    def _probe_data(self, seed: int) -> tuple[Path, Path, Path]:
+    def probe_data(self, seed: int) -> tuple[Path, Path, Path]:
         """Scenes, a pair and a list for each, and the pictures in which the listed object never was."""
         from listwise_preference.image_lists.command import main
         from listwise_preference.small_world.data import picture_name, scenes, write_json
@@ -447,32 +472,39 @@ def variations(bench: Bench) -> dict[str, list[Run]]:
     }
 
 
-PROBED = ("naive", "distractor")
-Task = tuple[str, tuple[Any, ...]]
-_bench: Bench  # of a worker
+PROBED = ("methods", "naive", "distractor")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A step of the work: a method of :class:`Bench`, and what it is called with."""
+
+    step: Callable[..., object]
+    arguments: tuple[Any, ...]
 
 
 def _set_up(work: Path) -> None:
     """A worker's own: what the programs print goes into a file."""
-    global _bench
-    _bench = Bench(work)
     log = (work / f"log-{os.getpid()}.txt").open("a", buffering=1)
     os.dup2(log.fileno(), sys.stdout.fileno())
     os.dup2(log.fileno(), sys.stderr.fileno())
 
 
-def _do(task: Task) -> None:
-    method, arguments = task
-    getattr(_bench, method)(*arguments)
+def _do(work: Path, task: Task) -> None:
+    try:
+        task.step(Bench(work), *task.arguments)
+    except SystemExit as stop:  # how the programs end on what a user can mend
+        what = f"{task.step.__name__}{task.arguments} stopped with {stop.code}"
+        raise RuntimeError(f"{what}; {work}/log-{os.getpid()}.txt says why") from None
 
 
-def carry_out(pool: Pool, tasks: Iterable[Task], what: str) -> None:
-    """All tasks, several at a time; the first that fails ends the program, and its worker's log says why."""
+def carry_out(pool: ProcessPoolExecutor, work: Path, tasks: Iterable[Task], what: str) -> None:
+    """All tasks, several at a time; the first that fails ends the program."""
     from tqdm import tqdm
 
-    tasks = list(dict.fromkeys(tasks))
-    for _ in tqdm(pool.imap_unordered(_do, tasks), desc=what, total=len(tasks), unit="task"):
-        pass
+    running = [pool.submit(_do, work, task) for task in dict.fromkeys(tasks)]
+    for done in tqdm(as_completed(running), desc=what, total=len(running), unit="task"):
+        done.result()
 
 
 def main() -> None:
@@ -482,43 +514,52 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/evidence"), help="tables and figures")
     parser.add_argument("--workers", type=int, default=2, help="processes, each on one core (default 2)")
     args = parser.parse_args()
+    if args.workers < 1:
+        parser.error("--workers must be 1 or more")
+    try:
+        from objectives_report import report
+    except ImportError as error:
+        parser.error(f"{error}; the figures need it: pip install -r requirements-dev.txt")
     args.work.mkdir(parents=True, exist_ok=True)
     bench = Bench(args.work.resolve())
-    with multiprocessing.get_context("spawn").Pool(args.workers, _set_up, (bench.work,)) as pool:
-        work(bench, partial(carry_out, pool))
-    from objectives_report import report
-
+    if not bench.is_of(SETTINGS):
+        parser.error(f"{args.work} holds work under other settings: name another folder with --work, or remove it")
+    with ProcessPoolExecutor(
+        args.workers, multiprocessing.get_context("spawn"), initializer=_set_up, initargs=(bench.work,)
+    ) as pool:
+        try:
+            work(bench, partial(carry_out, pool, bench.work))
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            print("\nstopped; the same command goes on from here", file=sys.stderr)
+            sys.exit(130)
+        except RuntimeError as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            print(f"objectives.py: error: {error}", file=sys.stderr)
+            sys.exit(1)
     report(bench, args.output)
 
 
 def work(bench: Bench, do: Callable[..., None]) -> None:
     """All that is measured, in the order in which one thing needs another."""
     bases = [("robust", seed) for seed in SEEDS] + [("naive", seed) for seed in FEW_SEEDS]
-    do([("base", base) for base in bases], what="pre-training")
-    data = [Run("dpo", seed, 0.0, base=base) for base, seed in bases]
-    do([("pairs", (run,)) for run in data], what="pairs")
-    do(
-        [("evaluation_scenes", (what, seed)) for what in ("validation", "test") for seed in SEEDS]
-        + [("_probe_data", (seed,)) for seed in SEEDS],
-        what="scenes",
-    )
-    do([("_base_scores", (base, seed, what)) for base, seed in bases for what in ("validation", "test")], what="bases")
-    do([("scores", (run, "validation")) for method in METHODS for run in grid(method)], what="choosing")
-    main_runs = final_runs(bench, METHODS, SEEDS)
-    do([("scores", (run, "test")) for run in main_runs], what="methods")
-    do([("yes_no", (Run("dpo", seed, 0.0, base=base), 0)) for base, seed in bases], what="bases, yes/no")
-    do([("yes_no", (run, choose_step(bench, run))) for run in main_runs], what="methods, yes/no")
-    probed = [run for run in main_runs if run.seed in FEW_SEEDS]
-    do([("probe", (run, choose_step(bench, run))) for run in probed], what="methods, awareness")
-    for name, runs in variations(bench).items():
-        do(
-            [("pairs", (run,)) for run in runs if run.method == runs[0].method and run.beta == runs[0].beta],
-            what="pairs",
-        )
-        do([("scores", (run, "test")) for run in runs], what=name)
-        do([("yes_no", (run, choose_step(bench, run))) for run in runs], what=f"{name}, yes/no")
+    do([Task(Bench.base, base) for base in bases], what="pre-training")
+    # Before whatever reads them, since several bases describe the same.
+    scenes = [Task(Bench.scenes, (f"train{number}", seed, TRAINING_SCENES)) for number in (0, 1) for seed in SEEDS]
+    scenes += [Task(Bench.evaluation_scenes, (what, seed)) for what in ("validation", "test") for seed in SEEDS]
+    do([*scenes, *(Task(Bench.probe_data, (seed,)) for seed in SEEDS)], what="scenes")
+    do([Task(Bench.pairs, (Run("dpo", seed, 0.0, base=base),)) for base, seed in bases], what="pairs")
+    do([Task(Bench.base_scores, (*base, what)) for base in bases for what in ("validation", "test")], what="bases")
+    do([Task(Bench.yes_no, (Run("dpo", seed, 0.0, base=base), 0)) for base, seed in bases], what="bases, yes/no")
+    do([Task(Bench.scores, (run, "validation")) for method in METHODS for run in grid(method)], what="choosing")
+    methods = final_runs(bench, METHODS, SEEDS)
+    for name, runs in {"methods": methods, **variations(bench)}.items():
+        do([Task(Bench.pairs, (run,)) for run in runs if run.method == runs[0].method], what=f"{name}, pairs")
+        do([Task(Bench.scores, (run, "test")) for run in runs], what=name)
+        do([Task(Bench.yes_no, (run, choose_step(bench, run))) for run in runs], what=f"{name}, yes/no")
         if name in PROBED:
-            do([("probe", (run, choose_step(bench, run))) for run in runs], what=f"{name}, awareness")
+            probed = [run for run in runs if run.seed in FEW_SEEDS]
+            do([Task(Bench.probe, (run, choose_step(bench, run))) for run in probed], what=f"{name}, awareness")
 
 
 def choose_step(bench: Bench, run: Run) -> int:
@@ -534,8 +575,8 @@ def _write(file: Path, content: object) -> None:
 
 def summary(counters: Mapping[str, float]) -> dict[str, float]:
     """Percentages from counters: CHAIR, Cover, and F, the harmonic mean of 100 - CHAIR and Cover."""
-    chair = 100 * counters["chair_score"] / max(counters["chair_num"], 1)
-    cover = 100 * counters["safe_cover_score"] / counters["safe_cover_num"]
+    chair = 100 * counters.get("chair_score", 0) / max(counters.get("chair_num", 0), 1)
+    cover = 100 * counters.get("safe_cover_score", 0) / counters["safe_cover_num"]
     return {"chair": chair, "cover": cover, "f": 2 * (100 - chair) * cover / (100 - chair + cover)}
 
 

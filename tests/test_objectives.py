@@ -29,7 +29,9 @@ def test_students_t_is_that_of_the_printed_tables() -> None:
     # two-sided 95 %: 12.706, 4.303, 2.776, 2.262 for 1, 2, 4, 9 degrees of freedom
     for df, quantile in ((1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262)):
         assert t_quantile(df) == pytest.approx(quantile, abs=1e-3)
-    assert t_upper(4, 0.0) == 0.5
+    assert t_upper(4, 0.0) == pytest.approx(0.5)
+    # the density falls as t^-(df + 1) far out: ten times t, 10^4 times less
+    assert t_upper(4, 500.0) / t_upper(4, 5000.0) == pytest.approx(1e4, rel=1e-3)
     # one degree of freedom is Cauchy's distribution: P(T > 1) = 1/4
     assert t_upper(1, 1.0) == pytest.approx(0.25, abs=1e-9)
 
