@@ -211,8 +211,8 @@ TITLES = {
 }
 LEGEND = """Made by `python benchmarks/objectives.py`. CHAIR, Cover, Hal, Cog and yes/no scores in per cent by
 `score.py amber`'s rules; F is the harmonic mean of 100 - CHAIR and Cover. In brackets 95 % intervals of Student's t
-over seeds: five, or three where it says so. lr and step were chosen by F on validation scenes of seeds 0 and 1. p values
-are of single paired t tests, not corrected for their number.
+over seeds: five, or three where it says so. lr and step were chosen by F on validation scenes of seeds 0 and 1.
+p values are of single paired t tests, not corrected for their number.
 
 """
 NAIVE = (*FEW, "lpoi-5 mean", "lpoi-5 /(L-1) mean", DISTRACTOR)
