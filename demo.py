@@ -156,11 +156,13 @@ def walk(model: str, folder: Path, training_count: int, unseen_count: int, steps
         data.write_scenes(training, training_scenes)
         data.write_scenes(unseen, unseen_scenes)
         step.say(f"{training_count:,} to train on, {unseen_count:,} that no training sees")
+        step.say(f"the first: {training_scenes[0].place}, {', '.join(training_scenes[0].visible)}")
 
     with road.step("pairs", "Let the model describe them; what it makes up is rejected") as step:
         ask("none", training, "query_generative.json", answers / "training.json", "--temperature", 1)
         count = write_pairs(pairs, training_scenes, answers / "training.json", matched=True)
         step.say(f"{count:,} pairs, made-up description against right one, each naming as many things")
+        step.say(*demo_page.first_pair_lines(folder))
 
     with road.step("lists", "Hide the object that each right description depends on, a little more each time") as step:
         step.commands.append(use_nltk_data(folder / "nltk_data"))
@@ -175,9 +177,10 @@ def walk(model: str, folder: Path, training_count: int, unseen_count: int, steps
         step.say("loss {:.2f} at first, {:.2f} at last".format(*demo_page.first_and_last_loss(folder)))
 
     adapter = folder / "adapter" / "final"
-    with road.step("answers", "Ask the base model and the trained one about unseen scenes"):
+    with road.step("answers", "Ask the base model and the trained one about unseen scenes") as step:
         for name in demo_page.POLICIES:
             ask("none" if name == "base" else adapter, unseen, "query_all.json", answers / f"{name}.json")
+        step.say(*demo_page.first_answer_lines(folder, unseen_scenes))
 
     with road.step("scores", "Score their answers by AMBER's rules") as step:
         for name in demo_page.POLICIES:

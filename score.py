@@ -235,9 +235,12 @@ def _add_awareness(commands: "argparse._SubParsersAction[argparse.ArgumentParser
 
 
 def _count(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number, 1 or more")
     return value
 
 

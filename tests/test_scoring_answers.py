@@ -138,3 +138,13 @@ def test_score_imports_nothing_heavy() -> None:
     code = f"import sys, score; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("text", ["many", "0", "1.5"])
+def test_a_count_that_is_none_is_told_what_it_must_be(
+    text: str, score: Score, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        score("amber", tmp_path / "answers.json", "--data", tmp_path, "--bootstrap", text)
+    assert stopped.value.code == 2
+    assert f"argument --bootstrap: {text}: must be a whole number, 1 or more\n" in capsys.readouterr().err

@@ -25,8 +25,8 @@ def test_it_is_small_and_whole() -> None:
     assert not [file.name for file in files if file.suffix in (".bin", ".pt", ".pkl")]
 
 
-def test_the_card_names_the_settings_that_made_it() -> None:
-    """Those of today's recipe: the one command on the card makes this model again."""
+def test_its_record_holds_the_settings_of_todays_recipe() -> None:
+    """So that the one command on the card makes this model again."""
     from listwise_preference.small_world.pretrain import Pretraining
 
     record = json.loads((CHECKPOINT / "pretraining.json").read_text(encoding="utf-8"))

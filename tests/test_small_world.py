@@ -25,6 +25,8 @@ from listwise_preference.ranked_images import Box
 from listwise_preference.scoring import amber
 from listwise_preference.scoring.similarity import load_similarity
 from listwise_preference.scoring.words import NltkWords, load_lemmas
+from listwise_preference.small_world import data
+from listwise_preference.small_world import pretrain as pretraining
 from listwise_preference.small_world.data import preference_pairs, scenes, write_lines, write_scenes
 from listwise_preference.small_world.model import FamilyName
 from listwise_preference.small_world.pretrain import (
@@ -440,6 +442,59 @@ def test_files_are_the_scenes_and_the_same_each_time(tmp_path: Path) -> None:
     }
 
 
+def stopped(main: Callable[[list[str]], None], argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The last line of what a command says before it stops with 2."""
+    with pytest.raises(SystemExit) as exit_:
+        main(argv)
+    assert exit_.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_shorter_run_leaves_nothing_of_a_longer_one(tmp_path: Path) -> None:
+    for folder, counts in (("again", ("5", "2")), ("once", ("2",))):
+        for count in counts:
+            data.main(["--scenes", count, "--output", str(tmp_path / folder)])
+    again, once = (
+        {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        for folder in (tmp_path / "again", tmp_path / "once")
+    )
+    assert again == once
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--scenes", "0"], "argument --scenes: 0: must be a whole number, 1 or more"),
+        (["--scenes", "many"], "argument --scenes: many: must be a whole number, 1 or more"),
+        (["--difficulty", "1.1"], "argument --difficulty: 1.1: must be a number from 0 to 1"),
+        (["--difficulty", "nan"], "argument --difficulty: nan: must be a number from 0 to 1"),
+        (["--output", "{0}/mine.txt"], "argument --output: {0}/mine.txt is a file; name a folder"),
+        (["--output", "{0}/mine.txt/new"], "argument --output: {0}/mine.txt is a file; name a folder"),
+        (["--output", "{0}"], "{0} holds image/1.png, which is not an earlier run's; name a new folder"),
+    ],
+)
+def test_the_files_command_refuses_and_writes_nothing(
+    arguments: list[str], what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("mine.txt", "image/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    argv = ["--scenes", "1", "--output", f"{tmp_path}/new", *(one.format(tmp_path) for one in arguments)]
+    assert stopped(data.main, argv, capsys).endswith(what.format(tmp_path))
+    left = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*")}
+    assert left == {"mine.txt", "image", "image/1.png"}
+    assert (tmp_path / "image/1.png").read_text() == "mine"
+
+
+def test_the_files_command_refuses_an_earlier_runs_folder_with_more_in_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--scenes", "1", "--output", str(tmp_path)]
+    data.main(argv)
+    (tmp_path / "image" / "mine.png").write_text("mine")
+    assert "holds image/mine.png" in stopped(data.main, argv, capsys)
+
+
 def test_four_different_things_are_asked_after_on_each_picture(tmp_path: Path) -> None:
     """At most two that are to be seen, and one that is usual there and not to be seen, if there is one."""
     drawn = scenes(replace(NATURAL, covered=0.5), 40, "asked")
@@ -664,6 +719,44 @@ def test_the_seed_decides_the_losses(family: FamilyName) -> None:
     assert first == again
     assert len(first) == 6
     assert pretrain(family, replace(FEW, seed=1), workers=0)[2] != first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--steps", "0"], "argument --steps: 0: must be a whole number, 1 or more"),
+        (["--batch", "-1"], "argument --batch: -1: must be a whole number, 1 or more"),
+        (["--apart", "7", "--steps", "6"], "argument --apart: 7: must be from 0 to --steps, 6"),
+        (["--apart", "-1"], "argument --apart: -1: must be from 0 to --steps, 1900"),
+        (["--workers", "-1"], "argument --workers: -1: must be 0 or more"),
+        (["--learning_rate", "0"], "argument --learning_rate: 0: must be a number above 0"),
+        (["--learning_rate", "inf"], "argument --learning_rate: inf: must be a number above 0"),
+        *(
+            ([f"--{name}", value], f"argument --{name}: {value}: must be a number from 0 to 1")
+            for name in ("biased", "left_out", "covered", "difficulty")
+            for value in ("1.5", "-0.1", "nan")
+        ),
+        (["--output", "{0}/model.safetensors"], "argument --output: {0}/model.safetensors is a file; name a folder"),
+        (["--output", "{0}"], "argument --output: {0} holds a model; name a new folder, or add --overwrite"),
+    ],
+)
+def test_pretraining_refuses_before_it_begins(
+    arguments: list[str], what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.safetensors").write_text("a model")
+    argv = ["--family", "llava", "--output", f"{tmp_path}/new", *(one.format(tmp_path) for one in arguments)]
+    assert stopped(pretraining.main, argv, capsys).endswith(what.format(tmp_path))
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_pretraining_replaces_a_model_when_told_to(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("a model")
+    pretraining.main([
+        "--family", "llava", "--output", str(tmp_path), "--overwrite",
+        "--apart", "1", "--steps", "1", "--batch", "1", "--workers", "0",
+    ])  # fmt: skip
+    assert load_base_model(str(tmp_path), dtype=torch.float32).num_parameters() > 100_000
+    assert len(json.loads((tmp_path / "pretraining.json").read_text())["losses"]) == 1
 
 
 def test_any_number_of_workers_gives_the_same_lessons(lessons: Lessons) -> None:

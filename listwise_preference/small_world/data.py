@@ -26,8 +26,15 @@ from pathlib import Path
 from typing import Any
 
 from ..safe_files import write_whole
+from . import arguments
 from .scenes import KINDS, NATURAL, USUAL, Scene, World
 from .texts import DESCRIBE, any_caption, existence_question, write_nltk_data
+
+# Below the folder; a run that was cut off may have left a file unfinished.
+_WRITTEN = re.compile(
+    r"image/[1-9]\d*\.png|nltk_data/.+|(annotations\.jsonl|data/(annotations|relation)\.json|data/safe_words\.txt"
+    r"|data/query/query_(all|generative|discriminative)\.json)(\.unfinished)?"
+)
 
 
 def scenes(world: World, count: int, seed: int | str) -> list[Scene]:
@@ -129,18 +136,39 @@ def write_lines(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
     write_whole(file, "".join(json.dumps(record) + "\n" for record in records))
 
 
-def main() -> None:
-    """Write natural scenes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=int, required=True, help="how many")
+def foreign(folder: Path) -> str | None:
+    """The first file below a folder that no finished run of ``write_scenes`` left there."""
+    files = sorted(file for file in folder.rglob("*") if not file.is_dir())
+    names = [file.relative_to(folder).as_posix() for file in files]
+    finished = "annotations.jsonl" in names  # written last
+    return next((name for name in names if not finished or not _WRITTEN.fullmatch(name)), None)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write natural scenes; takes away the pictures that an earlier run with more scenes left."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--scenes", type=arguments.count, required=True, help="how many")
     parser.add_argument(
         "--seed", default="unseen", help="a word or a number: others give other scenes (default unseen)"
     )
-    parser.add_argument("--difficulty", type=float, default=NATURAL.difficulty, help="0 to 1 (default %(default)s)")
-    parser.add_argument("--output", type=Path, required=True, help="folder")
-    options = parser.parse_args()
-    world = replace(NATURAL, difficulty=options.difficulty)
-    print(f"wrote {write_scenes(options.output, scenes(world, options.scenes, options.seed))}")
+    parser.add_argument(
+        "--difficulty", type=arguments.share, default=NATURAL.difficulty, help="0 to 1 (default %(default)s)"
+    )
+    parser.add_argument(
+        "--output", type=arguments.folder, required=True, help="folder: new, empty, or written by this command"
+    )
+    given = parser.parse_args(argv)
+    folder: Path = given.output
+    if other := foreign(folder):
+        parser.error(f"argument --output: {folder} holds {other}, which is not an earlier run's; name a new folder")
+    world = replace(NATURAL, difficulty=given.difficulty)
+    write_scenes(folder, scenes(world, given.scenes, given.seed))
+    for picture in (folder / "image").glob("*.png"):
+        if int(picture.stem) > given.scenes:
+            picture.unlink()
+    print(f"wrote {folder}")
 
 
 if __name__ == "__main__":

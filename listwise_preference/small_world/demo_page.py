@@ -136,6 +136,23 @@ def verdicts(lists: Path) -> dict[str, int]:
     return dict(Counter(line["verdict"] for line in _read_lines(lists)).most_common())
 
 
+def first_pair_lines(folder: Path) -> list[str]:
+    """What the first pair prefers to what."""
+    pair = _read(folder / "pairs" / "training.json")[0]
+    return [f"the first, on {pair['img_path']}:", f"  chosen    {pair['chosen']}", f"  rejected  {pair['rejected']}"]
+
+
+def first_answer_lines(folder: Path, unseen: Sequence[Scene]) -> list[str]:
+    """What is in an unseen scene and what each policy says of it; the first scene where they differ, if any."""
+    said = _said(folder)
+    other = [at for at in range(1, len(unseen) + 1) if len({said[name][at] for name in POLICIES}) > 1]
+    number, which = (other[0], "the first described otherwise") if other else (1, "all described alike; the first")
+    return [
+        f"{which}, {picture_name(number)}, shows {', '.join(unseen[number - 1].visible)}:",
+        *(f"  {name:8}  {said[name][number]}" for name in POLICIES),
+    ]
+
+
 def first_and_last_loss(folder: Path) -> tuple[float, float]:
     """Of the training."""
     history = _history(folder)
@@ -253,9 +270,7 @@ def _inline_picture(picture: Any) -> str:
 def _answers(folder: Path, unseen: Sequence[Scene]) -> list[dict[str, Any]]:
     questions = _read(folder / "unseen" / "data" / "query" / "query_all.json")
     truth = {one["id"]: one["truth"] for one in _read(folder / "unseen" / "data" / "annotations.json")}
-    said = {
-        name: {one["id"]: one["response"] for one in _read(folder / "answers" / f"{name}.json")} for name in POLICIES
-    }
+    said = _said(folder)
     rows = []
     for number, scene in enumerate(unseen, start=1):
         asked = [one for one in questions if one["image"] == picture_name(number) and one["id"] > len(unseen)]
@@ -284,6 +299,13 @@ def _answers(folder: Path, unseen: Sequence[Scene]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _said(folder: Path) -> dict[str, dict[int, str]]:
+    """Each policy's responses by the question's id, which is a description's number of the scene."""
+    return {
+        name: {one["id"]: one["response"] for one in _read(folder / "answers" / f"{name}.json")} for name in POLICIES
+    }
 
 
 def _marked(text: str, scene: Scene) -> list[str | list[str]]:

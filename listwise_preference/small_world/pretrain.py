@@ -14,7 +14,7 @@ Shapes: B scene, N image token, D width, K kind, T token.
 import argparse
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from ..batch import ChatFormat
 from ..models import FAMILIES, end_token
 from ..safe_files import write_whole
+from . import arguments
 from .model import FamilyName, build_small_model
 from .scenes import CLEAN, KINDS, NATURAL, SIDE, USUAL, Scene
 from .texts import DESCRIBE, all_texts, any_caption, existence_question, verify_question
@@ -36,7 +37,7 @@ from .texts import DESCRIBE, all_texts, any_caption, existence_question, verify_
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Every number that can change what comes out.
+    """The numbers of a run; sizes and the weights of the losses stand in the code below.
 
     Attributes:
         apart: how many of the ``steps`` picture and language are learned apart.
@@ -328,24 +329,45 @@ def _next_token_loss(model: Any, states_BTD: Tensor, labels_BT: Tensor, weights_
 # ---- the command ----
 
 
-def main() -> None:
+_MEANINGS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "seed": (int, "of the first weights and the lessons"),
+    "apart": (int, "how many of the steps picture and language are learned apart"),
+    "steps": (arguments.count, "of training"),
+    "batch": (arguments.count, "scenes a step"),
+    "learning_rate": (arguments.positive, "the highest, after a warm-up"),
+    "biased": (arguments.share, "the last share of the steps, with natural scenes and biased texts"),
+    "left_out": (arguments.share, "how often a biased description leaves out what is visible"),
+    "covered": (arguments.share, "share of the pictures with something before the scene"),
+    "difficulty": (arguments.share, "0 to 1: smaller objects, paler colours, more noise"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Pre-train and save one model."""
-    defaults = Pretraining()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=("idefics2", "llava"), required=True)
-    parser.add_argument("--output", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--workers", type=int, default=1, help="processes that draw the scenes (default 1)")
-    for name, value in vars(defaults).items():
-        if not isinstance(value, tuple):
-            parser.add_argument(f"--{name}", type=type(value), default=value, help=f"default {value}")
-    options = vars(parser.parse_args())
-    family, output, workers = options.pop("family"), options.pop("output"), options.pop("workers")
-    chosen = Pretraining(**options)
-    model, processor, losses = pretrain(family, chosen, workers)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add, defaults = parser.add_argument, Pretraining()
+    add("--family", choices=("idefics2", "llava"), required=True, help="the model's classes")
+    add("--output", type=arguments.folder, required=True, metavar="DIR", help="folder of the checkpoint")
+    add("--overwrite", action="store_true", help="replace the checkpoint that is there")
+    add("--workers", type=int, default=1, help="processes that draw the scenes (default 1)")
+    for name, (kind, meaning) in _MEANINGS.items():
+        add(f"--{name}", type=kind, default=vars(defaults)[name], help=f"{meaning} (default %(default)s)")
+    given = parser.parse_args(argv)
+    output: Path = given.output
+    chosen = Pretraining(**{name: vars(given)[name] for name in _MEANINGS})
+    if not 0 <= chosen.apart <= chosen.steps:
+        parser.error(f"argument --apart: {chosen.apart}: must be from 0 to --steps, {chosen.steps}")
+    if given.workers < 0:
+        parser.error(f"argument --workers: {given.workers}: must be 0 or more")
+    if (output / "model.safetensors").exists() and not given.overwrite:
+        parser.error(f"argument --output: {output} holds a model; name a new folder, or add --overwrite")
+    model, processor, losses = pretrain(given.family, chosen, given.workers)
     model.save_pretrained(output)
     processor.save_pretrained(output)
     record = {
-        "family": family,
+        "family": given.family,
         **asdict(chosen),
         "torch": torch.__version__,
         "losses": [round(loss, 4) for loss in losses],

@@ -7,7 +7,7 @@ a scene's covers hide parts of it, and an object of which too little is left to 
 import math
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -110,13 +110,14 @@ class World:
         usual: probability of each object that is usual in the place.
         unusual: probability of each other object.
         covered: share of the scenes with covers.
+        counts: fewest and most objects; sets with fewer or more are drawn again.
     """
 
     difficulty: float = 0.2
     usual: float = 0.65
     unusual: float = 0.1
     covered: float = 0.0
-    counts: tuple[int, int] = field(default=(2, 5))
+    counts: tuple[int, int] = (2, 5)
 
     def scene(self, dice: random.Random) -> Scene:
         """Draw lots for a scene."""
