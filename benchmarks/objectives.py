@@ -1,7 +1,7 @@
 """What the objectives do to hallucination in the small world: DPO, mDPO and LPOI side by side, with error bars.
 
     pip install -r requirements-dev.txt      # matplotlib, for the figures
-    python benchmarks/objectives.py          # into docs/evidence; about an hour and a half on two cores
+    python benchmarks/objectives.py          # into docs/evidence; an hour and a half on two cores
 
 For every seed a small Idefics2 is pre-trained, describes scenes, and its own descriptions become the rejected answers
 of the pairs. A method is trained on the same pairs by ``lpoi.py``'s code at each learning rate of a grid, its

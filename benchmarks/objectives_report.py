@@ -342,24 +342,31 @@ def frontier(file: Path, groups: Mapping[str, Mapping[str, Any]]) -> None:
     for axis, (title, methods) in zip(axes[0], groups.items(), strict=True):
         for name, one in methods.items():
             colour = plt.get_cmap("tab20")([*RECIPES].index(name))
-            x, y = ([point[key]["mean"] for point in one["curve"]] for key in ("chair", "cover"))
-            axis.plot(x, y, "-o", markersize=3, color=colour, label=name)
-            chosen = next(point for point in one["curve"] if point["step"] == one["step"])
+            x, y = ([_minus(point[key], one["curve"][0][key]) for point in one["curve"]] for key in ("chair", "cover"))
+            axis.plot([at["mean"] for at in x], [at["mean"] for at in y], "-o", markersize=3, color=colour, label=name)
+            at_x, at_y = next((x[n], y[n]) for n, point in enumerate(one["curve"]) if point["step"] == one["step"])
             axis.errorbar(
-                chosen["chair"]["mean"], chosen["cover"]["mean"],
-                xerr=chosen["chair"]["high"] - chosen["chair"]["mean"],
-                yerr=chosen["cover"]["high"] - chosen["cover"]["mean"],
+                at_x["mean"], at_y["mean"], xerr=at_x["high"] - at_x["mean"], yerr=at_y["high"] - at_y["mean"],
                 color=colour, marker="D", markersize=6, capsize=2, linewidth=1,
             )  # fmt: skip
-        axis.set(title=title, xlabel="CHAIR (lower is better)", ylabel="Cover (higher is better)")
+        axis.set(
+            title=title,
+            xlabel="CHAIR minus the base's (lower is better)",
+            ylabel="Cover minus the base's (higher is better)",
+        )
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     figure.suptitle(
-        "Over training, the base at the right. Diamonds: the step chosen on validation scenes, 95 % intervals"
+        "Over training, the base at 0, 0. Diamonds: the step chosen on validation scenes, 95 % intervals over seeds"
     )
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     plt.close(figure)
+
+
+def _minus(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The spread of the difference, seed by seed."""
+    return spread([a - b for a, b in zip(one["values"], other["values"], strict=True)])
 
 
 def awareness(file: Path, results: Mapping[str, Any]) -> None:
@@ -370,9 +377,9 @@ def awareness(file: Path, results: Mapping[str, Any]) -> None:
     from matplotlib import pyplot as plt
 
     conditions = ("hidden", "background", "blur", "mean", "removed")
-    figure, axes = plt.subplots(1, 2, figsize=(15, 5.5), squeeze=False)
+    figure, axes = plt.subplots(1, 2, figsize=(15, 5.5), sharey=True, squeeze=False)
     for axis, (base, methods) in zip(axes[0], results.items(), strict=True):
-        shown = [name for name in methods if name in NAIVE]
+        shown = [name for name in NAIVE if name in methods]
         for place, name in enumerate(shown):
             values = [methods[name].get(condition) for condition in conditions]
             measured = [at for at, value in enumerate(values) if value]  # its own way to hide is "hidden"
@@ -383,12 +390,13 @@ def awareness(file: Path, results: Mapping[str, Any]) -> None:
                 yerr=[values[at]["high"] - values[at]["mean"] for at in measured],
                 width=0.8 / len(shown),
                 label=name,
+                color=plt.get_cmap("tab20")([*RECIPES].index(name)),
                 error_kw={"linewidth": 0.8},
             )
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set_xticks(np.arange(len(conditions)), conditions)
         axis.set(title=f"{base} bases", ylabel="change of the chosen answer's log-ratio, nats")
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="lower right")
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     plt.close(figure)
