@@ -121,6 +121,7 @@ def walk(model: str, folder: Path, training_count: int, unseen_count: int, steps
     Raises:
         DataError: no such model, a folder of something else, or no description that a pair could be made of.
     """
+    demo_page.check(folder)
     architecture, parameters = look_at(model)
     demo_page.start(folder)
     clear(folder)

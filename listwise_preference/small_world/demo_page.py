@@ -19,7 +19,7 @@ from typing import Any
 
 from ..ranked_images import Box, Drawing, open_picture, ranked_images
 from ..scoring.compare import COLUMNS, Row, read_result, run_row
-from ..static_page import finish_page, start_page
+from ..static_page import check_page, finish_page, start_page
 from . import charts
 from .data import mentioned, picture_name
 from .scenes import KINDS, Scene
@@ -67,6 +67,11 @@ class Run:
     drawing: Drawing
     steps: Sequence[Step]
     on_8b: str
+
+
+def check(folder: Path) -> None:
+    """Refuse a folder that holds something else, before anything is loaded; raises DataError."""
+    check_page(folder, resources.files(__package__) / "demo_page")
 
 
 def start(folder: Path) -> None:
