@@ -1,12 +1,12 @@
 """AMBER's questions to Idefics2-8B with the LPOI adapter: python generate-idefics-lpoi-amber.py [--option value ...]
 
-Needs a clone of github.com/junyangwang0410/AMBER as data/AMBER, and the pictures that its README links to as
+Needs a clone of github.com/junyangwang0410/AMBER as data/AMBER, and the images that its README links to as
 data/AMBER/image/AMBER_1.jpg ... AMBER_1004.jpg. For other places give --questions and --image_root. Then:
 
     python score.py amber runs/idefics2-8b-lpoi-list5-10k-amber.json --data data/AMBER
 """
 
-from listwise_preference.generate import main
+from listwise_preference.generation.command import main
 
 # Sources: [R] the authors' release, [D] this project.
 RECIPE = {

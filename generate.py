@@ -7,7 +7,7 @@
 A run that was stopped goes on by the same command.
 """
 
-from listwise_preference.generate import main
+from listwise_preference.generation.command import main
 
 if __name__ == "__main__":
     main({})

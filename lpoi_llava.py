@@ -1,6 +1,6 @@
 """Train LLaVA-1.5-7B by LPOI on one 48 GB GPU: python lpoi_llava.py [--help] [--option value ...]"""
 
-from listwise_preference.train import main
+from listwise_preference.training.command import main
 
 # Every number that can change a result. Sources: [A] the paper's algorithm, [R] the authors' release, [D] this project.
 RECIPE = {
@@ -15,7 +15,7 @@ RECIPE = {
         *(f"data/ours_cmask_until_list5/ours_cmask_until{hidden}" for hidden in (25, 50, 75, 100)),
     ],
     "max_completion_length": 384,  # [R] cut there when a sample passes 512; here always, and prompts never
-    # objective [A]: DPO + anchor + Plackett-Luce over the pictures, weights 1 1 1
+    # objective [A]: DPO + anchor + Plackett-Luce over the images, weights 1 1 1
     "objective": "lpoi",
     "beta": 0.1,  # [R]
     "anchor_delta": 0.0,  # [R]

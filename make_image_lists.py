@@ -1,4 +1,4 @@
-"""Make ranked image lists from pictures and preference pairs.
+"""Make ranked image lists from images and preference pairs.
 
 Finds the object that the chosen answer depends on, hides it step by step, verifies that
 the answer fails without it, and writes a page to look at the result.

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a clone without installing
 
-from listwise_preference.pairs import BoxLists, load_records  # noqa: E402
-from listwise_preference.ranked_images import Drawing  # noqa: E402
+from listwise_preference.data.pairs import BoxLists, load_records  # noqa: E402
+from listwise_preference.data.ranked_images import Drawing  # noqa: E402
 
 SAMPLE = ROOT / "data" / "sample"
 HEIGHT, GAP, CAPTION = 220, 12, 34

@@ -3,9 +3,9 @@
     python benchmarks/generation.py                                     # CPU, about a minute
     python benchmarks/generation.py --family idefics2
 
-AMBER's mix on photographs of data/sample: one description and 14 yes/no questions on each picture. The model has random
+AMBER's mix on photographs of data/sample: one description and 14 yes/no questions on each image. The model has random
 weights and no reason to end an answer, so both ways write the same numbers of tokens; that real answers to yes/no
-questions end early, or are ended, is not counted. Both ways start from the picture files and end in texts, which are
+questions end early, or are ended, is not counted. Both ways start from the image files and end in texts, which are
 compared.
 """
 
@@ -28,7 +28,7 @@ def main() -> None:
     """Run both ways and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=("llava", "idefics2"), default="llava")
-    parser.add_argument("--pictures", type=int, default=4, help="at most 12")
+    parser.add_argument("--images", type=int, default=4, help="at most 12")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--description_tokens", type=int, default=64)
     parser.add_argument("--yes_no_tokens", type=int, default=4)
@@ -39,15 +39,15 @@ def main() -> None:
 
     import torch
 
-    from listwise_preference.answering import Answerer, Decoding, plan
-    from listwise_preference.questions import Question
-    from listwise_preference.ranked_images import open_picture
+    from listwise_preference.data.ranked_images import open_image
+    from listwise_preference.generation.engine import Answerer, Decoding, plan
+    from listwise_preference.generation.questions import Question
     from listwise_preference.small_world.model import build_small_model
 
     torch.set_num_threads(arguments.threads)
-    pictures = sorted((ROOT / "data" / "sample" / "images").glob("*.jpg"))[: arguments.pictures]
-    asked = [("Describe this image.", picture, False) for picture in pictures]
-    asked += [(f"Is there a {thing} in this image?", picture, True) for picture in pictures for thing in THINGS]
+    images = sorted((ROOT / "data" / "sample" / "images").glob("*.jpg"))[: arguments.images]
+    asked = [("Describe this image.", image, False) for image in images]
+    asked += [(f"Is there a {thing} in this image?", image, True) for image in images for thing in THINGS]
     questions = [Question(number, *question, {}) for number, question in enumerate(asked, start=1)]
     model, processor = build_small_model(
         arguments.family, image_size=336, hidden_size=arguments.hidden_size, layers=arguments.layers
@@ -75,7 +75,7 @@ def main() -> None:
         texts = {}
         for question in questions:
             inputs = processor(
-                text=chat.prompt_text(question.text), images=open_picture(question.picture), return_tensors="pt"
+                text=chat.prompt_text(question.text), images=open_image(question.image), return_tensors="pt"
             )
             with torch.inference_mode():
                 made = model.generate(  # type: ignore[operator]
@@ -87,14 +87,14 @@ def main() -> None:
 
     ways: dict[str, Callable[[], dict[int, str]]] = {
         "one question at a time": loop,
-        "batched, nothing shared but the pictures' features": lambda: ours(arguments.batch_size, share_prefix=False),
+        "batched, nothing shared but the images' features": lambda: ours(arguments.batch_size, share_prefix=False),
         "batched, beginning shared": lambda: ours(arguments.batch_size, share_prefix=True),
     }
     parameters = sum(parameter.numel() for parameter in model.parameters())
     prompt = answerer(1, share_prefix=False).prepare(questions[:1]).rows[0].ids
     print(
         f"{arguments.family}, {parameters:,} parameters, {prompt.count(model.config.image_token_id)} image tokens,"
-        f" float32, CPU threads: {torch.get_num_threads()}; {len(questions)} questions on {len(pictures)} pictures,"
+        f" float32, CPU threads: {torch.get_num_threads()}; {len(questions)} questions on {len(images)} images,"
         f" {budgets[False]} tokens a description, {budgets[True]} a yes/no answer, batches of {arguments.batch_size}"
     )
     print("| way | s | CPU s | questions a second | of the loop |")

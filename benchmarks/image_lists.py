@@ -1,7 +1,7 @@
-"""Where the time of make_image_lists.py goes: pictures per second of each part by itself, then of the whole.
+"""Where the time of make_image_lists.py goes: images per second of each part by itself, then of the whole.
 
 Every part works on the same photographs (data/sample, repeated) without the others; the whole is the program's own
-loop, which reads pictures ahead of the models, and says how long the models wait for them. Without options the models
+loop, which reads images ahead of the models, and says how long the models wait for them. Without options the models
 are small random ones.
 
     python benchmarks/image_lists.py
@@ -27,16 +27,16 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone without installing
 
+from listwise_preference.data.pairs import Entry, Pair, read_entries
+from listwise_preference.data.ranked_images import Box, Drawing, open_image, ranked_images
 from listwise_preference.image_lists.build import Builder
-from listwise_preference.image_lists.critical_object import candidate_phrases
-from listwise_preference.image_lists.detect import Query
-from listwise_preference.image_lists.export import Usable, write_pictures
+from listwise_preference.image_lists.detectors.detect import Query
+from listwise_preference.image_lists.detectors.zero_shot import ZeroShotDetector
+from listwise_preference.image_lists.english.critical_object import candidate_phrases
+from listwise_preference.image_lists.export import Usable, write_images
 from listwise_preference.image_lists.options import Rules
 from listwise_preference.image_lists.verify import Check, Verifier
-from listwise_preference.image_lists.zero_shot import ZeroShotDetector
-from listwise_preference.models import DTYPES
-from listwise_preference.pairs import Entry, Pair, read_entries
-from listwise_preference.ranked_images import Box, Drawing, open_picture, ranked_images
+from listwise_preference.models.loading import DTYPES
 from listwise_preference.small_world.detector import save_small_detector
 from listwise_preference.small_world.model import save_small_model
 
@@ -57,32 +57,31 @@ class Parts:
         with (SAMPLE / "image_lists.jsonl").open() as lines:
             boxes = {row["id"]: Box(*row["box"]) for row in map(json.loads, lines)}
         self.records = [usable(entry, boxes) for entry in self.entries]
-        self.pictures = self.read(rules.threads)
+        self.images = self.read(rules.threads)
         self.hidden = [ranked[-1] for ranked in self.draw(list_size=2)]
 
     def read(self, threads: int) -> list[Image.Image]:
-        """Open every record's picture."""
+        """Open every record's image."""
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(open_picture, (record.path for record in self.records)))
+            return list(pool.map(open_image, (record.path for record in self.records)))
 
     def draw(self, list_size: int = 5) -> list[tuple[Image.Image, ...]]:
         """Draw every record's list."""
         drawing = Drawing(list_size)
         return [
-            ranked_images(picture, record.box, drawing)
-            for picture, record in zip(self.pictures, self.records, strict=True)
+            ranked_images(image, record.box, drawing) for image, record in zip(self.images, self.records, strict=True)
         ]
 
     def write(self, folder: Path) -> int:
-        """Read, draw and write one list for each different picture; returns how many."""
-        return len(write_pictures(folder, self.records, SAMPLE, Drawing(), self.rules.threads).records)
+        """Read, draw and write one list for each different image; returns how many."""
+        return len(write_images(folder, self.records, SAMPLE, Drawing(), self.rules.threads).records)
 
     def detect(self) -> None:
-        """Every record's phrases in its picture."""
+        """Every record's phrases in its image."""
         for some in batches(len(self.records), self.rules.detector_batch_size):
             queries = [
-                Query(record.pair.img_path, picture, phrases(record.pair))
-                for record, picture in zip(self.records[some], self.pictures[some], strict=True)
+                Query(record.pair.img_path, image, phrases(record.pair))
+                for record, image in zip(self.records[some], self.images[some], strict=True)
             ]
             self.detector.detect(self.detector.prepare(queries))
 
@@ -90,8 +89,8 @@ class Parts:
         """One candidate of every record."""
         for some in batches(len(self.records), self.rules.verifier_batch_size):
             checks = [
-                Check(picture, record.pair.prompt, record.pair.chosen)
-                for record, picture in zip(self.records[some], self.hidden[some], strict=True)
+                Check(image, record.pair.prompt, record.pair.chosen)
+                for record, image in zip(self.records[some], self.hidden[some], strict=True)
             ]
             self.verifier.p_yes(self.verifier.prepare(checks))
 
@@ -181,7 +180,7 @@ def measure(parts: Parts, folder: Path, where: str) -> None:
             ("detector", clock.waiting_to_detect, clock.detecting),
             ("verifier", clock.waiting_to_verify, clock.verifying),
         ):
-            print(f"    the {model} waits for pictures {100 * waiting / max(waiting + busy, 1e-9):.1f} % of its time")
+            print(f"    the {model} waits for images {100 * waiting / max(waiting + busy, 1e-9):.1f} % of its time")
 
 
 if __name__ == "__main__":

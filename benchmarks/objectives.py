@@ -57,7 +57,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "lpoi-5 /(L-1)": {"loss_weights": [1.0, 1.0, 0.25]},
     "lpoi-5 /(L-1) mean": {"loss_weights": [1.0, 1.0, 0.25], "fill": "mean", "visual_prompt": "none"},
 }
-# One picture more, tied with the clean one: an equally large box hidden where nothing is.
+# One image more, tied with the clean one: an equally large box hidden where nothing is.
 DISTRACTOR = "lpoi-5 /(L-1) distractor"
 RECIPES: Mapping[str, Mapping[str, Any]] = {**METHODS, DISTRACTOR: {"loss_weights": [1.0, 1.0, 0.2]}}
 
@@ -143,7 +143,7 @@ class Bench:
         return folder
 
     def scenes(self, what: str, seed: int, count: int) -> Path:
-        """Scenes with their pictures, questions and truth; validation and test scenes share none with others."""
+        """Scenes with their images, questions and truth; validation and test scenes share none with others."""
         from listwise_preference.small_world.data import scenes, write_scenes
         from listwise_preference.small_world.scenes import NATURAL
 
@@ -192,7 +192,7 @@ class Bench:
         folder = self.work / "runs" / run.name
         if not (folder / "final" / "adapter_model.safetensors").is_file():
             import lpoi
-            from listwise_preference.train import main
+            from listwise_preference.training.command import main
 
             image_root, pairs, lists = self.pairs(run)
             shutil.rmtree(folder, ignore_errors=True)
@@ -228,10 +228,10 @@ class Bench:
         return folder
 
     def _with_distractors(self, run: Run) -> Mapping[str, Any]:
-        """Folders of ranked pictures; which of the two best comes first changes from record to record: a tie."""
-        from listwise_preference.awareness import background_box
-        from listwise_preference.image_lists.annotations import Annotations
-        from listwise_preference.ranked_images import Box, Drawing, open_picture, ranked_images
+        """Folders of ranked images; which of the two best comes first changes from record to record: a tie."""
+        from listwise_preference.data.ranked_images import Box, Drawing, open_image, ranked_images
+        from listwise_preference.image_lists.detectors.annotations import Annotations
+        from listwise_preference.probe.measure import background_box
 
         image_root, _, lists = self.pairs(run)
         annotations = Annotations(image_root.parent / "annotations.jsonl", [path.name for path in image_root.iterdir()])
@@ -240,12 +240,12 @@ class Bench:
             folder.mkdir(parents=True, exist_ok=True)
         for number, line in enumerate(lists.read_text().splitlines()):
             record = json.loads(line)
-            picture, box = open_picture(image_root / record["img_path"]), Box(*record["box"])
-            levels = list(ranked_images(picture, box, Drawing()))
-            found = annotations.boxes(record["img_path"], picture.size)
+            image, box = open_image(image_root / record["img_path"]), Box(*record["box"])
+            levels = list(ranked_images(image, box, Drawing()))
+            found = annotations.boxes(record["img_path"], image.size)
             assert isinstance(found, list)
-            background = background_box(picture.size, box, [box, *(one.box for one in found)], record["img_path"])
-            distractor = ranked_images(picture, background, Drawing(2))[-1] if background else picture
+            background = background_box(image.size, box, [box, *(one.box for one in found)], record["img_path"])
+            distractor = ranked_images(image, background, Drawing(2))[-1] if background else image
             levels.insert(number % 2, distractor)
             for folder, level in zip(folders, levels, strict=True):
                 level.save(folder / record["img_path"])
@@ -291,8 +291,8 @@ class Bench:
         return result
 
     def _score(self, run: Run, adapter: Path | None, scenes: Path, questions: str) -> dict[str, float]:
+        from listwise_preference.files import read_records
         from listwise_preference.scoring import amber
-        from listwise_preference.scoring.answers import read_records
         from listwise_preference.scoring.similarity import load_similarity
         from listwise_preference.scoring.words import load_lemmas
 
@@ -308,7 +308,7 @@ class Bench:
         with self._nltk_data(scenes):
             scores = amber.score_answers(amber.judge_answers(answers, data, similarity, lemmas, "word"))
         sums: Counter[str] = Counter()
-        for counts in scores.pictures.values():
+        for counts in scores.images.values():
             sums.update(counts)  # keeps a count of 0, as adding Counters does not
         return dict(sums)
 
@@ -334,7 +334,7 @@ class Bench:
         temperature: float = 0.0,
         seed: int = 0,
     ) -> None:
-        from listwise_preference.generate import main
+        from listwise_preference.generation.command import main
 
         main(
             {
@@ -359,20 +359,20 @@ class Bench:
         """The awareness of a checkpoint on unseen scenes with faithful descriptions."""
         file = self.work / "probes" / f"{run.name}-{step}.json"
         if not file.is_file():
-            from listwise_preference import models
-            from listwise_preference.awareness import ModelScorer, measure, plan, summarize
-            from listwise_preference.image_lists.annotations import Annotations
-            from listwise_preference.pairs import BoxLists, load_records
-            from listwise_preference.ranked_images import Drawing
+            from listwise_preference.data.pairs import BoxLists, load_records
+            from listwise_preference.data.ranked_images import Drawing
+            from listwise_preference.image_lists.detectors.annotations import Annotations
+            from listwise_preference.models import adapters, loading
+            from listwise_preference.probe.measure import ModelScorer, measure, plan, summarize
 
             folder, pairs, lists = self.probe_data(run.seed)
             recipe = RECIPES[run.method]
             drawing = Drawing(2, recipe.get("visual_prompt", "ellipse"), fill=recipe.get("fill", "black"))
             records = load_records(pairs, folder / "image", BoxLists(lists, drawing)).records
             annotations = Annotations(folder / "annotations.jsonl", {record.pair.img_path for record in records})
-            base = models.load_base_model(str(self.base(run.base, run.seed)), dtype=models.DTYPES["float32"])
-            policy = models.load_adapter(base, self.train(run) / f"checkpoint-{step}").eval()
-            processor = models.load_processor(str(self.base(run.base, run.seed)))
+            base = loading.load_base_model(str(self.base(run.base, run.seed)), dtype=loading.DTYPES["float32"])
+            policy = adapters.load_adapter(base, self.train(run) / f"checkpoint-{step}").eval()
+            processor = loading.load_processor(str(self.base(run.base, run.seed)))
             probes = plan(records, annotations=annotations, removed_root=folder / "removed")
             result = summarize(measure(probes, ModelScorer(policy, processor, batch_size=32)), resamples=1000, seed=0)
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -381,9 +381,9 @@ class Bench:
         return result_
 
     def probe_data(self, seed: int) -> tuple[Path, Path, Path]:
-        """Scenes, a pair and a list for each, and the pictures in which the listed object never was."""
+        """Scenes, a pair and a list for each, and the images in which the listed object never was."""
         from listwise_preference.image_lists.command import main
-        from listwise_preference.small_world.data import picture_name, scenes, write_json
+        from listwise_preference.small_world.data import image_name, scenes, write_json
         from listwise_preference.small_world.scenes import NATURAL
         from listwise_preference.small_world.texts import DESCRIBE, any_caption
 
@@ -393,7 +393,7 @@ class Bench:
             drawn, dice = scenes(NATURAL, PROBE_SCENES, f"probe {seed}"), random.Random(seed)
             records = [
                 {
-                    "img_path": picture_name(number),
+                    "img_path": image_name(number),
                     "prompt": DESCRIBE,
                     "chosen": any_caption(dice, scene.place, scene.visible),
                     "rejected": "Nothing.",
@@ -568,9 +568,9 @@ def choose_step(bench: Bench, run: Run) -> int:
 
 
 def _write(file: Path, content: object) -> None:
-    from listwise_preference.safe_files import write_whole
+    from listwise_preference.files import write_atomic
 
-    write_whole(file, json.dumps(content) + "\n")
+    write_atomic(file, json.dumps(content) + "\n")
 
 
 def summary(counters: Mapping[str, float]) -> dict[str, float]:

@@ -28,7 +28,7 @@ from objectives import (
     variations,
 )
 
-from listwise_preference.safe_files import write_whole
+from listwise_preference.files import write_atomic
 from listwise_preference.scoring.amber import metrics_of_sums
 
 DROPS = (2.0, 4.0)  # points of CHAIR below the base at which the methods' Cover is compared
@@ -204,7 +204,7 @@ def probes(bench: Bench) -> dict[str, Any]:
 
 TITLES = {
     "naive": "Naive bases, at the learning rates and steps chosen on robust ones (three seeds)",
-    "distractor": "With a distractor: another picture, an equal box hidden where nothing is (three seeds)",
+    "distractor": "With a distractor: another image, an equal box hidden where nothing is (three seeds)",
     "natural pairs": "Natural pairs: whatever the base made up, not matched in length (three seeds)",
     "beta": "Other betas, at the learning rate and step chosen for 0.1 (three seeds)",
     "other pairs": "Pairs from other scenes (three seeds)",
@@ -407,8 +407,8 @@ def report(bench: Bench, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     results = collect(bench)
     results["choices"] = {method: asdict(choose(bench, method)) for method in METHODS}
-    write_whole(output / "results.json", json.dumps(results, indent=1) + "\n")
-    write_whole(output / "tables.md", LEGEND + markdown(results))
+    write_atomic(output / "results.json", json.dumps(results, indent=1) + "\n")
+    write_atomic(output / "tables.md", LEGEND + markdown(results))
     methods = results["methods"]
     plain = ("dpo", "dpo+anchor", "mdpo", "lpoi-3", "lpoi-5", "lpoi-5 /(L-1)")
     ways = ("mdpo", "lpoi-5", "lpoi-5 no ellipse", "lpoi-5 mean", "lpoi-5 blur", "lpoi-5 /(L-1)", "lpoi-5 /(L-1) mean")

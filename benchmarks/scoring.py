@@ -2,7 +2,7 @@
 
     python benchmarks/scoring.py --data AMBER --descriptions g.json --yes_no d.json
 
-The answers are made from the given ones: descriptions are repeated in turn until every picture has one, and
+The answers are made from the given ones: descriptions are repeated in turn until every image has one, and
 with --words they are joined until each has that many, because models write more than test sentences do. The
 whole program is timed, from the start of Python to the written result: best and worst of --runs.
 """

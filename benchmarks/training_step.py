@@ -1,11 +1,11 @@
-"""One training step, the same work done in several ways: seconds, memory, tokens and pictures.
+"""One training step, the same work done in several ways: seconds, memory, tokens and images.
 
     python benchmarks/training_step.py --family llava                    # a small model on the CPU, about two minutes
     python benchmarks/training_step.py --family idefics2 --size full     # real shapes, random weights, bf16: a GPU
 
 Each way runs in a process of its own, on the same records of data/sample:
 
-    release   the authors' form: chosen and rejected on the picture, then the chosen answer on all five (7 rows), the
+    release   the authors' form: chosen and rejected on the image, then the chosen answer on all five (7 rows), the
               vocabulary projection at every position, the reference at every step
     plain     a row an answer (6 rows), answer positions only
     packed    a row an image (5 rows), answer positions only
@@ -79,12 +79,15 @@ def measure(way: str, family: str, size: str, steps: int, answer_tokens: int | N
     """
     import torch
 
-    from listwise_preference.answer_logps import answer_logps
-    from listwise_preference.batch import Batch, ChatFormat, Collator, ListwiseDataset
-    from listwise_preference.models import FAMILIES, add_adapter, end_token
-    from listwise_preference.objective import Objective, compare
-    from listwise_preference.pairs import BoxLists, load_records
-    from listwise_preference.ranked_images import Drawing
+    from listwise_preference.data.pairs import BoxLists, load_records
+    from listwise_preference.data.ranked_images import Drawing
+    from listwise_preference.models.adapters import add_adapter
+    from listwise_preference.models.chat_format import ChatFormat
+    from listwise_preference.models.families import FAMILIES
+    from listwise_preference.models.loading import end_token
+    from listwise_preference.training.batch import Batch, Collator, ListwiseDataset
+    from listwise_preference.training.completion_logps import completion_logps
+    from listwise_preference.training.objective import Objective, compare
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -107,14 +110,14 @@ def measure(way: str, family: str, size: str, steps: int, answer_tokens: int | N
 
     def logps_of(batch: Batch) -> torch.Tensor:
         if layout != "release":
-            return answer_logps(model, batch)
-        # Rows 0 and 1 are the text pair; the chosen answer on the first picture once more for the list.
+            return completion_logps(model, batch)
+        # Rows 0 and 1 are the text pair; the chosen answer on the first image once more for the list.
         rows = torch.tensor([0, 1, 0, *range(2, len(batch["input_ids"]))], device=device)
         tokens = batch["input_ids"][rows]
         logits = model(
             input_ids=tokens,
             attention_mask=(batch["segments"][rows] != 0).long(),
-            **{name: value[rows] for name, value in batch["pictures"].items()},
+            **{name: value[rows] for name, value in batch["images"].items()},
             use_cache=False,
         ).logits
         logps = logits[:, :-1].float().log_softmax(-1).gather(2, tokens[:, 1:, None])[..., 0]
@@ -133,7 +136,7 @@ def measure(way: str, family: str, size: str, steps: int, answer_tokens: int | N
         return time.process_time()
 
     seconds, tokens, scored = [], 0, 0
-    # Every third record: different pictures, questions and lengths.
+    # Every third record: different images, questions and lengths.
     for index in range(steps + 1):
         batch: Any = to_device(collate([dataset[(3 * index) % len(dataset)]]))
         start = clock()
@@ -194,7 +197,7 @@ def main() -> None:
     print(
         f"{arguments.family}, {first['parameters']:,} parameters, {first['device']}; median of {arguments.steps} steps"
     )
-    print("| way | s a step | of release | peak GiB | pictures | LM tokens | answer tokens |")
+    print("| way | s a step | of release | peak GiB | images | LM tokens | answer tokens |")
     print("|---|---|---|---|---|---|---|")
     for row in rows:
         print(

@@ -63,12 +63,17 @@ Score = Callable[..., Run]
 @pytest.fixture(name="score")
 def score_fixture(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Score:
     """``score("amber", path, ...)`` runs score.py with these arguments."""
-    import score as program
+    from listwise_preference.scoring.command import main
 
     def run(*arguments: object) -> Run:
         monkeypatch.setattr(sys, "argv", ["score.py", *map(str, arguments)])
         capsys.readouterr()
-        status = program.main()
+        status = 0
+        try:
+            main()
+        except SystemExit as stop:
+            assert isinstance(stop.code, int)
+            status = stop.code
         out, err = capsys.readouterr()
         return Run(status, out, err)
 

@@ -50,15 +50,15 @@ def describe(first: str) -> list[dict[str, Any]]:
     return [{"id": 1, "response": first}, *sample_answers()[1:]]
 
 
-def marked(page: "Page", picture: int = 0) -> list[tuple[str, str]]:
+def marked(page: "Page", image: int = 0) -> list[tuple[str, str]]:
     """Each marked word of a description with its classes."""
-    marks = page.locator("article").nth(picture).locator(".text mark")
+    marks = page.locator("article").nth(image).locator(".text mark")
     return [(mark.text_content() or "", mark.get_attribute("class") or "") for mark in marks.all()]
 
 
-def objects(page: "Page", row: str, picture: int = 0) -> tuple[str, list[str]]:
+def objects(page: "Page", row: str, image: int = 0) -> tuple[str, list[str]]:
     """The count and the names of one row beside a description."""
-    found = page.locator("article").nth(picture).locator(f".description dl .{row}")
+    found = page.locator("article").nth(image).locator(f".description dl .{row}")
     return found.locator(".count").inner_text(), found.locator("dd span").all_text_contents()
 
 
@@ -125,10 +125,10 @@ def test_description_counted_by_hand_is_marked_so(open_report: OpenReport) -> No
     count, covered = objects(page, "true")
     assert (count, covered) == ("5 of 7 objects", ["forest (tree)", "person (people)", "lake", "mountain", "road"])
     assert text.locator("mark", has_text="trees").get_attribute("title") == (
-        "“tree” counts as “forest”, which is in the picture"
+        "“tree” counts as “forest”, which is in the image"
     )
     assert text.locator("mark", has_text="cat").get_attribute("title") == (
-        "“cat” is not in the picture; falls for the likely hallucination “dog”"
+        "“cat” is not in the image; falls for the likely hallucination “dog”"
     )
 
 
@@ -190,7 +190,7 @@ def test_scores_stand_on_top_with_what_made_them(open_report: OpenReport) -> Non
 def test_filters_by_kind_and_error(open_report: OpenReport) -> None:
     """The sample's mistakes, by its README: a false yes each to 1006, 8636, 8643 and 13558; 1032 is unreadable."""
     page = open_report(SAMPLE / "answers.json")
-    assert found(page) == "31 answers on 2 pictures"
+    assert found(page) == "31 answers on 2 images"
     table = [
         ("existence", "", 0, [*range(8633, 8638), *range(8643, 8648)]),
         ("attribute", "", 0, [*range(1005, 1015), *range(1031, 1037)]),
@@ -226,7 +226,7 @@ def test_search_and_show_all(open_report: OpenReport) -> None:
     page = open_report(SAMPLE / "answers.json")
     page.fill("#search", "  FOREST ")
     assert ids(page) == [1009, 1010]  # and the first description, whose trees are the forest
-    assert found(page) == "3 answers on 1 picture"
+    assert found(page) == "3 answers on 1 image"
     page.get_by_role("button", name="Show all 18 answers").click()
     assert len(ids(page)) == 17
     page.fill("#search", "seems to sit")
@@ -234,7 +234,7 @@ def test_search_and_show_all(open_report: OpenReport) -> None:
     page.fill("#search", "amber_3.jpg")
     assert page.locator("article h2").all_inner_texts() == ["AMBER_3.jpg"]
     page.fill("#search", "no such text")
-    assert page.locator("#pictures").inner_text() == "No answer fits these filters."
+    assert page.locator("#images").inner_text() == "No answer fits these filters."
 
 
 @needs_nltk_data
@@ -260,7 +260,7 @@ def test_no_text_becomes_html(open_report: OpenReport, tmp_path: Path) -> None:
 
 
 @needs_nltk_data
-def test_pictures_stand_beside_the_answers(open_report: OpenReport, tmp_path: Path) -> None:
+def test_images_stand_beside_the_answers(open_report: OpenReport, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     shutil.copy(PHOTOGRAPHS / "cat.jpg", images / "AMBER_1.jpg")
@@ -273,7 +273,7 @@ def test_pictures_stand_beside_the_answers(open_report: OpenReport, tmp_path: Pa
         assert max(small.size) <= 480
         assert small.width / small.height == pytest.approx(cat.width / cat.height, rel=0.01)
     assert page.locator(".side a").get_attribute("href") == "../images/AMBER_1.jpg"
-    assert page.locator(".failure").all_inner_texts() == ["No picture: AMBER_3.jpg: no such file"]
+    assert page.locator(".failure").all_inner_texts() == ["No image: AMBER_3.jpg: no such file"]
     page = open_report(SAMPLE / "answers.json")
     assert page.locator(".side").count() == 0
     assert not list((tmp_path / "page" / "thumbs").iterdir())
@@ -283,7 +283,7 @@ def test_pictures_stand_beside_the_answers(open_report: OpenReport, tmp_path: Pa
 def test_partial_answers_are_shown_and_called_partial(open_report: OpenReport) -> None:
     some = [answer for answer in sample_answers() if answer["id"] in (1, 1005, 8633)]
     page = open_report([*some, {"id": 1005, "response": "No"}, {"id": 99, "response": "Yes"}], "--partial")
-    assert found(page) == "4 answers on 1 picture"
+    assert found(page) == "4 answers on 1 image"
     assert [one.inner_text() for one in row(page, 1005).locator(".outcome").all()] == ["✓ right", "✕ wrong"]
     warning = page.locator(".warning").inner_text()
     assert "Partial" in warning and "1 of 2 description ids are missing: 3" in warning and "unknown: 99" in warning
@@ -319,7 +319,7 @@ def test_page_without_answers_says_that_it_was_not_finished(open_report: OpenRep
     page = open_report(SAMPLE / "answers.json")
     (tmp_path / "page" / "answers.js").unlink()
     page.reload()
-    assert "was not finished" in page.locator("#pictures").inner_text()
+    assert "was not finished" in page.locator("#images").inner_text()
 
 
 @needs_nltk_data
@@ -367,7 +367,7 @@ def test_all_of_amber(open_report: OpenReport) -> None:
     page.reload()
     page.locator("article").nth(19).wait_for()
     opening = time.monotonic() - started
-    assert found(page) == "15,220 answers on 1,004 pictures"
+    assert found(page) == "15,220 answers on 1,004 images"
     assert page.locator("header .range").inner_text() == "1–20 of 1,004"
 
     counters = page.evaluate("window.REPORT.result.counters")
@@ -388,7 +388,7 @@ def test_all_of_amber(open_report: OpenReport) -> None:
     counts = [int(text.split()[0]) for text in page.locator("article header p").all_inner_texts()]
     assert counts == sorted(counts, reverse=True)
     sums = page.evaluate(
-        "window.REPORT.pictures.flatMap((picture) => picture.answers).filter((one) => one.kind === 'generative')"
+        "window.REPORT.images.flatMap((image) => image.answers).filter((one) => one.kind === 'generative')"
         ".reduce(([a, b, c, d], one) => [a + one.hallucinated, b + one.nouns, c + one.covered.length,"
         " d + one.fallen_for.length], [0, 0, 0, 0])"
     )

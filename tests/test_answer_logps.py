@@ -7,16 +7,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from listwise_preference.answer_logps import answer_logps, packed_attention
-from listwise_preference.batch import CHOSEN, PAD, PROMPT, REJECTED, Batch, ChatFormat, Collator, ListwiseDataset
-from listwise_preference.models import FAMILIES, add_adapter, end_token, load_base_model, load_processor
-from listwise_preference.pairs import BoxLists, load_records
-from listwise_preference.ranked_images import Drawing
+from listwise_preference.data.pairs import BoxLists, load_records
+from listwise_preference.data.ranked_images import Drawing
+from listwise_preference.models.adapters import add_adapter
+from listwise_preference.models.chat_format import ChatFormat
+from listwise_preference.models.families import FAMILIES
+from listwise_preference.models.loading import end_token, load_base_model, load_processor
 from listwise_preference.small_world.model import save_small_model
+from listwise_preference.training.batch import CHOSEN, PAD, PROMPT, REJECTED, Batch, Collator, ListwiseDataset
+from listwise_preference.training.completion_logps import completion_logps, packed_attention
 
 from .conftest import SAMPLE
 
-# Pictures of different sizes and answers of different lengths.
+# Images of different sizes and answers of different lengths.
 RECORDS = (0, 9, 15, 30)
 
 
@@ -40,8 +43,8 @@ def policy(checkpoint: Path, attn_implementation: str = "sdpa") -> nn.Module:
 
 
 def in_float64(batch: Batch) -> Batch:
-    pictures = {k: v.double() if v.is_floating_point() else v for k, v in batch["pictures"].items()}
-    return Batch(**{**batch, "pictures": pictures})  # type: ignore[typeddict-item]
+    images = {k: v.double() if v.is_floating_point() else v for k, v in batch["images"].items()}
+    return Batch(**{**batch, "images": images})  # type: ignore[typeddict-item]
 
 
 def one_at_a_time(model: nn.Module, chat: ChatFormat, example: Any) -> list[float]:
@@ -69,7 +72,7 @@ def test_packed_plain_and_one_at_a_time_agree(checkpoint: Path, attn_implementat
         expected = torch.tensor([one_at_a_time(model, chat, example) for example in examples], dtype=torch.float64)
         for packed in (True, False):
             batch = in_float64(Collator(chat.processor, packed=packed)(examples))
-            logps = answer_logps(model, batch, attn_implementation)
+            logps = completion_logps(model, batch, attn_implementation)
             # eager attention takes its softmax in float32 whatever the model's precision
             tolerance = 1e-9 if attn_implementation == "sdpa" else 1e-5
             torch.testing.assert_close(logps, expected, atol=tolerance, rtol=0)
@@ -82,8 +85,8 @@ def test_a_padded_batch_is_its_records_one_at_a_time(checkpoint: Path) -> None:
     model, collate = policy(checkpoint), Collator(chat.processor)
     examples = [dataset[i] for i in range(len(dataset))]
     with torch.no_grad():
-        together = answer_logps(model, in_float64(collate(examples)))
-        alone = torch.cat([answer_logps(model, in_float64(collate([example]))) for example in examples])
+        together = completion_logps(model, in_float64(collate(examples)))
+        alone = torch.cat([completion_logps(model, in_float64(collate([example]))) for example in examples])
     torch.testing.assert_close(together, alone, atol=1e-9, rtol=1e-9)
 
 
@@ -94,7 +97,7 @@ def test_packed_and_plain_rows_have_the_same_gradient(checkpoint: Path) -> None:
     for packed in (True, False):
         model.zero_grad()
         batch = in_float64(Collator(chat.processor, packed=packed)([dataset[0], dataset[1]]))
-        answer_logps(model, batch).square().sum().backward()
+        completion_logps(model, batch).square().sum().backward()
         named = model.named_parameters()
         gradients.append(torch.cat([p.grad.flatten() for _, p in named if p.requires_grad and p.grad is not None]))
     # the norms inside the model are float32
@@ -112,7 +115,7 @@ def test_activation_checkpointing_changes_no_gradient(checkpoint: Path) -> None:
             model.activation_checkpointing_enable()
         model.train()
         model.zero_grad()
-        answer_logps(model, batch).sum().backward()
+        completion_logps(model, batch).sum().backward()
         gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     for name in gradients[0]:
@@ -152,7 +155,7 @@ def test_only_answer_positions_reach_the_vocabulary(tmp_path: Path) -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(record_saved, lambda tensor: tensor):
-        answer_logps(model, batch).sum().backward()
+        completion_logps(model, batch).sum().backward()
     # The rejected answer's first token is predicted where the chosen one's is.
     kept = len(batch["targets"]) - 2
     assert seen == [(kept, vocabulary)]

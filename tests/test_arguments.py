@@ -8,7 +8,7 @@ import pytest
 import lpoi
 import lpoi_llava
 import lpoi_llava_13b
-from listwise_preference.arguments import parse
+from listwise_preference.training.options import parse
 
 from .conftest import Run
 

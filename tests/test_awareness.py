@@ -12,7 +12,13 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageStat
 
-from listwise_preference.awareness import (
+from listwise_preference.data.pairs import BoxLists, Record, load_records
+from listwise_preference.data.ranked_images import Box, Drawing, VisualPrompt
+from listwise_preference.errors import DataError
+from listwise_preference.image_lists.detectors.annotations import Annotations
+from listwise_preference.models.adapters import add_adapter, load_adapter
+from listwise_preference.models.loading import load_base_model, load_processor
+from listwise_preference.probe.measure import (
     CLEAN,
     Measurement,
     ModelScorer,
@@ -24,26 +30,22 @@ from listwise_preference.awareness import (
     plan,
     summarize,
 )
-from listwise_preference.image_lists.annotations import Annotations
-from listwise_preference.models import add_adapter, load_adapter, load_base_model, load_processor
-from listwise_preference.pairs import BoxLists, DataError, Record, load_records
-from listwise_preference.ranked_images import Box, Drawing, VisualPrompt
 
 from .conftest import SAMPLE
 from .scoring_data import Score, score_fixture  # noqa: F401
 
 SIZE = (48, 40)
 MAGENTA, GREEN, BLACK = (255, 0, 255), (40, 160, 60), (0, 0, 0)
-# The object's box in each picture; the last leaves no room for a second one of its size.
+# The object's box in each image; the last leaves no room for a second one of its size.
 BOXES = (Box(4, 6, 16, 20), Box(30, 20, 44, 36), Box(20, 2, 30, 12), Box(6, 4, 40, 38))
 
 
-def count(picture: Image.Image, colour: tuple[int, int, int]) -> int:
-    return [*zip(*[iter(picture.tobytes())] * 3, strict=True)].count(colour)
+def count(image: Image.Image, colour: tuple[int, int, int]) -> int:
+    return [*zip(*[iter(image.tobytes())] * 3, strict=True)].count(colour)
 
 
-def brightness(picture: Image.Image) -> float:
-    return -sum(picture.tobytes()) / 1e5
+def brightness(image: Image.Image) -> float:
+    return -sum(image.tobytes()) / 1e5
 
 
 # ---- policies that are known ----
@@ -51,24 +53,24 @@ def brightness(picture: Image.Image) -> float:
 Policy = Callable[[Image.Image], float]
 
 
-def detects_boxes(picture: Image.Image) -> float:
+def detects_boxes(image: Image.Image) -> float:
     """3 nats less where a black region is."""
-    return -3.0 if count(picture, BLACK) >= 30 else 0.0
+    return -3.0 if count(image, BLACK) >= 30 else 0.0
 
 
-def looks_at_the_object(picture: Image.Image) -> float:
+def looks_at_the_object(image: Image.Image) -> float:
     """2 nats less where the object's pixels are not."""
-    return -2.0 if count(picture, MAGENTA) == 0 else 0.0
+    return -2.0 if count(image, MAGENTA) == 0 else 0.0
 
 
 def scorer(log_ratio: Policy) -> Scorer:
-    """Scores by the pixels; the reference minds how bright a picture is, and the policy as well."""
+    """Scores by the pixels; the reference minds how bright an image is, and the policy as well."""
 
     def score(records: Sequence[Record]) -> Iterator[tuple[int, Scores]]:
         for index, record in reversed([*enumerate(records)]):
-            pictures = record.images.load()
-            reference = tuple(map(brightness, pictures))
-            policy = tuple(map(sum, zip(reference, map(log_ratio, pictures), strict=True)))
+            images = record.images.load()
+            reference = tuple(map(brightness, images))
+            policy = tuple(map(sum, zip(reference, map(log_ratio, images), strict=True)))
             yield index, Scores(policy, reference)
 
     return score
@@ -76,19 +78,19 @@ def scorer(log_ratio: Policy) -> Scorer:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Path:
-    """Green pictures, each with a magenta and white chequered object; the same without; pairs and lists."""
+    """Green images, each with a magenta and white chequered object; the same without; pairs and lists."""
     pairs, lists = [], []
     for number, box in enumerate(BOXES):
         name = f"{number}.png"
         for folder, has_object in (("images", True), ("removed/images", False)):
             (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-            picture = Image.new("RGB", SIZE, GREEN)
-            draw = ImageDraw.Draw(picture)
+            image = Image.new("RGB", SIZE, GREEN)
+            draw = ImageDraw.Draw(image)
             for x in range(box.left, box.right):
                 for y in range(box.top, box.bottom):
                     if has_object:
                         draw.point((x, y), MAGENTA if (x + y) % 2 else "white")
-            picture.save(tmp_path / folder / name)
+            image.save(tmp_path / folder / name)
         edges = [box.left, box.top, box.right, box.bottom]
         pairs.append({"img_path": f"images/{name}", "prompt": "What?", "chosen": "A kite.", "rejected": "A cat."})
         lists.append(json.dumps({"img_path": f"images/{name}", "box": edges}) + "\n")
@@ -125,7 +127,7 @@ def test_a_policy_that_looks_at_the_object(world: Path, visual_prompt: VisualPro
 
 
 def test_the_reference_alone_is_no_part_of_the_log_ratio(world: Path) -> None:
-    """Black on green makes a picture darker, by what can be counted: 160 + 40 + 60 a pixel."""
+    """Black on green makes an image darker, by what can be counted: 160 + 40 + 60 a pixel."""
     records = records_of(world, Drawing(visual_prompt="none"))[:1]
     (one,) = measure(plan(records), scorer(looks_at_the_object))
     changes = one.changes()
@@ -134,7 +136,7 @@ def test_the_reference_alone_is_no_part_of_the_log_ratio(world: Path) -> None:
     assert changes["log_ratio"]["background"] == pytest.approx(0)
 
 
-# ---- the pictures ----
+# ---- the images ----
 
 
 def test_what_each_condition_shows(world: Path) -> None:
@@ -167,7 +169,7 @@ def test_what_each_condition_shows(world: Path) -> None:
 
 
 def brute_force(size: tuple[int, int], box: Box, obstacles: Sequence[Box]) -> set[Box]:
-    """All places, by the definition: inside the picture, no pixel shared."""
+    """All places, by the definition: inside the image, no pixel shared."""
 
     def pixels(one: Box) -> set[tuple[int, int]]:
         return {(x, y) for x in range(one.left, one.right) for y in range(one.top, one.bottom)}
@@ -186,7 +188,7 @@ def brute_force(size: tuple[int, int], box: Box, obstacles: Sequence[Box]) -> se
     [
         ((9, 7), Box(3, 2, 6, 4), []),
         ((9, 7), Box(0, 0, 3, 2), [Box(4, 3, 9, 7)]),
-        ((8, 5), Box(2, 0, 4, 5), [Box(7, 4, 8, 5)]),  # as tall as the picture
+        ((8, 5), Box(2, 0, 4, 5), [Box(7, 4, 8, 5)]),  # as tall as the image
         ((6, 6), Box(0, 0, 3, 3), [Box(4, 0, 5, 6)]),  # places only below it
     ],
 )
@@ -209,7 +211,7 @@ def test_the_seed_moves_background_boxes_and_annotations_keep_them_away(world: P
     places = [[probe.background for probe in plan(records, seed=seed)] for seed in (0, 1)]
     assert places[0] == [probe.background for probe in plan(records, seed=0)]
     assert places[0] != places[1]
-    # All of the picture but its left third is annotated.
+    # All of the image but its left third is annotated.
     rows = [{"img_path": f"images/{number}.png", "label": "wall", "box": [16, 0, 48, 40]} for number in range(4)]
     (world / "boxes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     kept = [probe.background for probe in plan(records, annotations=Annotations(world / "boxes.jsonl"))]
@@ -217,7 +219,7 @@ def test_the_seed_moves_background_boxes_and_annotations_keep_them_away(world: P
     assert kept[3] is None
 
 
-def test_pictures_without_the_object_must_fit(world: Path) -> None:
+def test_images_without_the_object_must_fit(world: Path) -> None:
     records = records_of(world)
     (world / "removed" / "images" / "1.png").unlink()
     Image.new("RGB", (9, 9)).save(world / "removed" / "images" / "2.png")
@@ -225,16 +227,16 @@ def test_pictures_without_the_object_must_fit(world: Path) -> None:
         plan(records, removed_root=world / "removed")
     assert "2 of 4 records" in str(error.value)
     assert "record 2: --removed_root" in str(error.value) and "1.png: no such file" in str(error.value)
-    assert "9 x 9 pixels, the picture 48 x 40" in str(error.value)
+    assert "9 x 9 pixels, the image 48 x 40" in str(error.value)
 
 
 # ---- the numbers ----
 
 
-def measurement(picture: str, hidden: float, background: float | None) -> Measurement:
+def measurement(image: str, hidden: float, background: float | None) -> Measurement:
     """A record whose clean log-probability is -10 under the policy and -12 under the reference."""
     policy = {CLEAN: -10.0, "hidden": -10 + hidden} | ({} if background is None else {"background": -10 + background})
-    return Measurement(picture, picture, policy, dict.fromkeys(policy, -12.0))
+    return Measurement(image, image, policy, dict.fromkeys(policy, -12.0))
 
 
 def test_background_and_hidden_are_compared_on_the_records_that_have_both() -> None:
@@ -245,15 +247,15 @@ def test_background_and_hidden_are_compared_on_the_records_that_have_both() -> N
     assert means == pytest.approx([-5, -0.5, -3])
     assert [changes["hidden"].records, changes["background"].records, artefact.hidden.records] == [3, 2, 2]
     assert artefact.ratio == pytest.approx(1 / 6)
-    assert (summary.records, summary.pictures, summary.without_background) == (3, 3, 1)
+    assert (summary.records, summary.images, summary.without_background) == (3, 3, 1)
     assert summary.changes["reference"]["hidden"].mean == 0
 
 
-def test_intervals_are_over_pictures_not_records() -> None:
-    """Fifty records of one picture say no more than one: with two pictures a draw is one, the other or both."""
+def test_intervals_are_over_images_not_records() -> None:
+    """Fifty records of one image say no more than one: with two images a draw is one, the other or both."""
     paths = ["a", "b", "a", "./b"] * 25
     many = [replace(measurement(path, -4 if path == "a" else -2, -1), id=number) for number, path in enumerate(paths)]
-    assert summarize(many).pictures == 2
+    assert summarize(many).images == 2
     assert summarize(many).changes["policy"]["hidden"].interval == pytest.approx((-4, -2))
     alone = summarize(many[::2])
     assert alone.changes["policy"]["hidden"].mean == pytest.approx(-4)
@@ -293,35 +295,35 @@ def adapted(checkpoint: Path) -> Any:
     return policy
 
 
-def hidden_by_hand(picture: Image.Image, condition: str, box: Box, background: Box | None) -> Image.Image:
+def hidden_by_hand(image: Image.Image, condition: str, box: Box, background: Box | None) -> Image.Image:
     """The conditions by the rules that ranked_images documents, on training's default way."""
-    drawn = picture.copy()
+    drawn = image.copy()
     edges = (box.left, box.top, box.right, box.bottom)
     if condition == "clean":
         return drawn
     if condition == "blur":
-        drawn.paste(picture.crop(edges).filter(ImageFilter.GaussianBlur(max(box.width, box.height) / 8)), edges)
+        drawn.paste(image.crop(edges).filter(ImageFilter.GaussianBlur(max(box.width, box.height) / 8)), edges)
     elif condition == "mean":
-        drawn.paste(tuple(int(mean + 0.5) for mean in ImageStat.Stat(picture).mean), edges)
+        drawn.paste(tuple(int(mean + 0.5) for mean in ImageStat.Stat(image).mean), edges)
     elif condition == "black":
         drawn.paste((0, 0, 0), edges)
     else:
         place = box if condition == "hidden" else background
         assert place is not None
         drawn.paste((0, 0, 0), (place.left, place.top, place.right, place.bottom))
-        width = max(1, min(round(3 * max(picture.size) / 640), min(place.width, place.height) // 4))
+        width = max(1, min(round(3 * max(image.size) / 640), min(place.width, place.height) // 4))
         corners = (place.left, place.top, place.right - 1, place.bottom - 1)
         ImageDraw.Draw(drawn).ellipse(corners, outline=(255, 0, 0), width=width)
     return drawn
 
 
-def logp_by_hand(model: Any, processor: Any, pair: dict[str, Any], picture: Image.Image) -> float:
+def logp_by_hand(model: Any, processor: Any, pair: dict[str, Any], image: Image.Image) -> float:
     """One forward pass of prompt and answer, whole logits, the answer's tokens summed."""
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": pair["prompt"]}]}
     prompt = processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
     text = f"{prompt} {pair['chosen']}<end_of_utterance>"
-    start = processor(text=[prompt], images=[picture], return_tensors="pt")["input_ids"].shape[1]
-    inputs = processor(text=[text], images=[picture], return_tensors="pt")
+    start = processor(text=[prompt], images=[image], return_tensors="pt")["input_ids"].shape[1]
+    inputs = processor(text=[text], images=[image], return_tensors="pt")
     with torch.no_grad():
         logps = model(**inputs).logits[0].log_softmax(-1)
     tokens = inputs["input_ids"][0]
@@ -363,9 +365,9 @@ def test_the_program_says_what_a_plain_computation_says(
     reference = load_base_model(str(checkpoint), dtype=torch.float32).eval()
     policy = load_adapter(load_base_model(str(checkpoint), dtype=torch.float32), folder).eval()
     with Image.open(SAMPLE / pair["img_path"]) as file:
-        picture = file.convert("RGB")
+        image = file.convert("RGB")
     for condition in one["policy"]:
-        shown = hidden_by_hand(picture, condition, boxes[pair["id"]], Box(*one["background_box"]))
+        shown = hidden_by_hand(image, condition, boxes[pair["id"]], Box(*one["background_box"]))
         assert one["policy"][condition] == pytest.approx(logp_by_hand(policy, processor, pair, shown), abs=2e-3)
         assert one["reference"][condition] == pytest.approx(logp_by_hand(reference, processor, pair, shown), abs=2e-3)
     # Every condition counts: were one drawn as another, the comparison above would tell.
@@ -411,7 +413,7 @@ def test_data_is_checked_before_the_model(sample_command: list[object], score: S
     assert "8 of 8 records cannot be probed" in run.err and "astronaut.jpg: no such file" in run.err
     run = score(*sample_command, "--adapter", tmp_path / "no adapter")
     assert run.status == 2
-    assert run.err.strip().splitlines()[-1].startswith("score.py awareness: ") and "holds no adapter" in run.err
+    assert run.err.strip().splitlines()[-1].startswith("score.py: error: ") and "holds no adapter" in run.err
 
 
 def test_the_plot_has_a_bar_for_each_condition(sample_command: list[object], score: Score, tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
-"""Rows, labels and pictures of a batch, read token by token."""
+"""Rows, labels and images of a batch, read token by token."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from listwise_preference.batch import CHOSEN, PAD, PROMPT, REJECTED, ChatFormat, Collator, ListwiseDataset
-from listwise_preference.models import FAMILIES, end_token, load_processor
-from listwise_preference.pairs import Pair, Record
-from listwise_preference.ranked_images import Box, Drawing, HiddenBox
+from listwise_preference.data.pairs import Pair, Record
+from listwise_preference.data.ranked_images import Box, Drawing, MaskedBox
+from listwise_preference.errors import ModelError
+from listwise_preference.models.chat_format import ChatFormat
+from listwise_preference.models.families import FAMILIES
+from listwise_preference.models.loading import end_token, load_processor
+from listwise_preference.training.batch import CHOSEN, PAD, PROMPT, REJECTED, Collator, ListwiseDataset
 
 from .conftest import SAMPLE
 
@@ -16,9 +19,9 @@ CAT = SAMPLE / "images" / "cat.jpg"
 COFFEE = SAMPLE / "images" / "coffee.jpg"
 
 
-def record(picture: Path = CAT, prompt: str = "What is it?", chosen: str = "A cat.", rejected: str = "A dog") -> Record:
-    images = HiddenBox(picture, Box(40, 30, 160, 120), Drawing(list_size=3))
-    return Record(Pair(picture.name, picture.name, prompt, chosen, rejected), images)
+def record(image: Path = CAT, prompt: str = "What is it?", chosen: str = "A cat.", rejected: str = "A dog") -> Record:
+    images = MaskedBox(image, Box(40, 30, 160, 120), Drawing(list_size=3))
+    return Record(Pair(image.name, image.name, prompt, chosen, rejected), images)
 
 
 def chat_of(checkpoint: Path) -> ChatFormat:
@@ -64,7 +67,7 @@ def test_targets_stand_at_the_position_before_each_answer_token(checkpoint: Path
     kept_rows, kept_positions = batch["keep"].nonzero(as_tuple=True)
     targets_of: dict[int, list[int]] = {}
     for source, token, answer in zip(
-        batch["target_source"].tolist(), batch["targets"].tolist(), batch["target_answer"].tolist(), strict=True
+        batch["target_source"].tolist(), batch["targets"].tolist(), batch["target_completion"].tolist(), strict=True
     ):
         row, position = int(kept_rows[source]), int(kept_positions[source])
         targets_of.setdefault(answer, []).append(token)
@@ -91,24 +94,24 @@ def test_rows_positions_and_padding(checkpoint: Path) -> None:
     assert positions[0][segments[0] == CHOSEN].tolist() == list(range(prompt_length, prompt_length + 4))
     assert positions[0][segments[0] == REJECTED].tolist() == list(range(prompt_length, prompt_length + 3))
     assert segments[1].tolist() == [PROMPT] * prompt_length + [CHOSEN] * 4 + [PAD] * 3
-    assert batch["pictures"]["pixel_values"].shape[0] == 3
+    assert batch["images"]["pixel_values"].shape[0] == 3
 
 
-def test_plain_layout_gives_the_rejected_answer_a_row_with_the_first_picture(checkpoint: Path) -> None:
+def test_plain_layout_gives_the_rejected_answer_a_row_with_the_first_image(checkpoint: Path) -> None:
     chat = chat_of(checkpoint)
     dataset = ListwiseDataset([record()], chat, 100)
     packed, plain = (Collator(chat.processor, packed=packed)([dataset[0]]) for packed in (True, False))
     assert plain["input_ids"].shape[0] == 4
     assert plain["input_ids"][1][plain["segments"][1] == REJECTED].tolist() == dataset.rejected_ids[0]
-    for name, pixels in packed["pictures"].items():
-        assert torch.equal(plain["pictures"][name], pixels[[0, 0, 1, 2]])
+    for name, pixels in packed["images"].items():
+        assert torch.equal(plain["images"][name], pixels[[0, 0, 1, 2]])
 
 
 def test_without_rejected_answers_no_row_holds_one(checkpoint: Path) -> None:
     chat = chat_of(checkpoint)
     dataset = ListwiseDataset([record()], chat, 100)
     batch = Collator(chat.processor, with_rejected=False)([dataset[0]])
-    assert batch["answer_count"] == 3
+    assert batch["completion_count"] == 3
     assert not (batch["segments"] == REJECTED).any()
 
 
@@ -118,7 +121,7 @@ def test_long_answers_are_cut_and_counted_and_prompts_are_not(checkpoint: Path) 
     long = record(prompt="Describe it. " * 200, chosen="A cat on the chair and a cup.", rejected="A dog")
     whole = ListwiseDataset([long], chat, 100)
     cut = ListwiseDataset([long], chat, 4)
-    assert (whole.answers_cut, cut.answers_cut) == (0, 1)
+    assert (whole.completions_cut, cut.completions_cut) == (0, 1)
     assert cut.chosen_ids[0] == whole.chosen_ids[0][:4]
     assert cut.rejected_ids[0] == whole.rejected_ids[0]
     batch = Collator(chat.processor)([cut[0]])
@@ -129,7 +132,7 @@ def test_long_answers_are_cut_and_counted_and_prompts_are_not(checkpoint: Path) 
 @pytest.mark.parametrize("answer", ["", " A cat. ", "Łódź 🙂 \n\n1. one", "</s> A", "猫"])
 def test_answers_of_any_text_come_back_from_their_tokens(checkpoint: Path, answer: str) -> None:
     chat = chat_of(checkpoint)
-    ids = chat.answer_ids([chat.prompt_text("What?")], [answer])[0]
+    ids = chat.completion_ids([chat.prompt_text("What?")], [answer])[0]
     tokenizer = chat.processor.tokenizer
     assert tokenizer.decode(ids[-1:]) == chat.end_token
     if "</s>" not in answer:  # special tokens are special wherever they stand
@@ -141,8 +144,8 @@ def test_answers_of_any_text_come_back_from_their_tokens(checkpoint: Path, answe
 def test_a_template_that_does_not_continue_its_prompt_is_refused(checkpoint: Path) -> None:
     processor = load_processor(str(checkpoint))
     processor.chat_template = "{% if add_generation_prompt %}Answer:{% else %}{{ messages[0]['role'] }}{% endif %}"
-    with pytest.raises(ValueError, match="does not continue"):
+    with pytest.raises(ModelError, match="does not continue"):
         ChatFormat(processor, "</s>")
     processor.chat_template = None
-    with pytest.raises(ValueError, match="no chat template"):
+    with pytest.raises(ModelError, match="no chat template"):
         ChatFormat(processor, "</s>")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from listwise_preference.image_lists.critical_object import Phrase, candidate_phrases
-from listwise_preference.image_lists.object_words import singular
-from listwise_preference.pairs import Pair
+from listwise_preference.data.pairs import Pair
+from listwise_preference.image_lists.english.critical_object import Phrase, candidate_phrases
+from listwise_preference.image_lists.english.object_words import singular
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT.parent / "shared" / "benchmarks"
@@ -318,7 +318,7 @@ def test_singulars_agree_with_wordnet() -> None:
 def test_the_quick_model_tags_as_nltk_does() -> None:
     import nltk
 
-    from listwise_preference.image_lists.tagged_text import _tools
+    from listwise_preference.image_lists.english.tagged_text import _tools
 
     for sentence in [*SENTENCES, *HELD_OUT]:
         words = nltk.word_tokenize(sentence)
@@ -337,11 +337,12 @@ def test_the_quick_model_tags_as_nltk_does() -> None:
 )
 def test_what_is_missing_is_named_with_the_command_that_gets_it(hidden: str, command: str) -> None:
     program = f"""{hidden}
-from listwise_preference.image_lists.critical_object import TaggerError, candidate_phrases
-from listwise_preference.pairs import Pair
+from listwise_preference.errors import DataError
+from listwise_preference.image_lists.english.critical_object import candidate_phrases
+from listwise_preference.data.pairs import Pair
 try:
     candidate_phrases(Pair(1, "a.jpg", "What is it?", "A dog.", "A cat."))
-except TaggerError as error:
+except DataError as error:
     print(error)
 """
     env = {name: value for name, value in os.environ.items() if name != "NLTK_DATA"}

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 import demo
-from listwise_preference.small_world import charts, demo_page
+from listwise_preference.demo import charts
+from listwise_preference.demo import page as demo_page
 
 from .conftest import ROOT
 
@@ -108,7 +109,7 @@ def test_the_pages_table_is_that_of_the_scores_files(made: Made, context: "Brows
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_picture_and_link_of_the_page_is_there(made: Made, context: "BrowserContext", scheme: Any) -> None:
+def test_every_image_and_link_of_the_page_is_there(made: Made, context: "BrowserContext", scheme: Any) -> None:
     page = context.new_page()
     page.emulate_media(color_scheme=scheme)
     page.goto((made.folder / "index.html").as_uri())
@@ -233,16 +234,13 @@ def test_a_chart_shows_lines_and_intervals_where_their_numbers_are(tmp_path: Pat
     lines = [charts.Series("up", [(0, 0), (1, 1)], [0, 0.5]), charts.Series("down", [(0, 1), (1, 0)], [0, 0])]
     size = charts.draw(tmp_path / "chart.png", [charts.Panel("", "", lines)])
     with Image.open(tmp_path / "chart.png") as file:
-        picture = file.convert("RGB")
-    assert picture.size == (2 * size[0], 2 * size[1])
+        image = file.convert("RGB")
+    assert image.size == (2 * size[0], 2 * size[1])
 
     def heights(colour: str, below: int = 100) -> tuple[list[int], list[int]]:
         wanted = Image.new("RGB", (1, 1), colour).getpixel((0, 0))
         spots = [
-            (x, y)
-            for x in range(picture.width)
-            for y in range(below, picture.height)
-            if picture.getpixel((x, y)) == wanted
+            (x, y) for x in range(image.width) for y in range(below, image.height) if image.getpixel((x, y)) == wanted
         ]
         xs = [x for x, _ in spots]
         return [y for x, y in spots if x < min(xs) + 9], [y for x, y in spots if x > max(xs) - 9]
@@ -256,7 +254,7 @@ def test_a_chart_shows_lines_and_intervals_where_their_numbers_are(tmp_path: Pat
 
 def test_the_page_needs_nothing_but_its_folder() -> None:
     """No address of another machine in the page's own files."""
-    own = Path(demo_page.__file__).parent / "demo_page"
-    assert sorted(file.name for file in own.iterdir()) == ["demo.js", "index.html", "page.css"]
-    for file in own.iterdir():
+    own = [file for file in Path(demo_page.__file__).parent.iterdir() if file.suffix in (".html", ".css", ".js")]
+    assert sorted(file.name for file in own) == ["demo.css", "demo.js", "index.html"]
+    for file in own:
         assert "://" not in file.read_text(encoding="utf-8")

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from listwise_preference.answer_files import AnswerFiles
-from listwise_preference.answering import Answer, Answerer, Decoding, plan
-from listwise_preference.generate import main, parse
-from listwise_preference.models import ModelError, add_adapter, load_base_model, load_processor
-from listwise_preference.pairs import DataError
-from listwise_preference.questions import (
+from listwise_preference.data.ranked_images import open_image
+from listwise_preference.errors import DataError, ModelError
+from listwise_preference.files import read_records
+from listwise_preference.generation.answer_files import AnswerFiles
+from listwise_preference.generation.command import main, parse
+from listwise_preference.generation.engine import Answer, Answerer, Decoding, plan
+from listwise_preference.generation.questions import (
     BENCHMARKS,
     Question,
     pope_decided,
@@ -27,8 +28,9 @@ from listwise_preference.questions import (
     word_decided,
     write_answers,
 )
-from listwise_preference.ranked_images import open_picture
-from listwise_preference.scoring.answers import first_yes_or_no, read_records
+from listwise_preference.models.adapters import add_adapter
+from listwise_preference.models.loading import load_base_model, load_processor
+from listwise_preference.scoring.answers import first_yes_or_no
 from listwise_preference.scoring.mmhal import check as check_mmhal
 from listwise_preference.scoring.object_halbench import read_captions
 from listwise_preference.scoring.pope import says_yes
@@ -52,9 +54,9 @@ YES_NO = (
 
 
 def amber_records() -> list[dict[str, Any]]:
-    """60 questions on 6 pictures in AMBER's form and order: descriptions first, then 9 yes/no questions on each."""
-    asked = [(picture, "Describe this image.") for picture in PICTURES]
-    asked += [(picture, query) for picture in PICTURES for query in YES_NO]
+    """60 questions on 6 images in AMBER's form and order: descriptions first, then 9 yes/no questions on each."""
+    asked = [(image, "Describe this image.") for image in PICTURES]
+    asked += [(image, query) for image in PICTURES for query in YES_NO]
     return [{"id": n, "image": f"{name}.jpg", "query": query} for n, (name, query) in enumerate(asked, start=1)]
 
 
@@ -95,7 +97,7 @@ def plain_texts(answerer: Answerer, questions: Sequence[Question]) -> dict[int, 
     texts = {}
     for question in questions:
         prompt = answerer.chat.prompt_text(question.text)
-        inputs = answerer.processor(text=prompt, images=open_picture(question.picture), return_tensors="pt")
+        inputs = answerer.processor(text=prompt, images=open_image(question.image), return_tensors="pt")
         budget = 5 if question.yes_no else 12
         made = answerer.model.generate(**inputs, max_new_tokens=budget, do_sample=False)
         new = made[0, inputs["input_ids"].shape[1] :]
@@ -111,7 +113,7 @@ def test_batched_and_shared_answers_are_those_of_one_question_at_a_time(
 ) -> None:
     shared = answerer_of(checkpoint, batch_size=7)
     expected = plain_texts(shared, sixty)
-    assert len(set(expected.values())) > 20  # the model says different things to different questions and pictures
+    assert len(set(expected.values())) > 20  # the model says different things to different questions and images
     assert texts_of(shared, sixty) == expected
     assert texts_of(answerer_of(checkpoint, batch_size=7, share_prefix=False), sixty) == expected
     assert texts_of(answerer_of(checkpoint, batch_size=1), sixty) == expected
@@ -131,7 +133,7 @@ def test_shared_and_unshared_logits_agree(checkpoint: Path, sixty: tuple[Questio
     assert logits[True].std(dim=0).mean() > 0.01  # far above the tolerance: questions have logits of their own
 
 
-def test_a_prompt_that_does_not_begin_with_its_picture_is_answered_all_the_same(
+def test_a_prompt_that_does_not_begin_with_its_image_is_answered_all_the_same(
     small_checkpoints: dict[str, Path], sixty: tuple[Question, ...]
 ) -> None:
     answerer = answerer_of(small_checkpoints["llava"])
@@ -146,8 +148,8 @@ def test_a_prompt_that_does_not_begin_with_its_picture_is_answered_all_the_same(
     assert texts_of(answerer, few) == plain_texts(answerer, few)
 
 
-def test_every_picture_is_read_and_encoded_once(checkpoint: Path, sixty: tuple[Question, ...]) -> None:
-    """Seven of the sixty questions to a batch, six pictures: the vision tower sees six rows in all."""
+def test_every_image_is_read_and_encoded_once(checkpoint: Path, sixty: tuple[Question, ...]) -> None:
+    """Seven of the sixty questions to a batch, six images: the vision tower sees six rows in all."""
     answerer = answerer_of(checkpoint, batch_size=7)
     tower = answerer.model.get_submodule(answerer.family.vision_tower)
     seen, language_tokens = [], []
@@ -177,7 +179,7 @@ def test_batches_hold_one_kind_in_order_of_length(
 def test_when_memory_runs_out_batches_are_halved_and_the_answers_stay(
     small_checkpoints: dict[str, Path], sixty: tuple[Question, ...]
 ) -> None:
-    """The language model refuses more than 3 rows and the vision tower more than 2 pictures, as a full GPU would."""
+    """The language model refuses more than 3 rows and the vision tower more than 2 images, as a full GPU would."""
     expected = texts_of(answerer_of(small_checkpoints["llava"]), sixty)
     answerer = answerer_of(small_checkpoints["llava"], batch_size=16)
 
@@ -192,9 +194,9 @@ def test_when_memory_runs_out_batches_are_halved_and_the_answers_stay(
     answerer.model.model.language_model.register_forward_pre_hook(refuse_above(3), with_kwargs=True)
     answerer.model.model.vision_tower.register_forward_pre_hook(refuse_above(2), with_kwargs=True)
     assert texts_of(answerer, sixty) == expected
-    assert (answerer.most_pictures, answerer.most_rows) == (2, 3)
+    assert (answerer.most_images, answerer.most_rows) == (2, 3)
 
-    # Nothing fits beside more than three pictures once six batches are done: the rest is asked group by smaller group.
+    # Nothing fits beside more than three images once six batches are done: the rest is asked group by smaller group.
     crowded = answerer_of(small_checkpoints["llava"], batch_size=8)
     held: list[int] = []
 
@@ -332,12 +334,12 @@ def test_forms_of_the_other_benchmarks(tmp_path: Path) -> None:
             [{"question_id": 1, "question": "Is there a cat?", "answer": "A"}],
         ),
     }  # fmt: skip
-    for name, (records, pictures, written) in cases.items():
+    for name, (records, images, written) in cases.items():
         benchmark = BENCHMARKS[name]
         file, output = tmp_path / f"{name}.jsonl", tmp_path / f"{name}-answers.json"
         file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
         asked = read_questions(benchmark, file, tmp_path).questions
-        assert [question.picture for question in asked] == [tmp_path / picture for picture in pictures]
+        assert [question.image for question in asked] == [tmp_path / image for image in images]
         assert [question.yes_no for question in asked] == [name == "pope"] * len(asked)
         write_answers(benchmark, zip(asked, "ABC", strict=False), output)
         text = output.read_text(encoding="utf-8")
@@ -590,18 +592,18 @@ def test_two_processes_write_what_one_does(
 @pytest.mark.slow
 @needs_nltk_data
 def test_score_takes_the_answers_as_they_are(tmp_path: Path, options: Callable[..., Options], run_program: Run) -> None:
-    """AMBER's two sample pictures and two POPE questions, answered and scored by the two commands."""
-    pictures = tmp_path / "pictures"
+    """AMBER's two sample images and two POPE questions, answered and scored by the two commands."""
+    images = tmp_path / "pictures"
     for number, name in ((1, "moose"), (3, "stairs")):
-        copy_of(name, pictures / f"AMBER_{number}.jpg")
+        copy_of(name, images / f"AMBER_{number}.jpg")
     amber = SAMPLE / "amber"
     answers = tmp_path / "amber.json"
-    main({}, options(answers, questions=amber / "data" / "query" / "query_all.json", image_root=pictures))
+    main({}, options(answers, questions=amber / "data" / "query" / "query_all.json", image_root=images))
     scored = run_program("score.py", "amber", answers, "--data", amber)
     counts = json.loads(scored.stdout.splitlines()[-1])["counts"]
     assert (counts["descriptions"], counts["yes_no"]) == (2, 29)
 
-    copy_of("cat", pictures / "COCO_val2014_000000000005.jpg")
+    copy_of("cat", images / "COCO_val2014_000000000005.jpg")
     records = [
         {"question_id": n, "image": "COCO_val2014_000000000005.jpg", "text": f"Is there a {what}?", "label": label}
         for n, (what, label) in enumerate((("cat", "yes"), ("dog", "no")), start=1)
@@ -609,6 +611,6 @@ def test_score_takes_the_answers_as_they_are(tmp_path: Path, options: Callable[.
     questions = tmp_path / "pope.json"
     questions.write_text("".join(json.dumps(record) + "\n" for record in records))
     answers = tmp_path / "pope-answers.jsonl"
-    main({}, options(answers, benchmark="pope", questions=questions, image_root=pictures))
+    main({}, options(answers, benchmark="pope", questions=questions, image_root=images))
     scored = run_program("score.py", "pope", answers, "--questions", questions)
     assert sum(json.loads(scored.stdout.splitlines()[-1])["counters"].values()) == 2

@@ -16,11 +16,11 @@ from transformers import (
     OwlViTProcessor,
 )
 
-from listwise_preference.image_lists.annotations import Annotations
-from listwise_preference.image_lists.detect import Failed, Found, Query, choose, cut_box
-from listwise_preference.image_lists.zero_shot import EVERYDAY_OBJECTS, ZeroShotDetector
-from listwise_preference.pairs import DataError
-from listwise_preference.ranked_images import Box
+from listwise_preference.data.ranked_images import Box
+from listwise_preference.errors import DataError
+from listwise_preference.image_lists.detectors.annotations import Annotations
+from listwise_preference.image_lists.detectors.detect import Failed, Found, Query, choose, cut_box
+from listwise_preference.image_lists.detectors.zero_shot import EVERYDAY_OBJECTS, ZeroShotDetector
 from listwise_preference.small_world.detector import build_small_detector, save_small_detector
 
 SIZE = (100, 50)
@@ -38,7 +38,7 @@ def one_thread() -> Iterator[None]:
 # Which box
 
 
-def test_edges_are_rounded_half_up_and_cut_to_the_picture() -> None:
+def test_edges_are_rounded_half_up_and_cut_to_the_image() -> None:
     assert cut_box(1.5, 2.4, 10.49, 20.5, SIZE) == Box(2, 2, 10, 21)
     assert cut_box(-7.0, -0.2, 130.0, 50.4, SIZE) == Box(0, 0, 100, 50)
     assert cut_box(100.0, 0.0, 120.0, 50.0, SIZE) is None  # all of it past the right border
@@ -129,7 +129,7 @@ def test_boxes_without_size_and_bad_lines_are_said_and_the_rest_is_kept(tmp_path
     report = detector.report(["./a.png", "b.png"])
     assert "4 annotations cannot be used" in report
     assert "line 2: box of no size, 0 x 30 pixels, on a.png" in report
-    assert "no boxes for 1 of 2 pictures: b.png" in report
+    assert "no boxes for 1 of 2 images: b.png" in report
     assert ask(detector, "dog", "cat", "bird") == {"cat": Box(10, 10, 30, 40), "bird": Box(0, 0, 20, 20)}
 
 
@@ -156,12 +156,12 @@ def test_coco_instances_are_read_by_file_name_without_crowds(tmp_path: Path) -> 
 
 
 def test_a_bare_name_answers_in_coco_and_only_where_it_is_clear(tmp_path: Path) -> None:
-    """000007.png is in one folder of the pairs, or in two; JSONL names its pictures by their whole path."""
+    """000007.png is in one folder of the pairs, or in two; JSONL names its images by their whole path."""
     paths = ["train/000007.png", "val/000008.png"]
     assert ask(coco(tmp_path, paths), "cat", img_path="train/000007.png") == {"cat": Box(10, 6, 31, 16)}
     unclear = coco(tmp_path, [*paths, "val/000007.png"])
     assert ask(unclear, "cat", img_path="train/000007.png") == {}
-    with pytest.raises(DataError, match="for none of the 2 pictures"):
+    with pytest.raises(DataError, match="for none of the 2 images"):
         unclear.report(["train/000007.png", "val/000007.png"])
     assert ask(unclear, "cat", img_path="000007.png") == {"cat": Box(10, 6, 31, 16)}  # the file's own path
     lines = annotations(tmp_path, row("cat", img_path="7.png"), row("dog", img_path="b/8.png"))
@@ -180,7 +180,7 @@ def test_a_coco_annotation_of_a_list_of_images_is_said(tmp_path: Path) -> None:
     assert "annotation 1 names an image or a category that is not in the file" in report
 
 
-def test_boxes_of_a_picture_of_another_size_are_not_used(tmp_path: Path) -> None:
+def test_boxes_of_a_image_of_another_size_are_not_used(tmp_path: Path) -> None:
     answer = ask(coco(tmp_path, size=(50, 100)), "cat", img_path="000007.png")
     assert isinstance(answer, Failed)
     assert "annotated at 50 x 100 pixels" in answer.reason and "has 100 x 50" in answer.reason
@@ -220,9 +220,9 @@ def load(checkpoint: Path, box_threshold: float, text_threshold: float = 0.0) ->
 
 
 def scene(seed: int, size: tuple[int, int]) -> Image.Image:
-    picture = Image.new("RGB", size, (40 * seed % 256, 90, 130))
-    ImageDraw.Draw(picture).rectangle((5 * seed, 8, 5 * seed + 30, 40), fill=(250, 20 * seed % 256, 30))
-    return picture
+    image = Image.new("RGB", size, (40 * seed % 256, 90, 130))
+    ImageDraw.Draw(image).rectangle((5 * seed, 8, 5 * seed + 30, 40), fill=(250, 20 * seed % 256, 30))
+    return image
 
 
 def test_the_prompt_has_every_phrase_in_lower_case_with_a_full_stop(checkpoint: Path) -> None:
@@ -266,12 +266,12 @@ def test_boxes_do_not_depend_on_what_else_is_in_the_batch(checkpoint: Path) -> N
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_boxes_come_back_in_pixels_of_the_picture_that_was_given(padded: bool) -> None:
-    """A picture of 200 x 50 becomes 96 x 24 (longest edge 96); one of another size goes through a batch of its own.
+def test_boxes_come_back_in_pixels_of_the_image_that_was_given(padded: bool) -> None:
+    """An image of 200 x 50 becomes 96 x 24 (longest edge 96); one of another size goes through a batch of its own.
 
     A processor that pads lays it into the upper left of 128 x 128 pixels, which changes none of the boxes below.
 
-    The model says centre and size as parts of the picture: (0.5, 0.4, 0.2, 0.4) is left 0.4, top 0.2, right 0.6,
+    The model says centre and size as parts of the image: (0.5, 0.4, 0.2, 0.4) is left 0.4, top 0.2, right 0.6,
     bottom 0.6 of it: 80, 10, 120, 30 in pixels of 200 x 50, whatever the processor made of it.
     """
     model, processor = build_small_detector()
@@ -355,5 +355,5 @@ def test_a_detector_that_takes_lists_answers_in_the_same_shape() -> None:
         assert isinstance(answer, list)
         seen |= {found.phrase for found in answer}
         assert {found.phrase for found in answer} <= set(query.phrases)
-        assert all(found.box.fits(*query.picture.size) for found in answer)
+        assert all(found.box.fits(*query.image.size) for found in answer)
     assert seen

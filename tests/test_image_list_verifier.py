@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from listwise_preference.batch import ChatFormat
+from listwise_preference.errors import ModelError
 from listwise_preference.image_lists.verify import QUESTION, Check, Verifier
-from listwise_preference.models import ModelError
+from listwise_preference.models.chat_format import ChatFormat
 from listwise_preference.small_world.detector import save_small_detector
 from listwise_preference.small_world.model import FamilyName, save_small_model
 
@@ -55,8 +55,8 @@ def by_hand(verifier: Verifier, check: Check) -> float:
     lead = ChatFormat(processor, "").answer_lead
     scores = []
     for answer in ("Yes", "No"):
-        head = processor(text=[prompt], images=[[check.picture]], return_tensors="pt")
-        whole = processor(text=[prompt + lead + answer], images=[[check.picture]], return_tensors="pt")
+        head = processor(text=[prompt], images=[[check.image]], return_tensors="pt")
+        whole = processor(text=[prompt + lead + answer], images=[[check.image]], return_tensors="pt")
         start = head["input_ids"].shape[1]
         ids = whole["input_ids"][0]
         logps = model(**whole).logits[0].log_softmax(-1)
@@ -76,7 +76,7 @@ def test_the_yes_probability_is_the_softmax_over_the_two_answers_log_probabiliti
     with torch.inference_mode():
         assert together == pytest.approx([by_hand(verifier, check) for check in checks()], abs=1e-5)
     assert together == pytest.approx([verifier.p_yes(verifier.prepare([check]))[0] for check in checks()], abs=1e-5)
-    assert max(together) - min(together) > 1e-4  # the pictures and texts are really seen
+    assert max(together) - min(together) > 1e-4  # the images and texts are really seen
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
@@ -86,6 +86,6 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
 
 def test_a_model_of_another_kind_is_named_in_one_line(tmp_path: Path) -> None:
     save_small_detector(tmp_path)
-    with pytest.raises(ModelError, match="grounding-dino is no model of pictures and text") as caught:
+    with pytest.raises(ModelError, match="grounding-dino is no model of images and text") as caught:
         Verifier.load(str(tmp_path), device=torch.device("cpu"), dtype=torch.float32)
     assert "\n" not in str(caught.value)

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from listwise_preference.losses import anchor_loss, dpo_loss, plackett_luce_loss
-from listwise_preference.objective import Objective, compare, metrics
+from listwise_preference.training.losses import anchor_loss, dpo_loss, plackett_luce_loss
+from listwise_preference.training.objective import Objective, compare, metrics
 
 
 def test_plackett_luce_worked_by_hand() -> None:

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from listwise_preference.data.pairs import BoxLists, Folders, load_records, read_exclusions
+from listwise_preference.data.ranked_images import Drawing
+from listwise_preference.errors import DataError
 from listwise_preference.image_lists.command import main
 from listwise_preference.image_lists.store import ListStore
 from listwise_preference.image_lists.summary import summarize
-from listwise_preference.pairs import BoxLists, DataError, Folders, load_records, read_exclusions
-from listwise_preference.ranked_images import Drawing
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data" / "sample"
@@ -118,7 +119,7 @@ def test_the_lists_stand_in_input_order_with_what_was_tried(tmp_path: Path) -> N
         ("zebra", "not_found"),
         ("spoon", "taken"),
     ]
-    # Nothing of the text is annotated: any object will do, and none below 1 % or above 95 % of the picture.
+    # Nothing of the text is annotated: any object will do, and none below 1 % or above 95 % of the image.
     assert second["source"] == third["source"] == "detected"
     summary = summarize([first, second, third])
     assert summary["some_text_phrase_not_found"] >= 2
@@ -206,7 +207,7 @@ def test_every_bad_record_gets_a_verdict_and_nothing_else_is_lost(
 def test_annotations_of_another_data_set_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "other.jsonl").write_text('{"img_path": "street/1.jpg", "label": "car", "box": [0, 0, 5, 5]}\n')
     arguments = [*sample(tmp_path / "lists.jsonl"), "--annotations", str(tmp_path / "other.jsonl")]
-    assert "for none of the 12 pictures of the pairs: it names street/1.jpg" in refusal(arguments, capsys)
+    assert "for none of the 12 images of the pairs: it names street/1.jpg" in refusal(arguments, capsys)
     assert list(tmp_path.iterdir()) == [tmp_path / "other.jsonl"]
 
 
@@ -214,12 +215,12 @@ def test_annotations_of_another_data_set_are_refused(tmp_path: Path, capsys: pyt
     ("arguments", "message"),
     [
         (["--image_root", "nowhere"], "no such folder"),
-        (["--image_root", str(ROOT)], "none of the 12 pictures is there"),
+        (["--image_root", str(ROOT)], "none of the 12 images is there"),
         (["--list_size", "1"], "at least 2"),
         (["--min_box_share", "0.9", "--max_box_share", "0.1"], "no box could be taken"),
-        (["--max_box_share", "95"], "95 is not between 0 and 1"),
-        (["--max_box_share", "much"], "argument --max_box_share: much is not between 0 and 1"),
-        (["--threads", "1.5"], "argument --threads: 1.5 is no whole number of 1 or more"),
+        (["--max_box_share", "95"], "95: must be a number from 0 to 1"),
+        (["--max_box_share", "much"], "argument --max_box_share: much: must be a number from 0 to 1"),
+        (["--threads", "1.5"], "argument --threads: 1.5: must be a whole number, 1 or more"),
         (["--export", "ms-swift"], "needs --write_pictures"),
         (["--exclude", "nowhere.json"], "No such file"),
         (["--pairs", "nowhere.json"], "no such file"),
@@ -436,11 +437,11 @@ def test_training_leaves_out_the_rejected_records(tmp_path: Path) -> None:
             read_exclusions(write_json(tmp_path / "wrong.json", content))
 
 
-# Pictures and other trainers
+# Images and other trainers
 
 
 def png_sample(tmp_path: Path) -> tuple[Path, Path]:
-    """Three sample pictures as PNG with their boxes, and a pair for each."""
+    """Three sample images as PNG with their boxes, and a pair for each."""
     root = tmp_path / "root"
     (root / "images").mkdir(parents=True)
     boxes = read(SAMPLE / "annotations.jsonl")
@@ -455,16 +456,17 @@ def png_sample(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_training_on_written_pngs_and_on_boxes_gives_the_same_batch(tmp_path: Path) -> None:
-    from listwise_preference.batch import ChatFormat, Collator, ListwiseDataset
+    from listwise_preference.models.chat_format import ChatFormat
     from listwise_preference.small_world.model import build_small_model
+    from listwise_preference.training.batch import Collator, ListwiseDataset
 
     pairs, root = png_sample(tmp_path)
-    pictures = tmp_path / "pictures"
-    main(options(tmp_path / "lists.jsonl", pairs, root, "--write_pictures", pictures))
-    assert sorted(path.name for path in pictures.iterdir()) == ["100", "25", "50", "75", "made_by.json", "pairs.json"]
+    images = tmp_path / "pictures"
+    main(options(tmp_path / "lists.jsonl", pairs, root, "--write_pictures", images))
+    assert sorted(path.name for path in images.iterdir()) == ["100", "25", "50", "75", "made_by.json", "pairs.json"]
     drawn = load_records(pairs, root, BoxLists(tmp_path / "lists.jsonl", Drawing())).records
-    folders = Folders((root, *(pictures / share for share in ("25", "50", "75", "100"))))
-    opened = load_records(pictures / "pairs.json", root, folders).records
+    folders = Folders((root, *(images / share for share in ("25", "50", "75", "100"))))
+    opened = load_records(images / "pairs.json", root, folders).records
     assert len(drawn) == len(opened) == 3
     for one, other in zip(drawn, opened, strict=True):
         assert one.pair == other.pair
@@ -473,24 +475,24 @@ def test_training_on_written_pngs_and_on_boxes_gives_the_same_batch(tmp_path: Pa
     chat = ChatFormat(processor, "</s>")
     datasets = (ListwiseDataset(records, chat, 384) for records in (drawn, opened))
     first, second = (Collator(processor)([dataset[k] for k in range(3)]) for dataset in datasets)
-    assert first["pictures"]["pixel_values"].equal(second["pictures"]["pixel_values"])
+    assert first["images"]["pixel_values"].equal(second["images"]["pixel_values"])
     assert first["input_ids"].equal(second["input_ids"]) and first["targets"].equal(second["targets"])
 
 
-def test_jpegs_stay_jpegs_and_a_picture_has_one_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pictures = tmp_path / "pictures"
-    main(sample(tmp_path / "lists.jsonl", "--write_pictures", pictures, "--list_size", "3"))
-    assert sorted(path.name for path in pictures.iterdir()) == ["100", "50", "made_by.json", "pairs.json"]
-    assert Image.open(pictures / "50" / "images" / "cat.jpg").format == "JPEG"
-    assert "19 more records have a picture that is there already" in capsys.readouterr().err
-    assert len(json.loads((pictures / "pairs.json").read_text())) == 12
+def test_jpegs_stay_jpegs_and_a_image_has_one_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = tmp_path / "pictures"
+    main(sample(tmp_path / "lists.jsonl", "--write_pictures", images, "--list_size", "3"))
+    assert sorted(path.name for path in images.iterdir()) == ["100", "50", "made_by.json", "pairs.json"]
+    assert Image.open(images / "50" / "images" / "cat.jpg").format == "JPEG"
+    assert "19 more records have an image that is there already" in capsys.readouterr().err
+    assert len(json.loads((images / "pairs.json").read_text())) == 12
 
 
 def test_exports_have_the_form_of_each_trainer(tmp_path: Path) -> None:
     pairs, root = png_sample(tmp_path)
-    pictures = tmp_path / "pictures"
+    images = tmp_path / "pictures"
     for trainer in ("trl", "llama-factory", "ms-swift"):
-        main(options(tmp_path / "lists.jsonl", pairs, root, "--write_pictures", pictures, "--export", trainer))
+        main(options(tmp_path / "lists.jsonl", pairs, root, "--write_pictures", images, "--export", trainer))
     cat = str(root / "images" / "cat.png")
     trl, factory, swift = (
         json.loads((tmp_path / f"lists.{trainer}.json").read_text()) for trainer in ("trl", "llama-factory", "ms-swift")
@@ -508,7 +510,7 @@ def test_exports_have_the_form_of_each_trainer(tmp_path: Path) -> None:
         "images": [cat],
     }
     messages = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "A cat."}]
-    levels = [cat, *(str(pictures / share / "images" / "cat.png") for share in ("25", "50", "75", "100"))]
+    levels = [cat, *(str(images / share / "images" / "cat.png") for share in ("25", "50", "75", "100"))]
     assert swift[:5] == [
         {"messages": messages, "images": [cat], "rejected_response": "A green parrot."},
         *({"messages": messages, "images": [better], "rejected_images": [worse]} for better, worse in pairwise(levels)),
@@ -517,23 +519,23 @@ def test_exports_have_the_form_of_each_trainer(tmp_path: Path) -> None:
     assert (len(trl), len(factory), len(swift)) == (3, 3, 15)
 
 
-def test_ms_swift_gets_every_text_pair_and_the_picture_pairs_of_the_lists_that_are_written(
+def test_ms_swift_gets_every_text_pair_and_the_image_pairs_of_the_lists_that_are_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """31 records on 12 pictures; at three levels each written list gives two picture pairs."""
+    """31 records on 12 images; at three levels each written list gives two image pairs."""
     line = ["--write_pictures", tmp_path / "pictures", "--list_size", "3", "--export", "ms-swift"]
     main(sample(tmp_path / "lists.jsonl", *line))
     rows = json.loads((tmp_path / "lists.ms-swift.json").read_text())
     assert sum("rejected_response" in row for row in rows) == 31
     assert sum("rejected_images" in row for row in rows) == 12 * 2
-    assert "picture pairs of 12 of 31 records" in capsys.readouterr().err
+    assert "image pairs of 12 of 31 records" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("images", ["100", "100/below", "."])
-def test_pictures_are_never_written_over_the_users_own(
+def test_images_are_never_written_over_the_users_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], images: str
 ) -> None:
-    """X/100 holds the fully hidden pictures: with the image root there, each would replace its own original."""
+    """X/100 holds the fully hidden images: with the image root there, each would replace its own original."""
     folder = tmp_path / "x"
     root = folder / images
     (root / "images").mkdir(parents=True)
@@ -634,7 +636,7 @@ def test_a_model_that_is_not_there_or_of_another_kind_is_named_and_leaves_nothin
     assert len(read(output)) == 12
 
 
-def test_pictures_of_extreme_shape_end_as_errors_of_their_own(tmp_path: Path, models: list[str]) -> None:
+def test_images_of_extreme_shape_end_as_errors_of_their_own(tmp_path: Path, models: list[str]) -> None:
     """At a shorter side of 64 and a longer one of at most 96, 3000 x 1 would become 96 x 0."""
     root = tmp_path / "root"
     root.mkdir()

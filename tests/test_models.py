@@ -13,15 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from listwise_preference.models import (
-    ModelError,
-    add_adapter,
-    load_adapter,
-    load_base_model,
-    load_config,
-    load_processor,
-    weights_identity,
-)
+from listwise_preference.errors import ModelError
+from listwise_preference.models.adapters import add_adapter, load_adapter
+from listwise_preference.models.loading import load_base_model, load_config, load_processor, weights_identity
 
 
 def to_old_layout(key: str) -> str:
@@ -60,8 +54,8 @@ def save_adapter(checkpoint: Path, folder: Path, *, lm_head: bool = False) -> di
 
 def logits(model: Any, checkpoint: Path) -> Tensor:
     processor = load_processor(str(checkpoint))
-    picture = Image.linear_gradient("L").convert("RGB")
-    inputs = processor(text=["<image> What?"], images=[picture], return_tensors="pt")
+    image = Image.linear_gradient("L").convert("RGB")
+    inputs = processor(text=["<image> What?"], images=[image], return_tensors="pt")
     with torch.no_grad():
         values: Tensor = model.eval()(**inputs).logits
     return values
@@ -189,11 +183,11 @@ def test_a_llava_processor_without_patch_size_is_completed(small_checkpoints: di
     for name in ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens"):
         del settings[name]
     file.write_text(json.dumps(settings))
-    picture = Image.new("RGB", (90, 60), "white")
+    image = Image.new("RGB", (90, 60), "white")
 
     def ids(folder: Path) -> list[int]:
         processor = load_processor(str(folder))
-        return processor(text=["<image> What?"], images=[picture], return_tensors="pt")["input_ids"][0].tolist()
+        return processor(text=["<image> What?"], images=[image], return_tensors="pt")["input_ids"][0].tolist()
 
     assert ids(tmp_path / "old") == ids(checkpoint)
 

@@ -6,17 +6,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from listwise_preference.pairs import (
-    BoxLists,
-    Crops,
-    DataError,
-    Folders,
-    Pair,
-    PictureOnly,
-    Record,
-    load_records,
-)
-from listwise_preference.ranked_images import Box, Drawing, HiddenBox, PictureAndCrop, PictureFiles
+from listwise_preference.data.pairs import BoxLists, Crops, Folders, ImageOnly, Pair, Record, load_records
+from listwise_preference.data.ranked_images import Box, Drawing, ImageAndCrop, ImageFiles, MaskedBox
+from listwise_preference.errors import DataError
 
 FIVE = Drawing()
 
@@ -75,10 +67,10 @@ def test_json_and_jsonl_give_the_same_records(tmp_path: Path, root: Path) -> Non
     }
     for name, text in texts.items():
         (tmp_path / name).write_text(text, encoding="utf-8", newline="")
-        loaded = load_records(tmp_path / name, root, PictureOnly())
+        loaded = load_records(tmp_path / name, root, ImageOnly())
         assert loaded.records == (
-            Record(Pair(1, "a.png", "What is it?", "Zwei\u2028Zeilen", "A dog."), PictureFiles((root / "a.png",))),
-            Record(Pair("x", "./b.png", "What is it?", "A cat.", "A dog."), PictureFiles((root / "b.png",))),
+            Record(Pair(1, "a.png", "What is it?", "Zwei\u2028Zeilen", "A dog."), ImageFiles((root / "a.png",))),
+            Record(Pair("x", "./b.png", "What is it?", "A cat.", "A dog."), ImageFiles((root / "b.png",))),
         )
         assert (loaded.dropped, loaded.without_box, loaded.report) == (0, 0, "")
 
@@ -101,14 +93,14 @@ def test_files_that_cannot_be_used_at_all(tmp_path: Path, root: Path, name: str,
     path = tmp_path / name
     path.write_bytes(content)
     for mode in ("stop", "drop"):
-        refused = refusal(path, root, PictureOnly(), on_bad_record=mode)
+        refused = refusal(path, root, ImageOnly(), on_bad_record=mode)
         assert refused.startswith(f"{path}: ") and message in refused and "\n" not in refused
 
 
 def test_missing_files_and_folders(tmp_path: Path, root: Path) -> None:
     good = write_json(tmp_path / "p.json", [pair()])
-    assert refusal(tmp_path / "no.json", root, PictureOnly()).startswith(f"{tmp_path}/no.json: no such file")
-    assert "set --image_root" in refusal(good, tmp_path / "no", PictureOnly())
+    assert refusal(tmp_path / "no.json", root, ImageOnly()).startswith(f"{tmp_path}/no.json: no such file")
+    assert "set --image_root" in refusal(good, tmp_path / "no", ImageOnly())
     assert "lists.jsonl: no such file" in refusal(good, root, BoxLists(tmp_path / "lists.jsonl", FIVE))
     assert "at least 2 folders" in refusal(good, root, Folders((root,)))
     assert f"no folder {tmp_path}/no" in refusal(good, root, Folders((root, tmp_path / "no")))
@@ -141,7 +133,7 @@ CAT, DOG = message("assistant", "A cat."), message("assistant", [{"type": "text"
     ],
 )
 def test_every_form_of_a_record_is_the_same_pair(tmp_path: Path, root: Path, value: dict[str, Any]) -> None:
-    (record,) = load_records(write_json(tmp_path / "p.json", [value]), root, PictureOnly()).records
+    (record,) = load_records(write_json(tmp_path / "p.json", [value]), root, ImageOnly()).records
     assert record.pair == Pair(1, "a.png", "What is it?", "A cat.", "A dog.")
 
 
@@ -152,15 +144,15 @@ BAD_RECORDS = [
     (pair(id=True), "unusable id", "id true is not"),
     (pair(id=" "), "unusable id", 'id " " is not'),
     (pair(id="good"), "id used twice", "id good is also that of record 1"),
-    (pair(img_path=None), "picture path missing or unclear", 'no "img_path"'),
-    (pair(img_path=7), "picture path missing or unclear", '"img_path" is 7, not the path of one picture'),
-    (pair(img_path=None, images=["a.png", "b.png"]), "picture path missing or unclear",
-     '"images" is ["a.png", "b.png"], not the path of one picture'),
-    (pair(image="b.png"), "picture path missing or unclear",
-     '"img_path" "a.png" and "image" "b.png" are different pictures'),
-    (pair("../a.png"), "picture outside the image root", "../a.png is not under"),
-    (pair("b/../../root2/a.png"), "picture outside the image root", "b/../../root2/a.png is not under"),
-    (pair("/etc/a.png"), "picture outside the image root", "/etc/a.png is not under"),
+    (pair(img_path=None), "image path missing or unclear", 'no "img_path"'),
+    (pair(img_path=7), "image path missing or unclear", '"img_path" is 7, not the path of one image'),
+    (pair(img_path=None, images=["a.png", "b.png"]), "image path missing or unclear",
+     '"images" is ["a.png", "b.png"], not the path of one image'),
+    (pair(image="b.png"), "image path missing or unclear",
+     '"img_path" "a.png" and "image" "b.png" are different images'),
+    (pair("../a.png"), "image outside the image root", "../a.png is not under"),
+    (pair("b/../../root2/a.png"), "image outside the image root", "b/../../root2/a.png is not under"),
+    (pair("/etc/a.png"), "image outside the image root", "/etc/a.png is not under"),
     (pair(prompt=None), "text missing or unusable", 'no "prompt"'),
     (pair(chosen=None), "text missing or unusable", 'no "chosen"'),
     (pair(rejected=3), "text missing or unusable", '"rejected" is 3, not text'),
@@ -183,12 +175,12 @@ BAD_RECORDS = [
      "the user message of chosen and the user message of rejected are different prompts"),
     (pair(prompt="Look: <image> What?"), "special token in the text", '"prompt" contains <image>'),
     (pair(rejected="<image>"), "special token in the text", '"rejected" contains <image>'),
-    (pair("no.png"), "picture missing", "no picture "),
-    (pair("nul\0.png"), "picture missing", "no picture "),
-    (pair("\ud83d.png"), "picture missing", "no picture "),
-    (pair("folder"), "picture unreadable", "folder: Is a directory"),
-    (pair("empty.png"), "picture unreadable", "empty.png: the file is empty"),
-    (pair("text.png"), "picture unreadable", "text.png: not a picture in a format that Pillow reads"),
+    (pair("no.png"), "image missing", "no image "),
+    (pair("nul\0.png"), "image missing", "no image "),
+    (pair("\ud83d.png"), "image missing", "no image "),
+    (pair("folder"), "image unreadable", "folder: Is a directory"),
+    (pair("empty.png"), "image unreadable", "empty.png: the file is empty"),
+    (pair("text.png"), "image unreadable", "text.png: not an image in a format that Pillow reads"),
 ]  # fmt: skip
 
 
@@ -200,14 +192,14 @@ def test_every_kind_of_bad_record_has_its_message(
     (root / "empty.png").write_bytes(b"")
     (root / "text.png").write_text("hello")
     path = write_lines(tmp_path / "p.jsonl", pair(id="good"), value, pair("b.png", id="last"))
-    refused = refusal(path, root, PictureOnly(), placeholders=("<image>",))
+    refused = refusal(path, root, ImageOnly(), placeholders=("<image>",))
     first, heading, example, end = refused.split("\n")
     assert first == f"{path}: 1 of 3 records cannot be used."
     assert heading.startswith(f"{reason}: 1 record; ")
     assert example.startswith(f"  {path}: record 2 (line 2): ") and what in example
     assert end == "--on_bad_record drop leaves these records out and uses the other 2."
 
-    loaded = load_records(path, root, PictureOnly(), placeholders=("<image>",), on_bad_record="drop")
+    loaded = load_records(path, root, ImageOnly(), placeholders=("<image>",), on_bad_record="drop")
     assert [record.pair.id for record in loaded.records] == ["good", "last"]
     assert (loaded.dropped, loaded.without_box) == (1, 0)
     assert example in loaded.report
@@ -217,13 +209,13 @@ def test_every_kind_of_bad_record_has_its_message(
 def test_one_report_counts_all_reasons_and_shows_three_of_each(tmp_path: Path, root: Path) -> None:
     values = [pair(f"no{k}.png") for k in range(5)] + [pair("no.png", chosen=""), pair("b.png")]
     path = write_json(tmp_path / "p.json", values)
-    loaded = load_records(path, root, PictureOnly(), on_bad_record="drop")
+    loaded = load_records(path, root, ImageOnly(), on_bad_record="drop")
     assert loaded.report.split("\n") == [
         f"{path}: 6 of 7 records cannot be used.",
         'text missing or unusable: 1 record; give "prompt", "chosen" and "rejected" as text that is not blank',
         f'  {path}: record 6: "chosen" is blank',
-        "picture missing: 6 records; check --image_root and the path, or fetch the picture",
-        *(f"  {path}: record {k + 1}: no picture {root}/no{k}.png" for k in range(3)),
+        "image missing: 6 records; check --image_root and the path, or fetch the image",
+        *(f"  {path}: record {k + 1}: no image {root}/no{k}.png" for k in range(3)),
         "Left out (--on_bad_record drop); records used: 1.",
     ]
     assert loaded.dropped == 6 and loaded.records[0].pair.id == 7
@@ -231,14 +223,14 @@ def test_one_report_counts_all_reasons_and_shows_three_of_each(tmp_path: Path, r
 
 def test_nothing_left_is_an_error_even_when_dropping(tmp_path: Path, root: Path) -> None:
     path = write_json(tmp_path / "p.json", [pair("no.png")])
-    refused = refusal(path, root, PictureOnly(), on_bad_record="drop")
+    refused = refusal(path, root, ImageOnly(), on_bad_record="drop")
     assert refused.endswith("no record is left: of 1, 1 are bad and 0 have no box to hide.")
-    assert "no picture" in refused
+    assert "no image" in refused
 
 
 def test_ids_are_compared_as_text(tmp_path: Path, root: Path) -> None:
     path = write_json(tmp_path / "p.json", [pair(id="2"), pair(), pair(id=3), pair(id="3")])
-    loaded = load_records(path, root, PictureOnly(), on_bad_record="drop")
+    loaded = load_records(path, root, ImageOnly(), on_bad_record="drop")
     # Record 2 has no id and so the number 2, which record 1 has already.
     assert [record.pair.id for record in loaded.records] == ["2", 3]
 
@@ -253,7 +245,7 @@ def test_paths_may_lead_through_links_and_be_absolute_below_the_root(
     path = write_json(tmp_path / "p.json", [pair(name) for name in names])
     monkeypatch.chdir(data)
     for image_root in (data, Path()):
-        assert len(load_records(path, image_root, PictureOnly()).records) == 3
+        assert len(load_records(path, image_root, ImageOnly()).records) == 3
 
 
 # Folders
@@ -270,12 +262,12 @@ def test_the_layout_of_the_release(tmp_path: Path, root: Path, monkeypatch: pyte
     for image_root in (Path(), tmp_path):
         (record,) = load_records(Path("p.json"), image_root, Folders(folders)).records
         assert [image.getpixel((0, 0))[0] for image in record.images.load()] == [0, 1, 2, 3, 4]
-    assert load_records(Path("p.json"), Path(), Folders(folders)).records[0].images == PictureFiles(
+    assert load_records(Path("p.json"), Path(), Folders(folders)).records[0].images == ImageFiles(
         tuple(folder / "a/x.png" for folder in folders)
     )
 
 
-def test_ranked_pictures_that_are_missing_unreadable_or_elsewhere(tmp_path: Path, root: Path) -> None:
+def test_ranked_images_that_are_missing_unreadable_or_elsewhere(tmp_path: Path, root: Path) -> None:
     worse, worst = tmp_path / "worse", tmp_path / "worst"
     (root / "best").mkdir()
     for folder in (root / "best", worse, worst):
@@ -289,8 +281,8 @@ def test_ranked_pictures_that_are_missing_unreadable_or_elsewhere(tmp_path: Path
     source = Folders((root / "best", worse, worst))
     loaded = load_records(path, root, source, on_bad_record="drop")
     assert [record.pair.img_path for record in loaded.records] == ["best/good.png"]
-    assert "ranked picture missing: 1 record; every folder" in loaded.report
-    assert f"record 2: no picture {worst}/other.png" in loaded.report
+    assert "ranked image missing: 1 record; every folder" in loaded.report
+    assert f"record 2: no image {worst}/other.png" in loaded.report
     assert f"record 3: {worse}/broken.png: the file is empty" in loaded.report
     assert f"record 4: {root}/a.png is not in {root}/best" in loaded.report
 
@@ -315,7 +307,7 @@ def test_lists_match_by_id_in_any_order(tmp_path: Path, root: Path) -> None:
     boxes = (Box(1, 2, 3, 4), Box(0, 0, 20, 10), Box(0, 0, 3, 3))
     files = ("a.png", "b.png", "c.png")
     assert tuple(record.images for record in loaded.records) == tuple(
-        HiddenBox(root / name, box, FIVE) for name, box in zip(files, boxes, strict=True)
+        MaskedBox(root / name, box, FIVE) for name, box in zip(files, boxes, strict=True)
     )
 
 
@@ -337,7 +329,7 @@ def test_lists_match_by_position_when_no_pair_has_an_id(tmp_path: Path, root: Pa
 
 
 def test_records_without_a_box_are_left_out_and_counted(tmp_path: Path, root: Path) -> None:
-    # The fourth picture cannot be read, which is why its line has no box: not a second complaint.
+    # The fourth image cannot be read, which is why its line has no box: not a second complaint.
     names = ["a.png", "b.png", "c.png", "no.png", "no.png"]
     path = write_json(tmp_path / "p.json", [pair(name) for name in names])
     verdicts = ["verified", "no_object", "not_hideable", "error", "verified"]
@@ -348,7 +340,7 @@ def test_records_without_a_box_are_left_out_and_counted(tmp_path: Path, root: Pa
     loaded = load_records(path, root, BoxLists(lists, FIVE), on_bad_record="drop")
     assert [record.pair.id for record in loaded.records] == [1]
     assert (loaded.dropped, loaded.without_box) == (1, 3)
-    assert "record 5: no picture" in loaded.report and "record 4" not in loaded.report
+    assert "record 5: no image" in loaded.report and "record 4" not in loaded.report
 
     write_lines(lists, *(line(k, name, None) for k, name in enumerate(names)))
     assert "0 are bad and 5 have no box" in refusal(path, root, BoxLists(lists, FIVE))
@@ -368,12 +360,12 @@ def test_records_without_a_box_are_left_out_and_counted(tmp_path: Path, root: Pa
         ([line("x", "a.png", [0, 0, 1, True])], "unusable box", "holds true, not a finite number"),
         ([line("x", "a.png", [0, 0, 1, float("inf")])], "unusable box", "holds Infinity, not a finite"),
         ([line("x", "a.png", [0, 0, 1, float("nan")])], "unusable box", "holds NaN, not a finite number"),
-        ([line("x", "a.png", [0, 0, 1, 10**400])], "unusable box", "reaches past the picture"),
+        ([line("x", "a.png", [0, 0, 1, 10**400])], "unusable box", "reaches past the image"),
         ([line("x", "a.png", [0, 0, 1, 1.5])], "unusable box", "holds 1.5, not whole pixels"),
         ([line("x", "a.png", [3, 0, 3, 5])], "unusable box", "box [3, 0, 3, 5] holds no pixel: 0 x 5"),
-        ([line("x", "a.png", [-1, 0, 3, 5])], "unusable box", "reaches past the picture, 20 x 10 pixels"),
-        ([line("x", "a.png", [0, 0, 21, 5])], "unusable box", "reaches past the picture, 20 x 10 pixels"),
-        ([line("x", "a.png", [0, 0, 5, 11])], "unusable box", "reaches past the picture, 20 x 10 pixels"),
+        ([line("x", "a.png", [-1, 0, 3, 5])], "unusable box", "reaches past the image, 20 x 10 pixels"),
+        ([line("x", "a.png", [0, 0, 21, 5])], "unusable box", "reaches past the image, 20 x 10 pixels"),
+        ([line("x", "a.png", [0, 0, 5, 11])], "unusable box", "reaches past the image, 20 x 10 pixels"),
     ],
     ids=lambda value: None if isinstance(value, list) else value,
 )  # fmt: skip
@@ -389,7 +381,7 @@ def test_every_kind_of_bad_line_has_its_message(
     assert [record.pair.id for record in loaded.records] == ["y"] and loaded.dropped == 1
 
 
-def test_a_box_may_use_the_height_of_the_upright_picture(tmp_path: Path, root: Path) -> None:
+def test_a_box_may_use_the_height_of_the_upright_image(tmp_path: Path, root: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # stored 20 x 10, upright 10 x 20
     Image.new("RGB", (20, 10)).save(root / "a.jpg", exif=exif)
@@ -405,7 +397,7 @@ def test_a_bad_text_and_a_bad_box_of_one_record_are_both_reported(tmp_path: Path
     path = write_json(tmp_path / "p.json", [pair(id="x", chosen=" ")])
     lists = write_lines(tmp_path / "l.jsonl", line("x", "a.png", [0, 0, 99, 5]))
     refused = refusal(path, root, BoxLists(lists, FIVE))
-    assert '"chosen" is blank' in refused and "reaches past the picture" in refused
+    assert '"chosen" is blank' in refused and "reaches past the image" in refused
 
 
 # Crops, and many records
@@ -415,18 +407,18 @@ def test_crops_depend_on_seed_and_id(tmp_path: Path, root: Path) -> None:
     path = write_json(tmp_path / "p.json", [pair(), pair(id="x")])
     loaded = load_records(path, root, Crops(seed=7))
     assert [record.images for record in loaded.records] == [
-        PictureAndCrop(root / "a.png", "7/1"),
-        PictureAndCrop(root / "a.png", "7/x"),
+        ImageAndCrop(root / "a.png", "7/1"),
+        ImageAndCrop(root / "a.png", "7/x"),
     ]
 
 
 def test_thousands_of_records_are_checked_in_seconds_and_stay_in_order(tmp_path: Path, root: Path) -> None:
-    picture = (root / "a.png").read_bytes()
+    image = (root / "a.png").read_bytes()
     names = [f"{k:04}.png" for k in range(2000)][::-1]
     for name in names:
-        (root / name).write_bytes(picture)
+        (root / name).write_bytes(image)
     path = write_lines(tmp_path / "p.jsonl", *(pair(name) for name in names))
     start = time.perf_counter()
-    loaded = load_records(path, root, PictureOnly())
+    loaded = load_records(path, root, ImageOnly())
     assert time.perf_counter() - start < 10
     assert [record.pair.img_path for record in loaded.records] == names

@@ -7,31 +7,31 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops, ImageCms
 
-from listwise_preference.ranked_images import (
+from listwise_preference.data.ranked_images import (
     Box,
     Drawing,
-    HiddenBox,
-    PictureAndCrop,
-    PictureError,
-    PictureFiles,
-    hidden_region,
-    open_picture,
+    ImageAndCrop,
+    ImageFiles,
+    MaskedBox,
+    masked_region,
+    open_image,
     random_crop,
     ranked_images,
-    upright_size,
+    transposed_size,
 )
+from listwise_preference.errors import ImageError
 
 RED, BLACK, WHITE = (255, 0, 0), (0, 0, 0), (255, 255, 255)
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    """A picture without red or black pixels, so that every drawn pixel is a changed one."""
+    """An image without red or black pixels, so that every drawn pixel is a changed one."""
     values = random.Random(seed).choices(range(1, 255), k=3 * width * height)
     return Image.frombytes("RGB", (width, height), bytes(values))
 
 
-def pixels(picture: Image.Image) -> list[tuple[int, ...]]:
-    return [picture.getpixel((x, y)) for y in range(picture.height) for x in range(picture.width)]
+def pixels(image: Image.Image) -> list[tuple[int, ...]]:
+    return [image.getpixel((x, y)) for y in range(image.height) for x in range(image.width)]
 
 
 # Hidden share
@@ -40,11 +40,11 @@ def pixels(picture: Image.Image) -> list[tuple[int, ...]]:
 def test_hidden_share_by_hand() -> None:
     # 10 columns in 4 steps: 0, 2.5, 5, 7.5, 10; halves round up.
     box = Box(3, 4, 13, 9)
-    regions = [hidden_region(box, level, Drawing(list_size=5)) for level in range(5)]
+    regions = [masked_region(box, level, Drawing(list_size=5)) for level in range(5)]
     assert regions == [None, *(Box(3, 4, 3 + width, 9) for width in (3, 5, 8, 10))]
     # 7 rows in 3 steps: 0, 2.33, 4.67, 7.
     tall = Box(0, 0, 5, 7)
-    regions = [hidden_region(tall, level, Drawing(list_size=4)) for level in range(4)]
+    regions = [masked_region(tall, level, Drawing(list_size=4)) for level in range(4)]
     assert regions == [None, *(Box(0, 0, 5, height) for height in (2, 5, 7))]
 
 
@@ -59,7 +59,7 @@ def test_hidden_share_by_hand() -> None:
     ],
 )
 def test_direction(box: Box, grow: str, half: Box) -> None:
-    assert hidden_region(box, 1, Drawing(list_size=3, grow=grow)) == half
+    assert masked_region(box, 1, Drawing(list_size=3, grow=grow)) == half
 
 
 def test_each_level_contains_the_one_before_and_the_last_is_the_box() -> None:
@@ -69,7 +69,7 @@ def test_each_level_contains_the_one_before_and_the_last_is_the_box() -> None:
         box = Box(left, top, left + draw.randint(1, 60), top + draw.randint(1, 60))
         grow = draw.choice(["longer_side", "left_to_right", "top_to_bottom"])
         drawing = Drawing(list_size=draw.randint(2, 12), grow=grow)
-        regions = [hidden_region(box, level, drawing) for level in range(drawing.list_size)]
+        regions = [masked_region(box, level, drawing) for level in range(drawing.list_size)]
         assert regions[0] is None and regions[-1] == box
         shown = [region for region in regions if region]
         assert regions == [None] * (len(regions) - len(shown)) + shown
@@ -88,47 +88,47 @@ def test_settings_are_checked() -> None:
     with pytest.raises(ValueError, match="black or mean or blur"):
         Drawing(fill="white")
     with pytest.raises(ValueError, match=r"outside 0\.\.4"):
-        hidden_region(Box(0, 0, 4, 4), 5, Drawing())
+        masked_region(Box(0, 0, 4, 4), 5, Drawing())
 
 
 # Drawing
 
 
 def test_without_ellipse_the_region_is_black_and_the_rest_untouched() -> None:
-    picture = noise(6, 4)
-    middle = ranked_images(picture, Box(1, 1, 5, 3), Drawing(list_size=3, visual_prompt="none"))[1]
+    image = noise(6, 4)
+    middle = ranked_images(image, Box(1, 1, 5, 3), Drawing(list_size=3, visual_prompt="none"))[1]
     for x in range(6):
         for y in range(4):
             hidden = x in (1, 2) and y in (1, 2)
-            assert middle.getpixel((x, y)) == (BLACK if hidden else picture.getpixel((x, y)))
+            assert middle.getpixel((x, y)) == (BLACK if hidden else image.getpixel((x, y)))
 
 
 @pytest.mark.parametrize("prompt", ["ellipse", "none"])
 @pytest.mark.parametrize("fill", ["mean", "blur"])
 def test_no_fill_reaches_outside_the_hidden_region_or_takes_from_there(fill: str, prompt: str) -> None:
-    picture, box = noise(40, 30), Box(7, 5, 31, 21)
+    image, box = noise(40, 30), Box(7, 5, 31, 21)
     drawing = Drawing(list_size=4, visual_prompt=prompt, fill=fill)
-    other = Image.new("RGB", (40, 30), (9, 200, 77))  # the same within the box, another picture around it
-    other.paste(picture.crop((7, 5, 31, 21)), (7, 5))
-    inside = [ranked_images(one, box, drawing) for one in (picture, other)]
-    for level, (image, elsewhere) in enumerate(zip(*inside, strict=True)):
-        region = hidden_region(box, level, drawing)
+    other = Image.new("RGB", (40, 30), (9, 200, 77))  # the same within the box, another image around it
+    other.paste(image.crop((7, 5, 31, 21)), (7, 5))
+    inside = [ranked_images(one, box, drawing) for one in (image, other)]
+    for level, (drawn, elsewhere) in enumerate(zip(*inside, strict=True)):
+        region = masked_region(box, level, drawing)
         assert (region is None) == (level == 0)
         if region is None:
             continue
-        outside = image.copy()
+        outside = drawn.copy()
         edges = (region.left, region.top, region.right, region.bottom)
-        outside.paste(picture.crop(edges), edges)
-        assert outside.tobytes() == picture.tobytes() != image.tobytes()
+        outside.paste(image.crop(edges), edges)
+        assert outside.tobytes() == image.tobytes() != drawn.tobytes()
         if fill == "blur":
-            assert image.crop(edges).tobytes() == elsewhere.crop(edges).tobytes()
+            assert drawn.crop(edges).tobytes() == elsewhere.crop(edges).tobytes()
 
 
-def test_the_mean_fill_is_the_mean_of_the_whole_picture() -> None:
+def test_the_mean_fill_is_the_mean_of_the_whole_image() -> None:
     """Six pixels of (100, 0, 255), two of (20, 90, 0): (640/8, 180/8, 1530/8) = (80, 22.5, 191.25), rounded half up."""
-    picture = Image.new("RGB", (4, 2), (100, 0, 255))
-    picture.paste((20, 90, 0), (0, 0, 2, 1))
-    last = ranked_images(picture, Box(1, 0, 3, 2), Drawing(list_size=2, visual_prompt="none", fill="mean"))[-1]
+    image = Image.new("RGB", (4, 2), (100, 0, 255))
+    image.paste((20, 90, 0), (0, 0, 2, 1))
+    last = ranked_images(image, Box(1, 0, 3, 2), Drawing(list_size=2, visual_prompt="none", fill="mean"))[-1]
     assert last.crop((1, 0, 3, 2)).getcolors() == [(4, (80, 23, 191))]
 
 
@@ -144,36 +144,36 @@ def test_blur_leaves_no_detail_and_an_even_colour_as_it_is() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest sets the filters of its own
-def test_pictures_up_to_the_limit_are_read_and_larger_ones_are_refused(tmp_path: Path) -> None:
+def test_images_up_to_the_limit_are_read_and_larger_ones_are_refused(tmp_path: Path) -> None:
     """9500 x 9500 is 90,250,000 pixels, above the limit of 2**30 / 12; 20000 x 10000 is what Pillow itself refuses."""
     for name, size in (("above", (9500, 9500)), ("huge", (20000, 10000))):
         Image.new("1", size).save(tmp_path / f"{name}.png")
-        for read in (open_picture, upright_size):
-            with pytest.raises(PictureError, match=r"too large: at most 89,478,485 pixels are read"):
+        for read in (open_image, transposed_size):
+            with pytest.raises(ImageError, match=r"too large: at most 89,478,485 pixels are read"):
                 read(tmp_path / f"{name}.png")
     Image.new("1", (9400, 9500)).save(tmp_path / "below.png")
-    assert upright_size(tmp_path / "below.png") == (9400, 9500)
+    assert transposed_size(tmp_path / "below.png") == (9400, 9500)
 
 
 def test_nothing_outside_the_hidden_region_changes() -> None:
     draw = random.Random(2)
     sides = [1, 2, 3, 4, 5, 9, 30]
     for width, height in [(w, h) for w in sides for h in sides]:
-        picture = noise(40, 40, seed=width * 100 + height)
-        before = picture.tobytes()
+        image = noise(40, 40, seed=width * 100 + height)
+        before = image.tobytes()
         left, top = draw.randint(0, 40 - width), draw.randint(0, 40 - height)
         box = Box(left, top, left + width, top + height)
         drawing = Drawing(list_size=draw.randint(2, 6))
-        levels = ranked_images(picture, box, drawing)
-        assert levels[0].tobytes() == picture.tobytes() == before
-        for level, image in enumerate(levels):
-            region = hidden_region(box, level, drawing)
-            # The picture has no black and no red, so the changed pixels' bounds are the region itself.
-            changed = ImageChops.difference(image, picture).getbbox()
+        levels = ranked_images(image, box, drawing)
+        assert levels[0].tobytes() == image.tobytes() == before
+        for level, drawn in enumerate(levels):
+            region = masked_region(box, level, drawing)
+            # The image has no black and no red, so the changed pixels' bounds are the region itself.
+            changed = ImageChops.difference(drawn, image).getbbox()
             expected = (region.left, region.top, region.right, region.bottom) if region else None
             assert changed == expected
             if region:
-                inside = image.crop(expected)
+                inside = drawn.crop(expected)
                 assert set(pixels(inside)) <= {RED, BLACK}
                 assert RED in pixels(inside)
 
@@ -188,42 +188,42 @@ def test_the_ellipse_is_inscribed() -> None:
 
 
 @pytest.mark.parametrize(("width", "expected"), [(200, 1), (640, 3), (1280, 6)])
-def test_the_outline_scales_with_the_picture(width: int, expected: int) -> None:
+def test_the_outline_scales_with_the_image(width: int, expected: int) -> None:
     image = ranked_images(Image.new("RGB", (width, 100), WHITE), Box(0, 0, 100, 51), Drawing(list_size=2))[1]
     column = [image.getpixel((50, y)) for y in range(25)]
     assert column == [RED] * expected + [BLACK] * (25 - expected)
 
 
-def test_a_box_outside_the_picture_is_refused() -> None:
-    with pytest.raises(ValueError, match="does not lie inside a picture of 10 x 8 pixels"):
+def test_a_box_outside_the_image_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not lie inside an image of 10 x 8 pixels"):
         ranked_images(noise(10, 8), Box(0, 0, 10, 9), Drawing())
 
 
 # Reading
 
 
-def saved(folder: Path, picture: Image.Image, name: str, **options: object) -> Path:
+def saved(folder: Path, image: Image.Image, name: str, **options: object) -> Path:
     path = folder / name
-    picture.save(path, **options)
+    image.save(path, **options)
     return path
 
 
 def opened(path: Path) -> list[tuple[int, ...]]:
-    picture = open_picture(path)
-    assert picture.mode == "RGB"
-    assert upright_size(path) == picture.size
-    return pixels(picture)
+    image = open_image(path)
+    assert image.mode == "RGB"
+    assert transposed_size(path) == image.size
+    return pixels(image)
 
 
 def of_mode(mode: str, *values: object) -> Image.Image:
-    picture = Image.new(mode, (len(values), 1))
+    image = Image.new(mode, (len(values), 1))
     for x, value in enumerate(values):
-        picture.putpixel((x, 0), value)
-    return picture
+        image.putpixel((x, 0), value)
+    return image
 
 
 @pytest.mark.parametrize(
-    ("picture", "name", "expected"),
+    ("image", "name", "expected"),
     [
         (of_mode("RGB", (1, 2, 3)), "p.png", [(1, 2, 3)]),
         (of_mode("L", 0, 77, 255), "p.png", [BLACK, (77, 77, 77), WHITE]),
@@ -249,20 +249,20 @@ def of_mode(mode: str, *values: object) -> Image.Image:
     ids=lambda value: f"{value.mode}" if isinstance(value, Image.Image) else None,
 )  # fmt: skip
 def test_every_mode_becomes_rgb(
-    tmp_path: Path, picture: Image.Image, name: str, expected: list[tuple[int, int, int]]
+    tmp_path: Path, image: Image.Image, name: str, expected: list[tuple[int, int, int]]
 ) -> None:
-    assert opened(saved(tmp_path, picture, name)) == expected
+    assert opened(saved(tmp_path, image, name)) == expected
 
 
 def test_palette_with_and_without_transparency(tmp_path: Path) -> None:
-    picture = Image.new("P", (3, 1))
-    picture.putpalette([10, 20, 30, 40, 50, 60, 0, 0, 0])
-    picture.putdata([0, 1, 2])
-    assert opened(saved(tmp_path, picture, "p.png")) == [(10, 20, 30), (40, 50, 60), BLACK]
+    image = Image.new("P", (3, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60, 0, 0, 0])
+    image.putdata([0, 1, 2])
+    assert opened(saved(tmp_path, image, "p.png")) == [(10, 20, 30), (40, 50, 60), BLACK]
     # One alpha per palette entry, and one transparent index as GIF has it.
-    alpha = saved(tmp_path, picture, "alpha.png", transparency=bytes([255, 0, 51]))
+    alpha = saved(tmp_path, image, "alpha.png", transparency=bytes([255, 0, 51]))
     assert opened(alpha) == [(10, 20, 30), WHITE, (204, 204, 204)]
-    assert opened(saved(tmp_path, picture, "p.gif", transparency=1)) == [(10, 20, 30), WHITE, BLACK]
+    assert opened(saved(tmp_path, image, "p.gif", transparency=1)) == [(10, 20, 30), WHITE, BLACK]
     rgb = saved(tmp_path, of_mode("RGB", (1, 2, 3), (4, 5, 6)), "key.png", transparency=(4, 5, 6))
     assert opened(rgb) == [(1, 2, 3), WHITE]
 
@@ -274,7 +274,7 @@ def test_lab_becomes_rgb(tmp_path: Path) -> None:
     assert all(abs(a - b) <= 4 for a, b in zip(pixel, (200, 100, 50), strict=True))  # LAB in 8 bits is coarse
 
 
-# The picture that must come out, as rows, and how a camera stores it under each EXIF orientation.
+# The image that must come out, as rows, and how a camera stores it under each EXIF orientation.
 UPRIGHT = ["ab", "cd", "ef"]
 STORED = {
     1: ["ab", "cd", "ef"],
@@ -301,20 +301,20 @@ def test_exif_orientation(tmp_path: Path, name: str, orientation: int) -> None:
     lossless = {"lossless": True} if name == "p.webp" else {}
     path = saved(tmp_path, of_rows(STORED[orientation]), name, exif=exif, **lossless)
     assert opened(path) == pixels(of_rows(UPRIGHT))
-    assert 0x0112 not in open_picture(path).getexif()
-    again = saved(tmp_path, open_picture(path), f"again-{name}", **lossless)
+    assert 0x0112 not in open_image(path).getexif()
+    again = saved(tmp_path, open_image(path), f"again-{name}", **lossless)
     assert opened(again) == pixels(of_rows(UPRIGHT))
 
 
 def test_exif_orientation_of_a_photograph(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held upright: stored 32 x 16, its left side is the picture's top
+    exif[0x0112] = 6  # the camera was held upright: stored 32 x 16, its left side is the image's top
     stored = Image.new("RGB", (32, 16), "blue")
     stored.paste((255, 255, 0), (0, 0, 16, 16))
     path = saved(tmp_path, stored, "p.jpg", exif=exif, quality=95)
-    picture = open_picture(path)
-    assert picture.size == upright_size(path) == (16, 32)
-    assert picture.getpixel((8, 4))[0] > 240 and picture.getpixel((8, 28))[0] < 15
+    image = open_image(path)
+    assert image.size == transposed_size(path) == (16, 32)
+    assert image.getpixel((8, 4))[0] > 240 and image.getpixel((8, 28))[0] < 15
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -337,12 +337,12 @@ def test_the_size_needs_no_pixels(tmp_path: Path) -> None:
         whole = saved(tmp_path, noise(300, 200), name)
         cut = tmp_path / f"cut-{name}"
         cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-        assert upright_size(cut) == (300, 200)
-        with pytest.raises(PictureError, match=rf"cut-{name}: cannot be decoded"):
-            open_picture(cut)
+        assert transposed_size(cut) == (300, 200)
+        with pytest.raises(ImageError, match=rf"cut-{name}: cannot be decoded"):
+            open_image(cut)
 
 
-def test_unusable_pictures_name_file_and_cause(tmp_path: Path) -> None:
+def test_unusable_images_name_file_and_cause(tmp_path: Path) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.jpg").write_text("hello")
     # A header of 20,000 x 10,000 pixels, above Pillow's limit of about 179 million.
@@ -352,14 +352,14 @@ def test_unusable_pictures_name_file_and_cause(tmp_path: Path) -> None:
     causes = {
         "missing.png": "no such file",
         "empty.png": "the file is empty",
-        "text.jpg": "not a picture in a format that Pillow reads",
+        "text.jpg": "not an image in a format that Pillow reads",
         "bomb.png": "too large: at most 89,478,485 pixels",
         "": "Is a directory",
     }
     for name, cause in causes.items():
         path = tmp_path / name
-        for read in (open_picture, upright_size):
-            with pytest.raises(PictureError, match=f"^{path}: {cause}"):
+        for read in (open_image, transposed_size):
+            with pytest.raises(ImageError, match=f"^{path}: {cause}"):
                 read(path)
 
 
@@ -373,10 +373,10 @@ def position_coded(width: int, height: int) -> Image.Image:
 
 
 def test_same_key_and_size_same_crop() -> None:
-    picture = noise(60, 40)
-    assert random_crop(picture, "7/a").tobytes() == random_crop(picture.copy(), "7/a").tobytes()
-    assert random_crop(picture, "7/a").size == (60, 40)
-    assert len({random_crop(picture, f"7/{record}").tobytes() for record in range(50)}) == 50
+    image = noise(60, 40)
+    assert random_crop(image, "7/a").tobytes() == random_crop(image.copy(), "7/a").tobytes()
+    assert random_crop(image, "7/a").size == (60, 40)
+    assert len({random_crop(image, f"7/{record}").tobytes() for record in range(50)}) == 50
 
 
 def test_crop_covers_at_most_a_fifth_at_many_sizes() -> None:
@@ -393,7 +393,7 @@ def test_crop_covers_at_most_a_fifth_at_many_sizes() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 200), (200, 3)])
-def test_crop_of_small_and_long_pictures(size: tuple[int, int]) -> None:
+def test_crop_of_small_and_long_images(size: tuple[int, int]) -> None:
     for key in range(20):
         crop = random_crop(position_coded(*size), str(key))
         assert crop.size == size
@@ -408,14 +408,14 @@ def test_crop_of_small_and_long_pictures(size: tuple[int, int]) -> None:
 def test_sources_load_what_they_describe(tmp_path: Path) -> None:
     good = saved(tmp_path, noise(20, 10, seed=1), "good.png")
     bad = saved(tmp_path, noise(20, 10, seed=2), "bad.png")
-    files = PictureFiles((good, bad))
+    files = ImageFiles((good, bad))
     assert [image.tobytes() for image in files.load()] == [noise(20, 10, seed=s).tobytes() for s in (1, 2)]
 
-    boxed = HiddenBox(good, Box(0, 0, 20, 10), Drawing(list_size=3))
+    boxed = MaskedBox(good, Box(0, 0, 20, 10), Drawing(list_size=3))
     drawn = ranked_images(noise(20, 10, seed=1), Box(0, 0, 20, 10), Drawing(list_size=3))
     assert [image.tobytes() for image in boxed.load()] == [image.tobytes() for image in drawn]
 
-    cropped = PictureAndCrop(good, "7/a")
+    cropped = ImageAndCrop(good, "7/a")
     assert cropped.load()[1].tobytes() == random_crop(noise(20, 10, seed=1), "7/a").tobytes()
 
     assert files.files() == (good, bad) and boxed.files() == cropped.files() == (good,)
@@ -426,15 +426,15 @@ def test_sources_load_what_they_describe(tmp_path: Path) -> None:
 def test_what_changes_the_pixels_changes_the_description() -> None:
     path = Path("p.png")
     sources = [
-        PictureFiles((path,)),
-        HiddenBox(path, Box(0, 0, 9, 9), Drawing()),
-        HiddenBox(path, Box(0, 0, 9, 8), Drawing()),
-        HiddenBox(path, Box(0, 0, 9, 9), Drawing(list_size=4)),
-        HiddenBox(path, Box(0, 0, 9, 9), Drawing(visual_prompt="none")),
-        HiddenBox(path, Box(0, 0, 9, 9), Drawing(grow="left_to_right")),
-        PictureAndCrop(path, "1/1"),
-        PictureAndCrop(path, "2/1"),
+        ImageFiles((path,)),
+        MaskedBox(path, Box(0, 0, 9, 9), Drawing()),
+        MaskedBox(path, Box(0, 0, 9, 8), Drawing()),
+        MaskedBox(path, Box(0, 0, 9, 9), Drawing(list_size=4)),
+        MaskedBox(path, Box(0, 0, 9, 9), Drawing(visual_prompt="none")),
+        MaskedBox(path, Box(0, 0, 9, 9), Drawing(grow="left_to_right")),
+        ImageAndCrop(path, "1/1"),
+        ImageAndCrop(path, "2/1"),
     ]
     assert len({source.describe() for source in sources}) == len(sources)
     # The path is not part of it: the same file under another name gives the same pixels.
-    assert PictureAndCrop(path, "1/1").describe() == PictureAndCrop(Path("q.png"), "1/1").describe()
+    assert ImageAndCrop(path, "1/1").describe() == ImageAndCrop(Path("q.png"), "1/1").describe()

@@ -84,7 +84,7 @@ def test_every_path_that_is_named_exists() -> None:
 def test_every_option_that_is_named_exists() -> None:
     from transformers import HfArgumentParser
 
-    from listwise_preference import arguments
+    from listwise_preference.training import options as arguments
 
     groups = (
         arguments.ModelArguments,

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from listwise_preference.image_lists.review import ReviewItem, write_review
-from listwise_preference.pairs import DataError, Pair
-from listwise_preference.ranked_images import Box, Drawing, open_picture, ranked_images
+from listwise_preference.data.pairs import Pair
+from listwise_preference.data.ranked_images import Box, Drawing, open_image, ranked_images
+from listwise_preference.errors import DataError
+from listwise_preference.image_lists.review.review import ReviewItem, write_review
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Page
@@ -29,7 +30,7 @@ def item(
     chosen: str = "A cat.",
     rejected: str = "A dog.",
     *,
-    picture: Path | None = None,
+    image: Path | None = None,
     box: Box | None = None,
     phrase: str | None = "cat",
     surface: str | None = None,
@@ -38,7 +39,7 @@ def item(
     verdict: str = "verified",
 ) -> ReviewItem:
     pair = Pair(record_id, "images/x.jpg", prompt, chosen, rejected)
-    return ReviewItem(pair, picture, box, phrase, surface, source, score, verdict)
+    return ReviewItem(pair, image, box, phrase, surface, source, score, verdict)
 
 
 def sample_items() -> list[ReviewItem]:
@@ -61,29 +62,29 @@ def read_data(index: Path) -> Any:
 # The folder
 
 
-def test_small_pictures_are_the_ranked_images_of_training(tmp_path: Path) -> None:
+def test_small_images_are_the_ranked_images_of_training(tmp_path: Path) -> None:
     shown = sample_items()[4]  # the photographer: 512 x 512, a tall box that touches the left border
-    assert shown.picture is not None and shown.box is not None
+    assert shown.image is not None and shown.box is not None
     drawing = Drawing(list_size=4)
     write_review(tmp_path / "page", [shown], drawing, "one list")
     strip = Image.open(tmp_path / "page" / "thumbs" / "000001.jpg")
     assert strip.size == (4 * 256, 256)
-    drawn = ranked_images(open_picture(shown.picture), shown.box, drawing)
-    for level, picture in enumerate(drawn):
+    drawn = ranked_images(open_image(shown.image), shown.box, drawing)
+    for level, image in enumerate(drawn):
         small = np.asarray(strip.crop((level * 256, 0, level * 256 + 256, 256)), dtype=float)
-        mean_of_four = np.asarray(picture, dtype=float).reshape(256, 2, 256, 2, 3).mean(axis=(1, 3))
+        mean_of_four = np.asarray(image, dtype=float).reshape(256, 2, 256, 2, 3).mean(axis=(1, 3))
         others = [np.abs(small - np.asarray(other.resize((256, 256)), dtype=float)).mean() for other in drawn]
         assert np.abs(small - mean_of_four).mean() < 4  # of 255: JPEG, and another filter
         assert int(np.argmin(others)) == level
 
 
-def test_box_keeps_its_place_in_a_picture_that_is_reduced_before_drawing(tmp_path: Path) -> None:
+def test_box_keeps_its_place_in_a_image_that_is_reduced_before_drawing(tmp_path: Path) -> None:
     file = tmp_path / "large.png"
     Image.new("RGB", (5120, 2560), "white").save(file)
     box = Box(1280, 640, 3840, 1280)
-    index = write_review(tmp_path / "page", [item(picture=file, box=box)], Drawing(2, "none"), "")
+    index = write_review(tmp_path / "page", [item(image=file, box=box)], Drawing(2, "none"), "")
     strip = Image.open(index.parent / "thumbs" / "000001.jpg").convert("L")
-    # 5120 to 256 is 1/20, so the box is black from (64, 32) to (192, 64) of the second picture.
+    # 5120 to 256 is 1/20, so the box is black from (64, 32) to (192, 64) of the second image.
     black = np.asarray(strip.crop((256, 0, 512, 128))) < 128
     expected = np.zeros((128, 256), dtype=bool)
     expected[32:64, 64:192] = True
@@ -92,10 +93,10 @@ def test_box_keeps_its_place_in_a_picture_that_is_reduced_before_drawing(tmp_pat
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (7, 5)])
-def test_pictures_of_any_shape_get_a_strip(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_images_of_any_shape_get_a_strip(tmp_path: Path, size: tuple[int, int]) -> None:
     file = tmp_path / "odd.png"
     Image.new("RGB", size, "white").save(file)
-    index = write_review(tmp_path / "page", [item(picture=file, box=Box(0, 0, *size))], Drawing(3, "none"), "")
+    index = write_review(tmp_path / "page", [item(image=file, box=Box(0, 0, *size))], Drawing(3, "none"), "")
     strip = Image.open(index.parent / "thumbs" / "000001.jpg").convert("L")
     width = strip.width // 3
     first, last = strip.crop((0, 0, width, strip.height)), strip.crop((2 * width, 0, 3 * width, strip.height))
@@ -192,7 +193,7 @@ def test_every_list_of_the_sample_is_shown(open_page: OpenPage) -> None:
     ]
     # 342 x 497 of 512 x 512 pixels: 64.8 %.
     facts = page.locator("article:first-child .facts").inner_text().split()
-    assert " ".join(facts) == "Phrase astronaut Verdict unverified Box 65 % Source hand Picture images/astronaut.jpg"
+    assert " ".join(facts) == "Phrase astronaut Verdict unverified Box 65 % Source hand Image images/astronaut.jpg"
     for shown, node in zip(items, page.locator("article .texts").all(), strict=True):
         assert node.locator("p").all_text_contents() == [shown.pair.prompt, shown.pair.chosen, shown.pair.rejected]
     with page.context.expect_page() as opened:
@@ -200,7 +201,7 @@ def test_every_list_of_the_sample_is_shown(open_page: OpenPage) -> None:
     assert opened.value.url == (SAMPLE / "images" / "astronaut.jpg").as_uri()
 
 
-def test_pictures_are_loaded_when_they_come_into_sight(open_page: OpenPage, context: "BrowserContext") -> None:
+def test_images_are_loaded_when_they_come_into_sight(open_page: OpenPage, context: "BrowserContext") -> None:
     loaded: set[str] = set()
     context.on("requestfinished", lambda request: loaded.add(request.url))
     page = open_page(sample_items())
@@ -217,20 +218,20 @@ def test_pictures_are_loaded_when_they_come_into_sight(open_page: OpenPage, cont
     assert (seen["x"] + seen["width"] / 2 - whole["x"]) / whole["width"] == pytest.approx(3.5 / 5, abs=0.002)
 
 
-def test_records_without_box_or_picture(open_page: OpenPage, tmp_path: Path) -> None:
+def test_records_without_box_or_image(open_page: OpenPage, tmp_path: Path) -> None:
     good, text = tmp_path / "good.png", tmp_path / "text.png"
     Image.new("RGB", (60, 40), "green").save(good)
-    text.write_text("no picture at all")
+    text.write_text("no image at all")
     (tmp_path / "empty.jpg").touch()
     page = open_page(
         [
-            item("alone", picture=good, phrase=None, verdict="no_object"),
-            item("missing", picture=tmp_path / "<b>none</b>.jpg", verdict="error"),
-            item("text", picture=text, box=Box(0, 0, 5, 5), verdict="error"),
-            item("empty", picture=tmp_path / "empty.jpg", verdict="error"),
-            item("outside", picture=good, box=Box(0, 0, 61, 40)),
-            item("nothing", picture=good, box=Box(5, 5, 5, 9)),
-            item("unknown", picture=None),
+            item("alone", image=good, phrase=None, verdict="no_object"),
+            item("missing", image=tmp_path / "<b>none</b>.jpg", verdict="error"),
+            item("text", image=text, box=Box(0, 0, 5, 5), verdict="error"),
+            item("empty", image=tmp_path / "empty.jpg", verdict="error"),
+            item("outside", image=good, box=Box(0, 0, 61, 40)),
+            item("nothing", image=good, box=Box(5, 5, 5, 9)),
+            item("unknown", image=None),
         ]
     )
     assert page.locator("article:first-child .frame").count() == 1
@@ -239,11 +240,11 @@ def test_records_without_box_or_picture(open_page: OpenPage, tmp_path: Path) -> 
     reasons = page.locator(".failure").all_inner_texts()
     expected = [
         "<b>none</b>.jpg: no such file",
-        "text.png: not a picture",
+        "text.png: not an image",
         "empty.jpg: the file is empty",
-        "does not lie inside a picture of 60 x 40 pixels",
-        "does not lie inside a picture of 60 x 40 pixels",
-        "no picture is known",
+        "does not lie inside an image of 60 x 40 pixels",
+        "does not lie inside an image of 60 x 40 pixels",
+        "no image is known",
     ]
     assert len(reasons) == len(expected)
     assert all(part in reason for part, reason in zip(expected, reasons, strict=True))
@@ -409,7 +410,7 @@ def synthetic(count: int) -> list[ReviewItem]:
     return [
         item(
             f"record-{number:05}",
-            "Describe the picture.",
+            "Describe the image.",
             " ".join(draw.choices(words, k=80)) + (" zebra" if number % 997 == 0 else ""),
             " ".join(draw.choices(words, k=80)),
             phrase=draw.choice(words),
@@ -482,7 +483,7 @@ def test_order_by_box_share(open_page: OpenPage, tmp_path: Path) -> None:
     file = tmp_path / "white.png"
     Image.new("RGB", (100, 100), "white").save(file)
     boxes = {"none": None, "middle": Box(0, 0, 50, 50), "large": Box(0, 0, 90, 90), "small": Box(0, 0, 10, 10)}
-    page = open_page([item(name, picture=file, box=box) for name, box in boxes.items()])
+    page = open_page([item(name, image=file, box=box) for name, box in boxes.items()])
     page.select_option("#order", label="Box, largest first")
     assert names(page) == ["large", "middle", "small", "none"]
     page.select_option("#order", label="Box, smallest first")
@@ -505,7 +506,7 @@ def test_nothing_is_wider_than_the_screen(open_page: OpenPage) -> None:
     page = open_page([*sample_items()[:8], unbroken])
     for width, height in [(1280, 800), (860, 600), (390, 844), (320, 640)]:
         page.set_viewport_size({"width": width, "height": height})
-        for _ in ("larger pictures", "and small again"):
+        for _ in ("larger images", "and small again"):
             press(page, "z")
             assert page.evaluate("document.documentElement.scrollWidth") == width
             # Nor is anything cut off: every element that holds text ends inside the screen.

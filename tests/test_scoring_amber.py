@@ -315,7 +315,7 @@ def test_output_file_holds_the_result_and_intervals_hold_the_numbers(score: Scor
     result = score("amber", SAMPLE / "answers.json", "--data", SAMPLE, "--output", output, "--bootstrap", "200").result
     assert json.loads(output.read_text()) == result
     intervals = result["bootstrap"]["intervals"]
-    # Two pictures: a draw has the first twice, the second twice, or both. Their CHAIR is 3/8, 1/4 and 4/12.
+    # Two images: a draw has the first twice, the second twice, or both. Their CHAIR is 3/8, 1/4 and 4/12.
     assert intervals["generative.chair"] == [25.0, 37.5]
     assert result["bootstrap"]["unit"] == "picture"
     assert set(result["versions"]) >= {"python", "nltk", "listwise_preference"}

@@ -105,19 +105,19 @@ def share(sums: Any) -> dict[str, float | None]:
 
 def test_bootstrap_agrees_with_the_textbook() -> None:
     """The share of 400 independent trials with 100 hits: standard error sqrt(.25 * .75 / 400) = .02165."""
-    pictures = [{"tries": 1, "hits": int(place < 100)} for place in range(400)]
-    result = bootstrap(pictures, share, resamples=4000, seed=1)
+    images = [{"tries": 1, "hits": int(place < 100)} for place in range(400)]
+    result = bootstrap(images, share, resamples=4000, seed=1)
     low, high = result["intervals"]["share"]
     assert low == pytest.approx(0.25 - 1.96 * 0.02165, abs=0.004)
     assert high == pytest.approx(0.25 + 1.96 * 0.02165, abs=0.004)
     assert "never" not in result["intervals"]
-    assert bootstrap(pictures, share, 4000, seed=1) == result
+    assert bootstrap(images, share, 4000, seed=1) == result
 
 
-def test_bootstrap_draws_pictures_not_questions() -> None:
-    """Ten pictures whose 40 questions are all right or all wrong: as uncertain as ten trials, not as 400."""
-    pictures = [{"tries": 40, "hits": 40 * (place % 2)} for place in range(10)]
-    low, high = bootstrap(pictures, share, resamples=2000, seed=1)["intervals"]["share"]
+def test_bootstrap_draws_images_not_questions() -> None:
+    """Ten images whose 40 questions are all right or all wrong: as uncertain as ten trials, not as 400."""
+    images = [{"tries": 40, "hits": 40 * (place % 2)} for place in range(10)]
+    low, high = bootstrap(images, share, resamples=2000, seed=1)["intervals"]["share"]
     assert (low, high) == (0.2, 0.8)
 
 

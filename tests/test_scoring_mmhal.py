@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from listwise_preference.errors import DataError
 from listwise_preference.scoring import mmhal
-from listwise_preference.scoring.answers import ScoringError
 from listwise_preference.scoring.judge import Judge, fill, read_template
 
 from .scoring_data import (
@@ -109,7 +109,7 @@ def test_prompts_with_bare_and_with_named_fields_are_the_same(tmp_path: Path) ->
 
 def test_a_template_without_its_fields_is_refused(tmp_path: Path) -> None:
     (tmp_path / "prompt.txt").write_text("Rate {question}")
-    with pytest.raises(ScoringError, match=r"4 bare \{\}"):
+    with pytest.raises(DataError, match=r"4 bare \{\}"):
         read_template(tmp_path / "prompt.txt", mmhal.FIELDS)
 
 
@@ -153,11 +153,11 @@ def test_judge_tries_again_after_faults_that_pass(tmp_path: Path) -> None:
 
 def test_judge_gives_up_with_the_servers_words(tmp_path: Path) -> None:
     with chat_server(lambda _: (503, "warming up")) as (url, requests):
-        with pytest.raises(ScoringError, match=r"no reply after 3 tries.*warming up"):
+        with pytest.raises(DataError, match=r"no reply after 3 tries.*warming up"):
             ask(url, tmp_path, retries=2)
         assert len(requests) == 3
     with chat_server(lambda _: (401, "bad key")) as (url, requests):
-        with pytest.raises(ScoringError, match=r"HTTP 401.*bad key"):
+        with pytest.raises(DataError, match=r"HTTP 401.*bad key"):
             ask(url, tmp_path)
         assert len(requests) == 1
     assert list(tmp_path.iterdir()) == []
@@ -166,7 +166,7 @@ def test_judge_gives_up_with_the_servers_words(tmp_path: Path) -> None:
 def test_nobody_at_the_endpoint_is_one_message(tmp_path: Path) -> None:
     with chat_server(lambda _: (200, "")) as (url, _):
         pass  # now it is closed
-    with pytest.raises(ScoringError, match="no reply after 2 tries"):
+    with pytest.raises(DataError, match="no reply after 2 tries"):
         ask(url, tmp_path, retries=1)
 
 

@@ -177,7 +177,7 @@ def test_extracted_names_become_nouns_of_the_table() -> None:
 
 
 def coco(folder: Path) -> Path:
-    """Two pictures: a dog and a cat by their boxes, a ball by a caption; and an empty one."""
+    """Two images: a dog and a cat by their boxes, a ball by a caption; and an empty one."""
     folder.mkdir()
     instances = {
         "images": [{"id": 1}, {"id": 2}],
@@ -195,7 +195,7 @@ def test_chair_by_hand(score: Score, tmp_path: Path) -> None:
     """1: dog, cat and bench, one of three mentions wrong. 2: nothing named. 2 again: a horse twice, wrong.
 
     CHAIR_s is 2 of 3 texts, or 2 of the 2 that name an object; CHAIR_i is 3 of 5 mentions; recall is 2 of the
-    3 objects of picture 1 (picture 2 has none).
+    3 objects of image 1 (image 2 has none).
     """
     captions = [
         {"image_id": 1, "caption": "A dog and a cat on a bench"},
@@ -229,7 +229,7 @@ def test_what_is_wrong_is_named(score: Score, tmp_path: Path) -> None:
     assert run.status == 2
     assert "record 3" in run.err
     run = score("object-halbench", path, "--coco_annotations", folder, "--partial")
-    assert run.result["problems"][-1] == "pictures that are not in COCO: 7"
+    assert run.result["problems"][-1] == "images that are not in COCO: 7"
     assert run.result["counts"]["answers"] == 1
     run = score("chair", path, "--coco_annotations", tmp_path, "--partial")
     assert run.status == 2
@@ -238,7 +238,7 @@ def test_what_is_wrong_is_named(score: Score, tmp_path: Path) -> None:
 
 
 @needs_nltk_data
-def test_pictures_come_from_the_questions_where_answers_lack_them(score: Score, tmp_path: Path) -> None:
+def test_images_come_from_the_questions_where_answers_lack_them(score: Score, tmp_path: Path) -> None:
     answers, questions = tmp_path / "answers.jsonl", tmp_path / "questions.jsonl"
     answers.write_text('{"text": "Assistant: A dog"}\n{"text": "A dog"}')
     questions.write_text('{"image_id": 1, "question": "?"}\n{"image_id": "2", "question": "?"}')

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from listwise_preference.models import load_base_model, load_processor
-from listwise_preference.ranked_images import Box
+from listwise_preference.data.ranked_images import Box
+from listwise_preference.models.loading import load_base_model, load_processor
 from listwise_preference.scoring import amber
 from listwise_preference.scoring.similarity import load_similarity
 from listwise_preference.scoring.words import NltkWords, load_lemmas
@@ -39,17 +39,7 @@ from listwise_preference.small_world.pretrain import (
     spoken_loss,
     visible_loss,
 )
-from listwise_preference.small_world.scenes import (
-    KINDS,
-    NATURAL,
-    SIDE,
-    USUAL,
-    Colour,
-    Cover,
-    Object,
-    Scene,
-    World,
-)
+from listwise_preference.small_world.scenes import KINDS, NATURAL, SIDE, USUAL, Colour, Cover, Object, Scene, World
 from listwise_preference.small_world.texts import DESCRIBE, caption, existence_question, in_order, write_nltk_data
 
 from .conftest import Run
@@ -65,7 +55,7 @@ def pixels(scene: Scene) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 def inside(*boxes: Box) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """The pixels of a picture that lie in one of the boxes."""
+    """The pixels of an image that lie in one of the boxes."""
     mask = np.zeros((SIDE, SIDE), dtype=bool)
     for box in boxes:
         mask[box.top : box.bottom, box.left : box.right] = True
@@ -95,7 +85,7 @@ def park(*kinds: str, covers: tuple[Cover, ...] = ()) -> Scene:
 # ---- scenes ----
 
 
-def test_a_seed_decides_the_picture() -> None:
+def test_a_seed_decides_the_image() -> None:
     first, again, other = (scenes(NATURAL, 3, seed) for seed in (1, 1, 2))
     for one, same, another in zip(first, again, other, strict=True):
         assert np.array_equal(pixels(one), pixels(same))
@@ -104,7 +94,7 @@ def test_a_seed_decides_the_picture() -> None:
 
 
 @pytest.mark.parametrize("difficulty", [0, 0.5, 1])
-def test_things_are_different_and_lie_in_the_picture(difficulty: float) -> None:
+def test_things_are_different_and_lie_in_the_image(difficulty: float) -> None:
     for scene in scenes(replace(NATURAL, difficulty=difficulty, covered=0.5), 300, "inside"):
         boxes = [*(one.box for one in scene.objects), *(one.box for one in scene.covers)]
         assert all(box.fits(SIDE, SIDE) for box in boxes)
@@ -203,7 +193,7 @@ def test_covers_come_as_often_as_the_world_says() -> None:
     assert any(len(scene.visible) < len(scene.objects) for scene in drawn)
 
 
-def test_difficulty_makes_things_smaller_and_pictures_noisier() -> None:
+def test_difficulty_makes_things_smaller_and_images_noisier() -> None:
     areas, noises = [], []
     for difficulty in (0, 0.5, 1):
         drawn = scenes(replace(NATURAL, difficulty=difficulty), 60, "difficulty")
@@ -325,10 +315,10 @@ def test_lessons_are_the_tokens_that_the_programs_would_make(family: FamilyName)
             continue  # the question's line breaks are no part of what ``claimed`` gives
         text = lessons.chat.prompt_text(question)
         prompt = processor(text=[text], images=[[lesson.scene.draw()]])["input_ids"][0]
-        (reply,) = lessons.chat.answer_ids([text], [answer])
+        (reply,) = lessons.chat.completion_ids([text], [answer])
         assert lesson.ids[: len(prompt) + len(reply)] == prompt + reply
         assert lesson.labels[: len(prompt) + len(reply)] == [-100] * len(prompt) + reply
-        assert image not in lesson.ids[len(prompt) :]  # the picture is shown once
+        assert image not in lesson.ids[len(prompt) :]  # the image is shown once
         # What is to be said is in its place everywhere, the end of the answer too.
         assert all(label in (-100, token) for token, label in zip(lesson.ids, lesson.labels, strict=True))
         assert sum(label == reply[-1] for label in lesson.labels) == len(asked)
@@ -429,8 +419,8 @@ def test_files_are_the_scenes_and_the_same_each_time(tmp_path: Path) -> None:
     assert files == sorted(file.relative_to(second) for file in second.rglob("*") if file.is_file())
     assert all((first / file).read_bytes() == (second / file).read_bytes() for file in files)
     for number, scene in enumerate(drawn, start=1):
-        with Image.open(first / "image" / f"{number}.png") as picture:
-            assert np.array_equal(np.asarray(picture), np.asarray(scene.draw()))
+        with Image.open(first / "image" / f"{number}.png") as image:
+            assert np.array_equal(np.asarray(image), np.asarray(scene.draw()))
     noted = [json.loads(line) for line in (first / "annotations.jsonl").read_text().splitlines()]
     boxes = {(one["img_path"], one["label"]): one["box"] for one in noted}
     assert len(boxes) == len(noted)
@@ -495,7 +485,7 @@ def test_the_files_command_refuses_an_earlier_runs_folder_with_more_in_it(
     assert "holds image/mine.png" in stopped(data.main, argv, capsys)
 
 
-def test_four_different_things_are_asked_after_on_each_picture(tmp_path: Path) -> None:
+def test_four_different_things_are_asked_after_on_each_image(tmp_path: Path) -> None:
     """At most two that are to be seen, and one that is usual there and not to be seen, if there is one."""
     drawn = scenes(replace(NATURAL, covered=0.5), 40, "asked")
     folder = write_scenes(tmp_path, drawn)
@@ -673,8 +663,8 @@ def test_the_loss_is_that_of_the_models_own_forward(family: FamilyName) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_words_in_place_of_pictures_tell_what_is_visible(family: FamilyName) -> None:
-    """As many as the connector makes of a picture, two thirds of them things to be seen, else the place."""
+def test_words_in_place_of_images_tell_what_is_visible(family: FamilyName) -> None:
+    """As many as the connector makes of an image, two thirds of them things to be seen, else the place."""
     built, processor = build(family, seed=0)
     lessons = Lessons(replace(FEW, batch=40), processor, built.config.model_type)
     dice = random.Random("words")

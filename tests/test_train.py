@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from listwise_preference.models import load_adapter, load_base_model, load_processor
-from listwise_preference.train import main
+from listwise_preference.models.adapters import load_adapter
+from listwise_preference.models.loading import load_base_model, load_processor
+from listwise_preference.training.command import main
 
 from .conftest import ROOT, SAMPLE, Run, sample_pairs
 
@@ -140,10 +141,10 @@ def test_plain_and_packed_rows_train_alike(train: Train) -> None:
     assert logged(packed) == pytest.approx(logged(plain), abs=2e-5)
 
 
-def test_drawn_pictures_and_the_same_pictures_in_folders_train_alike(train_idefics2: Train, tmp_path: Path) -> None:
+def test_drawn_images_and_the_same_images_in_folders_train_alike(train_idefics2: Train, tmp_path: Path) -> None:
     """The release's layout: a folder a level, the same names in each; written as PNG from the boxes."""
-    from listwise_preference.pairs import BoxLists, load_records
-    from listwise_preference.ranked_images import Drawing
+    from listwise_preference.data.pairs import BoxLists, load_records
+    from listwise_preference.data.ranked_images import Drawing
 
     pairs = [pair | {"img_path": f"data/images/{pair['id']}.png"} for pair in sample_pairs(8)]
     source = BoxLists(SAMPLE / "image_lists.jsonl", Drawing(list_size=3))
@@ -249,7 +250,7 @@ def test_resuming_passes_over_a_checkpoint_that_was_cut_short(
 def test_processes_that_see_the_cache_at_different_times_share_the_work(tmp_path: Path) -> None:
     """Whoever reads the folder while another already writes there must not plan with other values: one run's files
     are added to by nobody else, a torn line and a garbled one are no values."""
-    from listwise_preference.reference import ReferenceCache
+    from listwise_preference.training.reference import ReferenceCache
 
     first, second = ReferenceCache(tmp_path), ReferenceCache(tmp_path)
     first.append(["a"], [[1.5, -2.0]])
@@ -279,7 +280,7 @@ def test_two_processes_are_one_with_the_same_global_batch(
         "import os, sys, time\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "from listwise_preference import reference\n"
-        "from listwise_preference.train import main\n"
+        "from listwise_preference.training.command import main\n"
         "import lpoi_llava\n"
         "load = reference.ReferenceCache.load\n"
         "def late(cache):\n"
@@ -326,10 +327,10 @@ def test_the_final_folder_is_a_whole_adapter_that_changes_the_answers(train: Tra
     }
     assert not [file for file in final.rglob("*") if file.suffix in (".bin", ".pt", ".pkl")]
     processor = load_processor(str(checkpoint))
-    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is in the picture?"}]}]
+    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is in the image?"}]}]
     prompt = processor.apply_chat_template(turns, add_generation_prompt=True)
-    with Image.open(SAMPLE / "images" / "cat.jpg") as picture:
-        inputs = processor(text=[prompt], images=[picture], return_tensors="pt")
+    with Image.open(SAMPLE / "images" / "cat.jpg") as image:
+        inputs = processor(text=[prompt], images=[image], return_tensors="pt")
     base = load_base_model(str(checkpoint), dtype=torch.float32)
     with torch.no_grad():
         before = base(**inputs).logits
@@ -436,11 +437,11 @@ def test_evaluation_after_each_epoch_is_logged(train_idefics2: Train) -> None:
     assert final["eval_loss"] == pytest.approx(losses[1], abs=1e-5)
 
 
-def test_pictures_held_out_are_not_trained_on(train_idefics2: Train) -> None:
-    from listwise_preference.pairs import PictureOnly, load_records
-    from listwise_preference.train import hold_out
+def test_images_held_out_are_not_trained_on(train_idefics2: Train) -> None:
+    from listwise_preference.data.pairs import ImageOnly, load_records
+    from listwise_preference.training.command import hold_out
 
-    records = load_records(SAMPLE / "pairs.json", SAMPLE, PictureOnly()).records
+    records = load_records(SAMPLE / "pairs.json", SAMPLE, ImageOnly()).records
     training, held = hold_out(records, 0.25, seed=1)
     assert {r.pair.img_path for r in training}.isdisjoint(r.pair.img_path for r in held)
     assert len(training) + len(held) == len(records)
@@ -461,7 +462,7 @@ def test_rejected_records_are_left_out_and_unknown_ids_said(
     assert "--exclude names 1 ids that no record has: nobody" in caplog.text
 
 
-def test_a_picture_that_breaks_off_is_named_in_one_line(
+def test_a_image_that_breaks_off_is_named_in_one_line(
     train_idefics2: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its header is good, so that the door lets it pass; it is read in a loading process."""

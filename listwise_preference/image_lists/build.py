@@ -1,6 +1,6 @@
 """Records -> lines of image lists: for each record the first object whose hiding matters, with its box.
 
-Detection and verification run in rounds over all open records of a window: every picture is asked for the phrases of
+Detection and verification run in rounds over all open records of a window: every image is asked for the phrases of
 its text, then candidate after candidate is verified, those of all records side by side, and records that run out of
 candidates are asked for anything at all. What shares a batch is decided by the input alone, so that a continued run
 computes the same as one without interruption.
@@ -17,19 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from listwise_preference.image_lists.critical_object import Phrase, candidate_phrases
-from listwise_preference.image_lists.detect import Detector, Failed, Found, Query, box_share, choose
+from listwise_preference.data.pairs import Entry, Pair
+from listwise_preference.data.ranked_images import Box, Drawing, open_image, ranked_images, transposed_size
+from listwise_preference.errors import DataError, ImageError
+from listwise_preference.image_lists.detectors.detect import Detector, Failed, Found, Query, box_share, choose
+from listwise_preference.image_lists.english.critical_object import Phrase, candidate_phrases
 from listwise_preference.image_lists.options import Rules
 from listwise_preference.image_lists.store import Line
-from listwise_preference.pairs import DataError, Entry, Pair
-from listwise_preference.ranked_images import (
-    Box,
-    Drawing,
-    PictureError,
-    open_picture,
-    ranked_images,
-    upright_size,
-)
 
 if TYPE_CHECKING:
     from listwise_preference.image_lists.verify import Verifier
@@ -38,13 +32,13 @@ if TYPE_CHECKING:
 WINDOW = 128
 # Batches that are read ahead of the one that is computed.
 _AHEAD = 2
-# Of all pictures in a batch: three batches are in memory at a time, 3 bytes a pixel.
+# Of all images in a batch: three batches are in memory at a time, 3 bytes a pixel.
 _PIXELS = 100_000_000
 
 
 @dataclass
 class Clock:
-    """Seconds of the main thread: waiting for pictures, and in each model."""
+    """Seconds of the main thread: waiting for images, and in each model."""
 
     waiting_to_detect: float = 0.0
     detecting: float = 0.0
@@ -85,7 +79,7 @@ class _Open:
 
 @dataclass(frozen=True)
 class _Model:
-    """How a model is asked: ``load`` gives a record's picture, ``prepare`` and ``compute`` take a batch of records."""
+    """How a model is asked: ``load`` gives a record's image, ``prepare`` and ``compute`` take a batch of records."""
 
     name: str
     batch_size: int
@@ -96,7 +90,7 @@ class _Model:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Records whose pictures are read, what the model wants of them, and why others cannot be used.
+    """Records whose images are read, what the model wants of them, and why others cannot be used.
 
     ``prepared`` is None when the records cannot be prepared together.
     """
@@ -112,7 +106,7 @@ class Builder:
     Args:
         verifier: None takes each record's first candidate as it is.
         rules: the options that decide which candidate is taken.
-        drawing: how the hidden picture looks that the verifier sees.
+        drawing: how the hidden image looks that the verifier sees.
         finished: is called with each record's number and line as soon as it is known.
     """
 
@@ -139,13 +133,13 @@ class Builder:
                 self.finished(entry.number, error_line(entry, entry.problem))
                 continue
             try:
-                size = upright_size(entry.path)  # from the header: for the order below
-            except (PictureError, OSError) as error:
+                size = transposed_size(entry.path)  # from the header: for the order below
+            except (ImageError, OSError) as error:
                 self.finished(entry.number, error_line(entry, str(error)))
                 continue
             phrases = candidate_phrases(entry.pair, self.rules.prefer)
             records.append(_Open(entry.number, entry.pair, entry.path, size, phrases))
-        # Detectors compute pictures of one size together.
+        # Detectors compute images of one size together.
         records.sort(key=lambda record: (record.size, record.number))
 
         with ThreadPoolExecutor(self.rules.threads) as readers, ThreadPoolExecutor(1) as preparer:
@@ -163,19 +157,19 @@ class Builder:
     def _detect(
         self, records: list[_Open], pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor], anything: bool = False
     ) -> list[_Open]:
-        """Fill in the candidates; records whose picture cannot be read or searched are finished and left out."""
+        """Fill in the candidates; records whose image cannot be read or searched are finished and left out."""
         to_ask = [record for record in records if anything or record.phrases]
         gone: set[int] = set()
 
-        def query(record: _Open, picture: Image.Image) -> Query:
+        def query(record: _Open, image: Image.Image) -> Query:
             phrases = () if anything else tuple(phrase.text for phrase in record.phrases)
-            return Query(record.pair.img_path, picture, phrases)
+            return Query(record.pair.img_path, image, phrases)
 
-        def prepare(batch: list[_Open], pictures: list[Image.Image]) -> Any:
-            return self.detector.prepare(list(map(query, batch, pictures)))
+        def prepare(batch: list[_Open], images: list[Image.Image]) -> Any:
+            return self.detector.prepare(list(map(query, batch, images)))
 
         def load(record: _Open) -> Image.Image:
-            return open_picture(record.path)
+            return open_image(record.path)
 
         def compute(prepared: Any) -> list[list[Found] | Failed]:
             self.clock.waiting_to_detect += stopwatch()
@@ -257,13 +251,13 @@ class Builder:
             box = record.candidates[0].box
             assert box is not None
             # The last level alone: it is the same in a list of any length.
-            return ranked_images(open_picture(record.path), box, replace(self.drawing, list_size=2))[-1]
+            return ranked_images(open_image(record.path), box, replace(self.drawing, list_size=2))[-1]
 
-        def prepare(batch: list[_Open], pictures: list[Image.Image]) -> Any:
+        def prepare(batch: list[_Open], images: list[Image.Image]) -> Any:
             return verifier.prepare(
                 [
-                    Check(picture, record.pair.prompt, record.pair.chosen)
-                    for record, picture in zip(batch, pictures, strict=True)
+                    Check(image, record.pair.prompt, record.pair.chosen)
+                    for record, image in zip(batch, images, strict=True)
                 ]
             )
 
@@ -348,7 +342,7 @@ def _ask(
 ) -> Iterator[tuple[_Open, Any]]:
     """Each record with the model's answer, or Failed.
 
-    Where a batch fails as a whole, its records are asked one by one, so that only those fail whose own picture or
+    Where a batch fails as a whole, its records are asked one by one, so that only those fail whose own image or
     texts the model cannot take.
     """
     for batch in _read_ahead(records, model, pools):
@@ -379,24 +373,24 @@ def _read_ahead(
 ) -> Iterator[_Batch]:
     """The batches in order; the next ones are read and prepared while the caller computes on one.
 
-    Pictures are opened by the first pool; the second prepares whole batches one after another, since tokenizers do not
+    Images are opened by the first pool; the second prepares whole batches one after another, since tokenizers do not
     like company.
     """
     readers, preparer = pools
 
     def submit(batch: Sequence[_Open]) -> "Future[_Batch]":
-        pictures = [readers.submit(model.load, record) for record in batch]
-        return preparer.submit(gather, batch, pictures)
+        images = [readers.submit(model.load, record) for record in batch]
+        return preparer.submit(gather, batch, images)
 
-    def gather(batch: Sequence[_Open], pictures: "list[Future[Image.Image]]") -> _Batch:
+    def gather(batch: Sequence[_Open], images: "list[Future[Image.Image]]") -> _Batch:
         read: list[_Open] = []
         opened: list[Image.Image] = []
         failed = []
-        for record, picture in zip(batch, pictures, strict=True):
+        for record, image in zip(batch, images, strict=True):
             try:
-                opened.append(picture.result())
+                opened.append(image.result())
                 read.append(record)
-            except (PictureError, OSError, ValueError) as error:
+            except (ImageError, OSError, ValueError) as error:
                 failed.append((record, Failed(str(error))))
         try:
             prepared = model.prepare(read, opened) if read else None

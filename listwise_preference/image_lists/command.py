@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from listwise_preference import __version__
-from listwise_preference.image_lists.annotations import Annotations
+from listwise_preference.cli import run_program
+from listwise_preference.data.pairs import Entry, Pair, read_entries, read_exclusions
+from listwise_preference.data.ranked_images import Box
+from listwise_preference.errors import DataError
 from listwise_preference.image_lists.build import WINDOW, Builder, excluded_line
-from listwise_preference.image_lists.critical_object import TaggerError, candidate_phrases
-from listwise_preference.image_lists.detect import Detector
+from listwise_preference.image_lists.detectors.annotations import Annotations
+from listwise_preference.image_lists.detectors.detect import Detector
+from listwise_preference.image_lists.english.critical_object import candidate_phrases
 from listwise_preference.image_lists.options import Options, parse
 from listwise_preference.image_lists.store import Line, ListStore
 from listwise_preference.image_lists.summary import draw_histogram, summarize
-from listwise_preference.pairs import DataError, Entry, Pair, read_entries, read_exclusions
-from listwise_preference.ranked_images import Box
-from listwise_preference.train import PLACEHOLDERS
+from listwise_preference.models.families import PLACEHOLDERS
 
 if TYPE_CHECKING:
     from listwise_preference.image_lists.verify import Verifier
@@ -39,28 +41,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Make the lists. Exits with code 2 and a message on what a user can mend."""
     options = parse(argv, sys.modules["__main__"].__doc__)
     processes = Processes.from_environment()
-    try:
-        _run(options, processes)
-    except KeyboardInterrupt:
-        if processes.index == 0:
-            print("\nstopped; what is finished is kept, and the same command continues", file=sys.stderr)
-        sys.exit(130)
-    except _user_errors(options) as error:
-        if processes.index == 0:
-            print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_program(
+        lambda: _run(options, processes), stopped="stopped; what is finished is kept, and the same command continues"
+    )
 
 
 def _uses_models(options: Options) -> bool:
     return options.detector != "annotations" or options.verifier is not None
-
-
-def _user_errors(options: Options) -> tuple[type[Exception], ...]:
-    if not _uses_models(options):
-        return DataError, TaggerError
-    from listwise_preference.models import ModelError
-
-    return DataError, TaggerError, ModelError
 
 
 @dataclass(frozen=True)
@@ -89,7 +76,7 @@ def _run(options: Options, processes: Processes) -> None:
     is_main = processes.index == 0
     say: Callable[[str], None] = (lambda text: print(text, file=sys.stderr)) if is_main else (lambda text: None)
     entries = read_entries(options.pairs, options.image_root, PLACEHOLDERS)
-    _check_pictures_are_there(entries, options)
+    _check_images_are_there(entries, options)
     store = ListStore(options.output, [entry.id for entry in entries], processes.index)
     if is_main:
         _check_destinations(options, entries, store)
@@ -183,14 +170,14 @@ def _numbers(*windows: Sequence[Entry]) -> set[int]:
 # Before the models
 
 
-def _check_pictures_are_there(entries: Sequence[Entry], options: Options) -> None:
+def _check_images_are_there(entries: Sequence[Entry], options: Options) -> None:
     paths = {entry.path for entry in entries if entry.path is not None}
     if not paths:
         problems = "\n".join(f"  {entry.problem}" for entry in entries[:_EXAMPLES])
         raise DataError(f"{options.pairs}: no record can be used:\n{problems}")
     if not any(path.exists() for path in paths):
         raise DataError(
-            f"none of the {len(paths)} pictures is there, e.g. {min(paths)}; set --image_root to the folder that"
+            f"none of the {len(paths)} images is there, e.g. {min(paths)}; set --image_root to the folder that"
             " img_path is relative to"
         )
 
@@ -203,19 +190,19 @@ def _check_destinations(options: Options, entries: Sequence[Entry], store: ListS
         for name, file in inputs.items():
             if file is not None and output.resolve() == file.resolve():
                 raise DataError(f"--output {options.output} would overwrite {name} {file}; name another file")
-    pictures = {entry.path.resolve() for entry in entries if entry.path is not None}
-    if any(output.resolve() in pictures for output in outputs):
-        raise DataError(f"--output {options.output} would overwrite a picture of the pairs; name another file")
+    images = {entry.path.resolve() for entry in entries if entry.path is not None}
+    if any(output.resolve() in images for output in outputs):
+        raise DataError(f"--output {options.output} would overwrite an image of the pairs; name another file")
     store.check()
     if options.review is not None:
-        from listwise_preference.image_lists.review import check_review
+        from listwise_preference.image_lists.review.review import check_review
 
         check_review(options.review)
     if options.write_pictures is not None:
-        from listwise_preference.image_lists.export import check_pictures_folder
+        from listwise_preference.image_lists.export import check_images_folder
 
         paths = [entry.path for entry in entries if entry.path is not None]
-        check_pictures_folder(options.write_pictures, paths, options.image_root, options.drawing)
+        check_images_folder(options.write_pictures, paths, options.image_root, options.drawing)
 
 
 def _read_excluded(options: Options, entries: Sequence[Entry], say: Callable[[str], None]) -> frozenset[str]:
@@ -231,7 +218,7 @@ def _read_excluded(options: Options, entries: Sequence[Entry], say: Callable[[st
 
 
 def _what_decides(options: Options, entries: Sequence[Entry]) -> dict[str, Any]:
-    """All options and inputs that decide the lines, for refusing to mix results; pictures by name and size."""
+    """All options and inputs that decide the lines, for refusing to mix results; images by name and size."""
     rules = options.rules
     sizes = [
         [entry.img_path, entry.path.stat().st_size if entry.path is not None and entry.path.exists() else None]
@@ -276,7 +263,8 @@ def _what_decides(options: Options, entries: Sequence[Entry]) -> dict[str, Any]:
 
 
 def _identity(model: str) -> str:
-    from listwise_preference.models import ModelError, weights_identity
+    from listwise_preference.errors import ModelError
+    from listwise_preference.models.loading import weights_identity
 
     try:
         return weights_identity(model)
@@ -291,9 +279,9 @@ def _sha256(content: bytes) -> str:
 def _load(options: Options, detector: Detector | None) -> "tuple[Detector, Verifier | None]":
     import torch
 
+    from listwise_preference.image_lists.detectors.zero_shot import ZeroShotDetector
     from listwise_preference.image_lists.verify import Verifier
-    from listwise_preference.image_lists.zero_shot import ZeroShotDetector
-    from listwise_preference.models import DTYPES
+    from listwise_preference.models.loading import DTYPES
 
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
@@ -354,7 +342,7 @@ def _report(lines: Sequence[Line], store: ListStore, say: Callable[[str], None])
 def _write_results(
     options: Options, entries: Sequence[Entry], lines: Sequence[Line], say: Callable[[str], None]
 ) -> None:
-    from listwise_preference.image_lists.export import Usable, export, write_json, write_pictures
+    from listwise_preference.image_lists.export import Usable, export, write_images, write_json
 
     usable = [
         Usable(entry.pair, entry.path, Box(*line["box"]))
@@ -366,13 +354,13 @@ def _write_results(
     written: frozenset[Usable] = frozenset()
     if options.write_pictures is not None:
         folder = options.write_pictures
-        done = write_pictures(folder, usable, options.image_root, options.drawing, options.rules.threads)
+        done = write_images(folder, usable, options.image_root, options.drawing, options.rules.threads)
         say(f"{folder}: the lists of {len(done.records):,} records, named in {folder / 'pairs.json'}")
         written = frozenset(done.records)
         if done.left_out:
             say(
-                f"  {len(done.left_out):,} more records have a picture that is there already with another's list:"
-                f" folders hold one list for each picture (--image_lists {options.output} trains on all of them)"
+                f"  {len(done.left_out):,} more records have an image that is there already with another's list:"
+                f" folders hold one list for each image (--image_lists {options.output} trains on all of them)"
             )
     if options.export is not None:
         rows = export(options.export, usable, options.image_root, options.write_pictures, written, options.drawing)
@@ -380,7 +368,7 @@ def _write_results(
         write_json(file, rows)
         say(f"{file}: {len(rows):,} rows for {options.export}, text pairs of {len(usable):,} records")
         if options.export == "ms-swift":
-            say(f"  and picture pairs of {len(written):,} of {len(usable):,} records")
+            say(f"  and image pairs of {len(written):,} of {len(usable):,} records")
 
 
 def _export(options: Options) -> Path:
@@ -388,13 +376,13 @@ def _export(options: Options) -> Path:
 
 
 def _write_review(options: Options, entries: Sequence[Entry], lines: Sequence[Line]) -> Path:
-    from listwise_preference.image_lists.review import ReviewItem, write_review
+    from listwise_preference.image_lists.review.review import ReviewItem, write_review
 
     assert options.review is not None
     items = [
         ReviewItem(
             pair=entry.pair or Pair(entry.id, entry.img_path or "", "", "", ""),
-            picture=entry.path,
+            image=entry.path,
             box=Box(*line["box"]) if line["box"] is not None else None,
             phrase=line["phrase"],
             surface=line["surface"],

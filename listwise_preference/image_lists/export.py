@@ -1,4 +1,4 @@
-"""The lists in other forms: pictures in the release's folders, and records for other trainers."""
+"""The lists in other forms: images in the release's folders, and records for other trainers."""
 
 import json
 import os
@@ -11,18 +11,19 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from listwise_preference.pairs import DataError, Pair
-from listwise_preference.ranked_images import Box, Drawing, PictureError, open_picture, ranked_images
+from listwise_preference.data.pairs import Pair
+from listwise_preference.data.ranked_images import Box, Drawing, open_image, ranked_images
+from listwise_preference.errors import DataError, ImageError
 
 Trainer = Literal["trl", "ms-swift", "llama-factory"]
 
-# Says that a folder of pictures is this program's, to be written again.
+# Says that a folder of images is this program's, to be written again.
 _MADE = "made_by.json"
 
 
 @dataclass(frozen=True)
 class Usable:
-    """A record with a box to train on; ``path`` is its picture."""
+    """A record with a box to train on; ``path`` is its image."""
 
     pair: Pair
     path: Path
@@ -31,7 +32,7 @@ class Usable:
 
 @dataclass(frozen=True)
 class Written:
-    """The records whose pictures were written, and those that were not: folders have one list for each picture."""
+    """The records whose images were written, and those that were not: folders have one list for each image."""
 
     records: tuple[Usable, ...]
     left_out: tuple[Usable, ...]
@@ -43,8 +44,8 @@ def level_folders(folder: Path, drawing: Drawing) -> tuple[Path, ...]:
     return tuple(folder / f"{100 * level / last:.4g}" for level in range(1, drawing.list_size))
 
 
-def check_pictures_folder(folder: Path, pictures: Collection[Path], image_root: Path, drawing: Drawing) -> None:
-    """Refuse a folder where ``write_pictures`` would overwrite what it has not made; nothing is written.
+def check_images_folder(folder: Path, images: Collection[Path], image_root: Path, drawing: Drawing) -> None:
+    """Refuse a folder where ``write_images`` would overwrite what it has not made; nothing is written.
 
     Raises:
         DataError: the folder or one of its levels is, holds or is linked to the image root, or holds files of others.
@@ -58,26 +59,24 @@ def check_pictures_folder(folder: Path, pictures: Collection[Path], image_root: 
         raise DataError(f"--write_pictures {folder} is a file; name a folder")
     if folder.exists() and any(folder.iterdir()) and not (folder / _MADE).exists():
         raise DataError(f"--write_pictures {folder}: the folder holds other files; name a new one")
-    inputs = {path.resolve() for path in pictures}
+    inputs = {path.resolve() for path in images}
     for level in level_folders(folder, drawing):
-        for path in pictures:
+        for path in images:
             if (level / _below(path, image_root)).resolve() in inputs:
-                raise DataError(f"--write_pictures {folder} would write over a picture of the pairs, for {path}")
+                raise DataError(f"--write_pictures {folder} would write over an image of the pairs, for {path}")
 
 
-def write_pictures(
-    folder: Path, records: Sequence[Usable], image_root: Path, drawing: Drawing, threads: int
-) -> Written:
-    """Write the levels of every list below ``folder``, with the path that the picture has below the image root.
+def write_images(folder: Path, records: Sequence[Usable], image_root: Path, drawing: Drawing, threads: int) -> Written:
+    """Write the levels of every list below ``folder``, with the path that the image has below the image root.
 
-    Level 0 is the picture itself, under the image root. A file that ends in .jpg or .jpeg is JPEG of quality 95, any
+    Level 0 is the image itself, under the image root. A file that ends in .jpg or .jpeg is JPEG of quality 95, any
     other is PNG whatever its ending, so that all folders have the same file names. ``pairs.json`` names the records
-    that the pictures belong to.
+    that the images belong to.
 
     Raises:
-        DataError: the folder holds anything else, lies where pictures would be overwritten, or cannot be written.
+        DataError: the folder holds anything else, lies where images would be overwritten, or cannot be written.
     """
-    check_pictures_folder(folder, [record.path for record in records], image_root, drawing)
+    check_images_folder(folder, [record.path for record in records], image_root, drawing)
     first: dict[Path, Usable] = {}
     for record in records:
         first.setdefault(record.path, record)
@@ -86,14 +85,14 @@ def write_pictures(
 
     def write(record: Usable) -> None:
         below = _below(record.path, image_root)
-        levels = ranked_images(open_picture(record.path), record.box, drawing)[1:]
-        for level, picture in zip(folders, levels, strict=True):
+        levels = ranked_images(open_image(record.path), record.box, drawing)[1:]
+        for level, image in zip(folders, levels, strict=True):
             file = level / below
             file.parent.mkdir(parents=True, exist_ok=True)
             if file.suffix.lower() in (".jpg", ".jpeg"):
-                picture.save(file, "JPEG", quality=95)
+                image.save(file, "JPEG", quality=95)
             else:
-                picture.save(file, "PNG")
+                image.save(file, "PNG")
 
     try:
         write_json(folder / _MADE, {"made_by": "make_image_lists.py --write_pictures", "drawing": asdict(drawing)})
@@ -101,7 +100,7 @@ def write_pictures(
             for _ in tqdm(pool.map(write, chosen), total=len(chosen), desc="Writing", unit=" lists", disable=None):
                 pass
         write_json(folder / "pairs.json", [_plain(record.pair) for record in chosen])
-    except (OSError, PictureError) as error:
+    except (OSError, ImageError) as error:
         raise DataError(f"--write_pictures {folder}: {error}") from None
     left_out = tuple(record for record in records if first[record.path] is not record)
     return Written(tuple(chosen), left_out)
@@ -111,16 +110,16 @@ def export(
     trainer: Trainer,
     records: Sequence[Usable],
     image_root: Path,
-    pictures: Path | None,
+    images: Path | None,
     written: Collection[Usable],
     drawing: Drawing,
 ) -> Any:
-    """The records in the form that ``trainer`` reads, as one JSON value; pictures by absolute path.
+    """The records in the form that ``trainer`` reads, as one JSON value; images by absolute path.
 
-    - trl (DPOTrainer): conversational prompt, chosen and rejected, one picture for both. Text pairs only.
-    - llama-factory (ShareGPT form, ``"ranking": true``): one picture for both. Text pairs only.
+    - trl (DPOTrainer): conversational prompt, chosen and rejected, one image for both. Text pairs only.
+    - llama-factory (ShareGPT form, ``"ranking": true``): one image for both. Text pairs only.
     - ms-swift: the text pair, then for each two adjacent levels the chosen answer on the better against the chosen
-      answer on the worse picture (``rejected_images``). ``pictures`` is the folder of ``write_pictures``; records that
+      answer on the worse image (``rejected_images``). ``images`` is the folder of ``write_images``; records that
       are not among those ``written`` there have the text pair alone.
     """
     match trainer:
@@ -129,8 +128,8 @@ def export(
         case "llama-factory":
             return [_llama_factory(record) for record in records]
         case "ms-swift":
-            assert pictures is not None
-            folders = level_folders(pictures, drawing)
+            assert images is not None
+            folders = level_folders(images, drawing)
             return [
                 row for record in records for row in _ms_swift(record, image_root, folders if record in written else ())
             ]
@@ -182,14 +181,14 @@ def _ms_swift(record: Usable, image_root: Path, folders: Sequence[Path]) -> list
         {"role": "assistant", "content": pair.chosen},
     ]
     text_pair = {"messages": messages, "images": levels[:1], "rejected_response": pair.rejected}
-    picture_pairs = [
+    image_pairs = [
         {"messages": messages, "images": [better], "rejected_images": [worse]} for better, worse in pairwise(levels)
     ]
-    return [text_pair, *picture_pairs]
+    return [text_pair, *image_pairs]
 
 
 def _below(path: Path, image_root: Path) -> str:
-    """The picture's path below the image root, by names alone: a link inside it may lead elsewhere."""
+    """The image's path below the image root, by names alone: a link inside it may lead elsewhere."""
     return os.path.relpath(path, image_root)
 
 

@@ -1,14 +1,13 @@
 """The options of make_image_lists.py."""
 
-import argparse
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
-from listwise_preference.ranked_images import Drawing
+from listwise_preference.cli import Parser, count, share
+from listwise_preference.data.ranked_images import Drawing
 
 Prefer = Literal["order", "contrast"]
 
@@ -51,25 +50,10 @@ class Options:
     export: Literal["trl", "ms-swift", "llama-factory"] | None
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Commands in the description keep their lines; only defaults that say something are shown."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        says_nothing = action.default is None or action.default is False
-        return action.help if says_nothing else super()._get_help_string(action)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Errors are one line: the usage of all options would bury it."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
-
-
 def parse(argv: Sequence[str] | None = None, description: str | None = None) -> Options:
     """The command line's options; exits with code 2 and one line on a wrong one."""
-    parser = _Parser(description=description, formatter_class=_Help, allow_abbrev=False)
-    add = _group(parser, "records")
+    parser = Parser(description)
+    add = parser.group("records")
     add(
         "--pairs",
         type=Path,
@@ -103,7 +87,7 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
         help="begin again where --output holds something made with other options or from other inputs",
     )
 
-    add = _group(parser, "object", "What in the picture is hidden.")
+    add = parser.group("object", "What in the image is hidden.")
     add(
         "--prefer",
         choices=("order", "contrast"),
@@ -134,27 +118,27 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
     )
     add(
         "--box_threshold",
-        type=_share,
+        type=share,
         default=0.3,
         help="score that a box must exceed, 0 to 1; 0.3 is that of Grounding DINO's own demo",
     )
     add(
         "--text_threshold",
-        type=_share,
+        type=share,
         default=0.25,
         help="what the score of each token of a phrase must exceed, 0 to 1 (Grounding DINO only)",
     )
     add(
         "--min_box_share",
-        type=_share,
+        type=share,
         default=Rules.min_box_share,
-        help="smaller boxes, as a share of the picture, are dropped",
+        help="smaller boxes, as a share of the image, are dropped",
     )
     add(
         "--max_box_share",
-        type=_share,
+        type=share,
         default=Rules.max_box_share,
-        help="larger boxes, as a share of the picture, are dropped",
+        help="larger boxes, as a share of the image, are dropped",
     )
     add(
         "--seed",
@@ -163,11 +147,10 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
         help="decides which of the detected objects is taken when the texts name none",
     )
 
-    add = _group(
-        parser,
+    add = parser.group(
         "verification",
         (
-            "A model sees the picture with the object hidden; if it still calls the chosen answer right, another "
+            "A model sees the image with the object hidden; if it still calls the chosen answer right, another "
             "object is tried."
         ),
     )
@@ -181,19 +164,18 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
     )
     add(
         "--verify_threshold",
-        type=_share,
+        type=share,
         default=Rules.verify_threshold,
         help="probability of yes, against no, from which on the answer counts as still right",
     )
     add(
         "--max_candidates",
-        type=_count,
+        type=count,
         default=Rules.max_candidates,
         help="objects tried before the record is given up as not_hideable",
     )
 
-    add = _group(
-        parser,
+    add = parser.group(
         "drawing",
         (
             "As in training; for --review, --write_pictures and --export, and the look of the hidden part for the"
@@ -204,7 +186,7 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
         "--list_size",
         type=int,
         default=Drawing.list_size,
-        help="pictures in a list, 2 or more; L hide 0, 1/(L-1) ... 1 of the box",
+        help="images in a list, 2 or more; L hide 0, 1/(L-1) ... 1 of the box",
     )
     add(
         "--visual_prompt", choices=("ellipse", "none"), default=Drawing.visual_prompt, help="what marks the hidden part"
@@ -219,10 +201,10 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
         "--fill",
         choices=("black", "mean", "blur"),
         default=Drawing.fill,
-        help="what covers the hidden part: black, the picture's mean colour, or its own pixels blurred",
+        help="what covers the hidden part: black, the image's mean colour, or its own pixels blurred",
     )
 
-    add = _group(parser, "results besides the lists")
+    add = parser.group("results besides the lists")
     add(
         "--review",
         type=Path,
@@ -234,8 +216,8 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
         type=Path,
         metavar="DIR",
         help=(
-            "write the hidden pictures as the paper's release has them, DIR/<percent hidden>/<path below the "
-            "image root>, one list for each picture, that of its first record, and the records they belong to,"
+            "write the hidden images as the paper's release has them, DIR/<percent hidden>/<path below the "
+            "image root>, one list for each image, that of its first record, and the records they belong to,"
             " DIR/pairs.json"
         ),
     )
@@ -243,15 +225,14 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
         "--export",
         choices=("trl", "ms-swift", "llama-factory"),
         help=(
-            "write the records for another trainer beside --output. ms-swift: a text pair, and a picture pair of "
-            "each two adjacent levels with the chosen answer (its rows hold two pictures, not a list), which "
-            "needs --write_pictures; trl and llama-factory: text pairs only, since their rows have one picture "
+            "write the records for another trainer beside --output. ms-swift: a text pair, and an image pair of "
+            "each two adjacent levels with the chosen answer (its rows hold two images, not a list), which "
+            "needs --write_pictures; trl and llama-factory: text pairs only, since their rows have one image "
             "for both answers"
         ),
     )
 
-    add = _group(
-        parser,
+    add = parser.group(
         "speed",
         (
             "These leave the choices as they are, up to rounding: another --dtype or batch size moves scores in their"
@@ -265,17 +246,13 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
         default="bfloat16",
         help="of the models on a GPU; a CPU computes in float32",
     )
-    add("--detector_batch_size", type=_count, default=Rules.detector_batch_size, help="pictures at once")
-    add("--verifier_batch_size", type=_count, default=Rules.verifier_batch_size, help="pictures at once")
-    add("--threads", type=_count, default=min(8, os.cpu_count() or 1), help="that read pictures ahead")
+    add("--detector_batch_size", type=count, default=Rules.detector_batch_size, help="images at once")
+    add("--verifier_batch_size", type=count, default=Rules.verifier_batch_size, help="images at once")
+    add("--threads", type=count, default=min(8, os.cpu_count() or 1), help="that read images ahead")
     return _options(parser, vars(parser.parse_args(argv)))
 
 
-def _group(parser: argparse.ArgumentParser, title: str, description: str | None = None) -> Any:
-    return parser.add_argument_group(title, description).add_argument
-
-
-def _options(parser: _Parser, given: dict[str, Any]) -> Options:
+def _options(parser: Parser, given: dict[str, Any]) -> Options:
     rules = Rules(**{name: given.pop(name) for name in Rules.__dataclass_fields__})
     given["verifier"] = None if given["verifier"].lower() == "none" else given["verifier"]
     try:
@@ -289,25 +266,5 @@ def _options(parser: _Parser, given: dict[str, Any]) -> Options:
     if given["detector"] != "annotations" and given["annotations"] is not None:
         parser.error("--annotations is read with --detector annotations only")
     if given["export"] == "ms-swift" and given["write_pictures"] is None:
-        parser.error("--export ms-swift needs --write_pictures DIR: it writes pairs of pictures")
+        parser.error("--export ms-swift needs --write_pictures DIR: it writes pairs of images")
     return Options(**given, rules=rules, drawing=drawing)
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
-def _count(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number of 1 or more")
-    return value

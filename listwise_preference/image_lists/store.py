@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from listwise_preference.pairs import DataError
-from listwise_preference.safe_files import cut_torn_line, write_whole
+from listwise_preference.errors import DataError
+from listwise_preference.files import cut_partial_line, write_atomic
 
 Line = dict[str, Any]
 Run = Mapping[str, Any]
@@ -91,13 +91,13 @@ class ListStore:
             self._refuse_other(self.summary, run)
         try:
             self.parts.mkdir(parents=True, exist_ok=True)
-            write_whole(run_file, json.dumps({"run": run, "afresh": afresh}, indent=2) + "\n")
+            write_atomic(run_file, json.dumps({"run": run, "afresh": afresh}, indent=2) + "\n")
         except OSError as error:
             raise DataError(f"--output {self.output}: {error.strerror}: {error.filename}") from None
 
     def repair(self) -> None:
         """Cut off what an interruption left of a last line of this process's file."""
-        cut_torn_line(self._part)
+        cut_partial_line(self._part)
 
     def lines(self) -> dict[int, Line]:
         """All finished records, of the output as it stands and of all whole lines of the parts, which go first.
@@ -151,8 +151,8 @@ class ListStore:
     def finish(self, lines: Sequence[Line], run: Run, summary: Mapping[str, Any]) -> None:
         """Write summary and output, each whole or not at all, and drop the parts. One process does this, at the end."""
         content = {"output": self.output.name, **summary, "run": run}
-        write_whole(self.summary, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        write_whole(self.output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        write_atomic(self.summary, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        write_atomic(self.output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         shutil.rmtree(self.parts)
 
     def _has_lines(self) -> bool:

@@ -1,4 +1,4 @@
-"""What became of the records: counts for summary.json, and a histogram of box shares as a picture."""
+"""What became of the records: counts for summary.json, and a histogram of box shares as an image."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -47,17 +47,17 @@ def summarize(lines: Sequence[Line]) -> dict[str, Any]:
 
 
 def draw_histogram(lines: Sequence[Line], file: Path) -> None:
-    """A PNG of how many boxes have which share of their picture, in steps of 5 %."""
+    """A PNG of how many boxes have which share of their image, in steps of 5 %."""
     shares = _box_shares(lines)
     counts = _histogram(shares)
     width, height, left, bottom, top = 960, 480, 70, 70, 60
-    picture = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(image)
     small, large = ImageFont.load_default(16), ImageFont.load_default(20)
     ink, grid, bar = "#22303c", "#dfe5ea", "#3b78b5"
     plot_height, step = height - bottom - top, (width - left - 30) / _BINS
     highest = max(counts) or 1
-    draw.text((left, 18), f"Box share of the picture, {len(shares):,} boxes", ink, large)
+    draw.text((left, 18), f"Box share of the image, {len(shares):,} boxes", ink, large)
     tick = _tick(highest)
     for value in range(0, highest + 1, tick):
         y = height - bottom - plot_height * value / highest
@@ -72,7 +72,7 @@ def draw_histogram(lines: Sequence[Line], file: Path) -> None:
     for percent in range(0, 101, 10):
         draw.text((left + step * _BINS * percent / 100, height - bottom + 8), f"{percent}", ink, small, anchor="mt")
     draw.text((left + step * _BINS / 2, height - 14), "share hidden at the last level, %", ink, small, anchor="ms")
-    picture.save(file)
+    image.save(file)
 
 
 def _box_shares(lines: Iterable[Line]) -> list[float]:

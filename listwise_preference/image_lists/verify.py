@@ -1,6 +1,6 @@
 """Would the chosen answer still be given if its object were hidden? A vision-language model is asked.
 
-The model sees the picture with the whole box hidden and ``QUESTION``. The answer is not generated: the model's
+The model sees the image with the whole box hidden and ``QUESTION``. The answer is not generated: the model's
 probabilities of "Yes" and "No" decide.
 """
 
@@ -20,9 +20,10 @@ from transformers import (
     ProcessorMixin,
 )
 
-from listwise_preference.batch import ChatFormat
-from listwise_preference.models import FAMILIES, ModelError, load_base_model, load_processor
-from listwise_preference.pairs import DataError
+from listwise_preference.errors import DataError, ModelError
+from listwise_preference.models.chat_format import ChatFormat
+from listwise_preference.models.families import FAMILIES
+from listwise_preference.models.loading import load_base_model, load_processor
 
 # The method gives no wording; this one is the project's choice.
 QUESTION = (
@@ -35,9 +36,9 @@ YES_AND_NO = ("Yes", "No")
 
 @dataclass(frozen=True)
 class Check:
-    """A picture with the object hidden, and the pair that is put to the test on it."""
+    """An image with the object hidden, and the pair that is put to the test on it."""
 
-    picture: Image.Image
+    image: Image.Image
     prompt: str
     chosen: str
 
@@ -64,11 +65,8 @@ class Verifier:
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin) -> None:
         self.model = model.eval()
         self.processor = processor
-        try:
-            # Without an end token: "Yes." and "Yes, it is." count for yes as well.
-            self.chat = ChatFormat(processor, end_token="")
-        except ValueError as error:
-            raise ModelError(f"{model.name_or_path}: {error}") from error
+        # Without an end token: "Yes." and "Yes, it is." count for yes as well.
+        self.chat = ChatFormat(processor, end_token="")
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @classmethod
@@ -88,18 +86,18 @@ class Verifier:
         except (OSError, ValueError, ImportError) as error:
             raise ModelError(f"cannot load the verifier {name_or_path}: {error}") from error
         if type(config) not in AutoModelForImageTextToText._model_mapping:
-            raise ModelError(f"cannot load the verifier {name_or_path}: {model_type} is no model of pictures and text")
+            raise ModelError(f"cannot load the verifier {name_or_path}: {model_type} is no model of images and text")
         model = load_base_model(name_or_path, dtype=dtype if device.type == "cuda" else torch.float32)
         model.to(device)  # type: ignore[arg-type]
         return cls(model, processor)
 
     def prepare(self, checks: Sequence[Check]) -> Prepared:
-        """Prompts and pictures as tensors."""
+        """Prompts and images as tensors."""
         texts = [self.chat.prompt_text(QUESTION.format(prompt=check.prompt, chosen=check.chosen)) for check in checks]
-        yes, no = (tuple(self.chat.answer_ids(texts[:1], [answer])[0]) for answer in YES_AND_NO)
+        yes, no = (tuple(self.chat.completion_ids(texts[:1], [answer])[0]) for answer in YES_AND_NO)
         inputs = self.processor(
             text=texts,
-            images=[[check.picture] for check in checks],
+            images=[[check.image] for check in checks],
             padding=True,
             padding_side="right",
             return_tensors="pt",

@@ -10,16 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from listwise_preference.errors import DataError
+from listwise_preference.files import Record, read_json, read_text
 from listwise_preference.scoring.answers import (
     Answer,
     Problems,
-    Record,
-    ScoringError,
     YesNoRule,
     check_answers,
     first_yes_or_no,
-    read_json,
-    read_text,
     release_yes_or_no,
 )
 from listwise_preference.scoring.similarity import Similarity
@@ -92,12 +90,12 @@ class Amber:
 def load_amber(folder: Path) -> Amber:
     """AMBER from a clone of its repository, or from the data folder in it.
 
-    The questions' pictures and texts come from query/query_all.json (or query_all.json beside the
-    annotations) and are None where there is no such file. ScoringError names what is missing.
+    The questions' images and texts come from query/query_all.json (or query_all.json beside the
+    annotations) and are None where there is no such file. DataError names what is missing.
     """
     data = folder / "data" if (folder / "data" / "annotations.json").is_file() else folder
     if not (data / "annotations.json").is_file():
-        raise ScoringError(
+        raise DataError(
             f"{folder}: no data/annotations.json under it; give a clone of "
             "https://github.com/junyangwang0410/AMBER with --data"
         )
@@ -307,8 +305,8 @@ class Judged:
     description: DescriptionScore | None = None
 
     @property
-    def picture(self) -> str:
-        """The picture's name; where AMBER's questions are not there to tell it, each answer has its own."""
+    def image(self) -> str:
+        """The image's name; where AMBER's questions are not there to tell it, each answer has its own."""
         return self.question.image or f"question {self.answer.id}"
 
     @property
@@ -324,10 +322,10 @@ class Judged:
 
 @dataclass(frozen=True)
 class AmberScores:
-    """The official counters over all answers, each picture's own counts, and how the answers were read."""
+    """The official counters over all answers, each image's own counts, and how the answers were read."""
 
     counters: Mapping[str, float]
-    pictures: Mapping[str, Mapping[str, int]]
+    images: Mapping[str, Mapping[str, int]]
     reread: int  # answers the rule changed
     unreadable: tuple[int, ...]  # ids whose answer is neither Yes nor No after reading
 
@@ -336,7 +334,7 @@ def read_yes_or_no(answer: Answer, question: Question, rule: YesNoRule) -> str:
     """The answer as the rule reads it; ``release`` reads the question too, as the released code does."""
     if rule == "release" and answer.id >= RELEASE_READS_FROM:
         if question.query is None:
-            raise ScoringError("--yes_no release reads the questions too: query/query_all.json is missing under --data")
+            raise DataError("--yes_no release reads the questions too: query/query_all.json is missing under --data")
         read = release_yes_or_no(f"{question.query}\n{answer.response}")
         return read if read in ("Yes", "No") else answer.response
     if rule == "word" and question.kind != "generative":
@@ -364,17 +362,17 @@ def judge_answers(
 def score_answers(judged: Iterable[Judged]) -> AmberScores:
     """Count all answers."""
     counters: dict[str, float] = {name: START if name.endswith("_num") else 0 for name in COUNTERS}
-    pictures: dict[str, Counter[str]] = {}
+    images: dict[str, Counter[str]] = {}
     reread, unreadable = 0, []
     for one in judged:
         reread += one.read != one.answer.response
         if one.unreadable:
             unreadable.append(one.answer.id)
-        picture = pictures.setdefault(one.picture, Counter())
+        image = images.setdefault(one.image, Counter())
         for name, count in one.counts.items():
             counters[name] += count
-            picture[name] += count
-    return AmberScores(counters, pictures, reread, tuple(unreadable))
+            image[name] += count
+    return AmberScores(counters, images, reread, tuple(unreadable))
 
 
 def check(records: Sequence[Record], amber: Amber) -> tuple[list[Answer], Problems]:

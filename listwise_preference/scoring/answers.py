@@ -3,19 +3,15 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-Record = dict[str, Any]
+from listwise_preference.errors import DataError
+from listwise_preference.files import LISTED, Record, listed
+
 YesNoRule = Literal["word", "exact", "release"]
-
-LISTED = 20  # how many ids, or runs of ids, one message names
-
-
-class ScoringError(Exception):
-    """Something the user can put right; the message says what it is and what to do."""
 
 
 @dataclass(frozen=True)
@@ -33,72 +29,13 @@ class Problems:
     sentences: tuple[str, ...]
 
     def refuse_unless(self, partial: bool, path: Path) -> None:
-        """Raise ScoringError with all sentences, unless the caller asked to score what is there."""
+        """Raise DataError with all sentences, unless the caller asked to score what is there."""
         if self.sentences and not partial:
             listed = "\n".join(f"  - {sentence}" for sentence in self.sentences)
-            raise ScoringError(
+            raise DataError(
                 f"{path}: not scored, because\n{listed}\n"
                 "Mend the file, or add --partial to score what is there; the result is then marked partial."
             )
-
-
-def read_text(path: Path) -> str:
-    """The text of a file in UTF-8; ScoringError where it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ScoringError(f"{path}: cannot be read: {reason}") from error
-
-
-def read_json(path: Path) -> Any:
-    """The value in a JSON file; ScoringError with line and column where it is not JSON."""
-    text = read_text(path)
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ScoringError(f"{path}: line {error.lineno}, column {error.colno}: not JSON ({error.msg})") from error
-
-
-def read_records(path: Path) -> list[Record]:
-    """The records of a JSON list or of a JSON-lines file, told apart by the first character.
-
-    ScoringError where the file is neither, or where a record is not an object.
-    """
-    text = read_text(path)
-    if text.lstrip().startswith("["):
-        records = read_json(path)
-    else:
-        records = []
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                try:
-                    records.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise ScoringError(
-                        f"{path}: line {number}: not JSON ({error.msg}); expected a JSON list or one JSON object a line"
-                    ) from error
-    wrong = [number for number, record in enumerate(records, start=1) if not isinstance(record, dict)]
-    if wrong:
-        raise ScoringError(f"{path}: not a JSON object: record {listed(wrong)}")
-    if not records:
-        raise ScoringError(f"{path}: no records in it")
-    return list(records)
-
-
-def listed(numbers: Iterable[int]) -> str:
-    """Numbers for a message, runs shortened: ``1-4, 9, 12-13``; no more than LISTED runs."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    shown = [str(first) if first == last else f"{first}-{last}" for first, last in runs[:LISTED]]
-    if len(runs) > LISTED:
-        left = sum(last - first + 1 for first, last in runs[LISTED:])
-        shown.append(f"and {left} more")
-    return ", ".join(shown)
 
 
 def check_answers(records: Sequence[Record], sections: Mapping[str, Sequence[int]]) -> tuple[list[Answer], Problems]:

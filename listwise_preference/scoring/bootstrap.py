@@ -1,4 +1,4 @@
-"""95 % intervals by resampling pictures: pictures are independent, the questions of one picture are not."""
+"""95 % intervals by resampling images: images are independent, the questions of one image are not."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,19 +19,19 @@ def flatten(metrics: Metrics, prefix: str = "") -> dict[str, float | None]:
 
 
 def bootstrap(
-    pictures: Sequence[Counters], metrics: Callable[[Counters], Metrics], resamples: int, seed: int
+    images: Sequence[Counters], metrics: Callable[[Counters], Metrics], resamples: int, seed: int
 ) -> dict[str, Any]:
-    """Percentile intervals of every metric over ``resamples`` draws of as many pictures, with replacement.
+    """Percentile intervals of every metric over ``resamples`` draws of as many images, with replacement.
 
-    ``pictures`` holds each picture's own counts; counts add up over pictures, and ``metrics`` makes the
-    numbers from the sums. A metric without a number over all pictures gets no interval;
+    ``images`` holds each image's own counts; counts add up over images, and ``metrics`` makes the
+    numbers from the sums. A metric without a number over all images gets no interval;
     one that a draw leaves undefined (None) is left out of that draw.
     """
     import numpy as np  # here, since scoring without intervals does without it
 
-    names = sorted({name for counts in pictures for name in counts})
-    table = np.array([[counts.get(name, 0) for name in names] for counts in pictures], dtype=float)
-    draws = np.random.default_rng(seed).multinomial(len(pictures), [1 / len(pictures)] * len(pictures), resamples)
+    names = sorted({name for counts in images for name in counts})
+    table = np.array([[counts.get(name, 0) for name in names] for counts in images], dtype=float)
+    draws = np.random.default_rng(seed).multinomial(len(images), [1 / len(images)] * len(images), resamples)
 
     def numbers(sums: Any) -> dict[str, float | None]:
         return flatten(metrics(dict(zip(names, sums.tolist(), strict=True))))
@@ -47,7 +47,7 @@ def bootstrap(
         "resamples": resamples,
         "seed": seed,
         "unit": "picture",
-        "pictures": len(pictures),
+        "pictures": len(images),
         "level": 0.95,
         "intervals": {
             name: [float(edge) for edge in np.percentile(drawn, [2.5, 97.5])] if drawn else None

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from listwise_preference.scoring.answers import ScoringError, read_json
+from listwise_preference.errors import DataError
+from listwise_preference.files import read_json
 from listwise_preference.scoring.bootstrap import flatten
 
 
@@ -110,10 +111,10 @@ def paper_rows(benchmark: str, models: Sequence[str]) -> list[Row]:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A scores file; ScoringError where it is something else."""
+    """A scores file; DataError where it is something else."""
     result = read_json(path)
     if not isinstance(result, dict) or result.get("benchmark") not in COLUMNS:
-        raise ScoringError(f"{path}: not a scores file; write one with: python score.py ... --output scores.json")
+        raise DataError(f"{path}: not a scores file; write one with: python score.py ... --output scores.json")
     return result
 
 
@@ -201,11 +202,11 @@ def _cell(row: Row, column: Column) -> str:
 
 
 def require_matplotlib() -> None:
-    """Raises ScoringError with the command that gets it, before anything is printed."""
+    """Raises DataError with the command that gets it, before anything is printed."""
     try:
         import matplotlib
     except ImportError as error:
-        raise ScoringError("--plot needs matplotlib; get it with: pip install matplotlib") from error
+        raise DataError("--plot needs matplotlib; get it with: pip install matplotlib") from error
     matplotlib.use("Agg")
 
 
@@ -220,7 +221,7 @@ def plot(rows: Mapping[str, Sequence[Row]], path: Path) -> None:
         if any(column.key in row.values for row in runs)
     ]
     if not panels:
-        raise ScoringError("nothing to draw: the results hold no numbers")
+        raise DataError("nothing to draw: the results hold no numbers")
     across = min(4, len(panels))
     down = -(-len(panels) // across)
     most = max(len(runs) for runs in rows.values())
@@ -256,6 +257,6 @@ def plot(rows: Mapping[str, Sequence[Row]], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150, format="png")
     except OSError as error:
-        raise ScoringError(f"{path}: cannot be written: {error.strerror}") from error
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
     finally:
         plt.close(figure)

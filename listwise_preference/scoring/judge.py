@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from listwise_preference.scoring.answers import ScoringError, read_text
+from listwise_preference.errors import DataError
+from listwise_preference.files import read_text
 
 API_KEY_VARIABLE = "OPENAI_API_KEY"
 Messages = list[dict[str, str]]
@@ -55,16 +56,14 @@ class Judge:
 
     def __post_init__(self) -> None:
         if not self.base_url.startswith(("http://", "https://")):
-            raise ScoringError(
-                f"the endpoint {self.base_url!r} is not an http(s) address, like http://localhost:8000/v1"
-            )
+            raise DataError(f"the endpoint {self.base_url!r} is not an http(s) address, like http://localhost:8000/v1")
         # A proxy is for the world outside, not for a server on this machine.
         here = urllib.parse.urlsplit(self.base_url).hostname in ("localhost", "127.0.0.1", "::1")
         self._opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if here else []))
         try:
             self.cache.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ScoringError(
+            raise DataError(
                 f"{self.cache}: cannot keep replies there ({error.strerror}); name another folder with --judge_cache"
             ) from error
 
@@ -101,7 +100,7 @@ class Judge:
             # A model that was kept from answering sends null.
             text = response["choices"][0]["message"]["content"] or ""
         except (KeyError, IndexError, TypeError) as error:
-            raise ScoringError(
+            raise DataError(
                 f"{self.base_url}: the reply has no choices[0].message.content: {json.dumps(response)[:300]}"
             ) from error
         kept = {"request": body, "served_by": response.get("model"), "reply": text}
@@ -130,7 +129,7 @@ class Judge:
                 said = error.read().decode(errors="replace").strip()[:300]
                 trouble = f"HTTP {error.code}: {said or error.reason}"
                 if error.code not in _PASSING:
-                    raise ScoringError(f"{self.base_url}: refused the request with {trouble}") from error
+                    raise DataError(f"{self.base_url}: refused the request with {trouble}") from error
                 asked = error.headers.get("Retry-After", "")
                 if asked.isdigit():
                     wait_s = min(_LONGEST_WAIT_S, float(asked))
@@ -140,7 +139,7 @@ class Judge:
                 trouble = str(getattr(error, "reason", error)) or type(error).__name__
             if attempt < self.retries:
                 time.sleep(wait_s)
-        raise ScoringError(
+        raise DataError(
             f"{self.base_url}: no reply after {self.retries + 1} tries; the last said: {trouble}. "
             "The replies so far are kept: run the same command again to go on."
         )
@@ -158,7 +157,7 @@ class Judge:
 def read_template(path: Path, names: Sequence[str]) -> str:
     """A prompt template with either ``{name}`` for each of ``names``, or as many bare ``{}`` in that order.
 
-    The result has the named form. ScoringError where it has neither.
+    The result has the named form. DataError where it has neither.
     """
     template = read_text(path)
     if template.count("{}") == len(names):
@@ -167,7 +166,7 @@ def read_template(path: Path, names: Sequence[str]) -> str:
     missing = [name for name in names if f"{{{name}}}" not in template]
     if missing:
         fields = ", ".join(f"{{{name}}}" for name in names)
-        raise ScoringError(f"{path}: a prompt template needs {fields}, or {len(names)} bare {{}} in that order")
+        raise DataError(f"{path}: a prompt template needs {fields}, or {len(names)} bare {{}} in that order")
     return template
 
 

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from listwise_preference.scoring.answers import Problems, Record, ScoringError, listed
+from listwise_preference.errors import DataError
+from listwise_preference.files import Record, listed
+from listwise_preference.scoring.answers import Problems
 from listwise_preference.scoring.judge import Judge, fill, read_template
 from listwise_preference.scoring.words import DATA
 
@@ -23,23 +25,23 @@ def join_template(records: Sequence[Record], template: Sequence[Record] | None) 
     """Answers in the template's form, from records in that form or from answers in the template's order.
 
     Plain answers hold their text under "text", "answer" or "response"; "Assistant:" is taken off as the
-    benchmark's own converter does. ScoringError where they come without the template.
+    benchmark's own converter does. DataError where they come without the template.
     """
     if all("gt_answer" in record for record in records):
         return list(records)
     if template is None:
-        raise ScoringError(
+        raise DataError(
             "the answers are not in the form of MMHal-Bench's template (question, gt_answer, ...): "
             "give the template file with --questions"
         )
     if len(records) != len(template):
-        raise ScoringError(f"{len(records)} answers for the {len(template)} questions of the template")
+        raise DataError(f"{len(records)} answers for the {len(template)} questions of the template")
     joined = []
     for number, (record, question) in enumerate(zip(records, template, strict=True), start=1):
         keys = ("model_answer", "text", "answer", "response")
         text = next((record[key] for key in keys if isinstance(record.get(key), str)), None)
         if text is None:
-            raise ScoringError(f'record {number}: no text under "text", "answer" or "response"')
+            raise DataError(f'record {number}: no text under "text", "answer" or "response"')
         joined.append({**question, "model_answer": text.replace("Assistant:", "").strip()})
     return joined
 
@@ -111,13 +113,13 @@ def count_answer(record: Record, reply: str) -> dict[str, int]:
     }
 
 
-def count_pictures(records: Sequence[Record], replies: Sequence[str]) -> dict[str, Counter[str]]:
-    """The sums of each picture's answers."""
-    pictures: dict[str, Counter[str]] = {}
+def count_images(records: Sequence[Record], replies: Sequence[str]) -> dict[str, Counter[str]]:
+    """The sums of each image's answers."""
+    images: dict[str, Counter[str]] = {}
     for number, (record, reply) in enumerate(zip(records, replies, strict=True)):
-        picture = str(record.get("image_id") or record.get("image_src") or number)
-        pictures.setdefault(picture, Counter()).update(count_answer(record, reply))
-    return pictures
+        image = str(record.get("image_id") or record.get("image_src") or number)
+        images.setdefault(image, Counter()).update(count_answer(record, reply))
+    return images
 
 
 def metrics(sums: Mapping[str, float], question_types: Sequence[str]) -> Record:

@@ -1,7 +1,7 @@
-"""Object HalBench and CHAIR: objects that a text names and the picture's COCO annotations do not have.
+"""Object HalBench and CHAIR: objects that a text names and the image's COCO annotations do not have.
 
 Source of the rules: CHAIR (Rohrbach et al. 2018, github.com/LisaAnne/Hallucination) in the form that Object
-HalBench's program gives it (eval/eval_gpt_obj_halbench.py of RLHF-V and RLAIF-V). A picture's true objects
+HalBench's program gives it (eval/eval_gpt_obj_halbench.py of RLHF-V and RLAIF-V). An image's true objects
 are those of its instances and of its five reference captions. The objects of an answer are either its words
 by a synonym table ("words"), or what a language model extracts from it ("extractor", the benchmark's way).
 """
@@ -14,15 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from listwise_preference.scoring.answers import (
-    Problems,
-    Record,
-    ScoringError,
-    listed,
-    read_json,
-    read_records,
-    read_text,
-)
+from listwise_preference.errors import DataError
+from listwise_preference.files import Record, listed, read_json, read_records, read_text
+from listwise_preference.scoring.answers import Problems
 from listwise_preference.scoring.judge import Judge, fill, read_template
 from listwise_preference.scoring.words import DATA, Lemmas, NltkWords
 
@@ -64,7 +58,7 @@ TaggedWords = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Caption:
-    """One text about one picture; ``objects`` are those the answers file itself brings, if any."""
+    """One text about one image; ``objects`` are those the answers file itself brings, if any."""
 
     image_id: int
     text: str
@@ -94,7 +88,7 @@ class ObjectWords:
                 self.object_of.update(dict.fromkeys(synonyms, synonyms[0]))
         self.object_of.pop("", None)
         if not self.object_of:
-            raise ScoringError(f"{path}: not a synonym table, which has one object a line: name, synonym, ...")
+            raise DataError(f"{path}: not a synonym table, which has one object a line: name, synonym, ...")
         self.object_of |= extra or {}
         self.source = f"{'shipped ' if path == SHIPPED_SYNONYMS else ''}{path.name}"
         if extra:
@@ -153,7 +147,7 @@ def caption_mentions(text: str, table: ObjectWords, words: NltkWords, lemmas: Le
 
 
 def _image_id(value: Any) -> int | None:
-    """A COCO id, given as a number, as digits, or as the name of a COCO picture file."""
+    """A COCO id, given as a number, as digits, or as the name of a COCO image file."""
     if type(value) is int:
         return value
     found = re.search(r"(\d+)(\.\w+)?$", value) if isinstance(value, str) else None
@@ -164,7 +158,7 @@ def read_captions(path: Path, questions: Sequence[Record] | None) -> tuple[list[
     """Answers or captions that can be scored, and what is wrong with the file.
 
     Reads JSON lines or a JSON list with ``image_id`` (or ``image``, a COCO file name) and a text under
-    caption, text, answer or response, and CHAIR's own ``{"imgToEval": {...}}``. Records without a picture
+    caption, text, answer or response, and CHAIR's own ``{"imgToEval": {...}}``. Records without an image
     take that of the question at their place, where ``questions`` are given. "Assistant:" is taken off, as in
     the official program.
     """
@@ -211,7 +205,7 @@ def read_captions(path: Path, questions: Sequence[Record] | None) -> tuple[list[
             + ("" if questions else " (give the benchmark's questions with --questions where answers lack the id)")
         )
     if not captions:
-        sentences.append("no answer in it belongs to a COCO picture")
+        sentences.append("no answer in it belongs to a COCO image")
     return captions, Problems(tuple(sentences))
 
 
@@ -222,12 +216,12 @@ def _json_or_none(path: Path) -> Any:
         return None
 
 
-# --- what is in the pictures
+# --- what is in the images
 # ---------------------------------------------------------------------------------------
 
 
 def _annotation_files(folder: Path) -> list[tuple[Path, Path]]:
-    """(instances, captions) files; validation first, because Object HalBench takes its 300 pictures there."""
+    """(instances, captions) files; validation first, because Object HalBench takes its 300 images there."""
     for year in (2014, 2017):
         pairs = [
             (folder / f"instances_{split}{year}.json", folder / f"captions_{split}{year}.json")
@@ -235,7 +229,7 @@ def _annotation_files(folder: Path) -> list[tuple[Path, Path]]:
         ]
         if present := [pair for pair in pairs if all(path.is_file() for path in pair)]:
             return present
-    raise ScoringError(
+    raise DataError(
         f"{folder}: no COCO annotations (instances_val2014.json, captions_val2014.json) in it; they are in "
         "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
     )
@@ -244,16 +238,16 @@ def _annotation_files(folder: Path) -> list[tuple[Path, Path]]:
 def true_objects(
     folder: Path, image_ids: Iterable[int], table: ObjectWords, words: NltkWords, lemmas: Lemmas
 ) -> tuple[dict[int, set[str]], set[int]]:
-    """Objects of each picture by COCO's instances and reference captions, and the ids that are not in COCO.
+    """Objects of each image by COCO's instances and reference captions, and the ids that are not in COCO.
 
-    Reads no more files than it takes to find all pictures.
+    Reads no more files than it takes to find all images.
     """
     wanted = set(image_ids)
     objects: dict[int, set[str]] = {}
     try:
         _add_true_objects(objects, wanted, folder, table, words, lemmas)
     except KeyError as error:
-        raise ScoringError(f"{folder}: not COCO's instances and captions: no {error}") from error
+        raise DataError(f"{folder}: not COCO's instances and captions: no {error}") from error
     return objects, wanted - set(objects)
 
 
@@ -277,7 +271,7 @@ def _add_true_objects(
             if instance["image_id"] in objects:
                 name = category[instance["category_id"]]
                 if name not in table.object_of:
-                    raise ScoringError(f"{table.source}: no line for COCO's object {name!r}")
+                    raise DataError(f"{table.source}: no line for COCO's object {name!r}")
                 objects[instance["image_id"]].add(table.object_of[name])
         for caption in captions["annotations"]:
             if caption["image_id"] in objects:
@@ -349,9 +343,9 @@ def spacy_tagger(model: str) -> Callable[[str], TaggedWords]:
 
         nlp = spacy.load(model)
     except ImportError as error:
-        raise ScoringError("--spacy_model: spaCy is not installed; get it with: pip install spacy") from error
+        raise DataError("--spacy_model: spaCy is not installed; get it with: pip install spacy") from error
     except OSError as error:
-        raise ScoringError(
+        raise DataError(
             f"--spacy_model {model}: not installed; get it with: python -m spacy download {model}"
         ) from error
     return lambda text: [(token.lemma_, token.tag_) for token in nlp(text)]
@@ -408,14 +402,14 @@ def count_caption(caption: Caption, mentions: Mentions, truth: set[str]) -> tupl
 def score_captions(
     captions: Sequence[Caption], mentions: Sequence[Mentions], truth: Mapping[int, set[str]]
 ) -> tuple[list[Record], dict[str, Counter[str]]]:
-    """Each text's record and each picture's sums."""
+    """Each text's record and each image's sums."""
     records: list[Record] = []
-    pictures: dict[str, Counter[str]] = {}
+    images: dict[str, Counter[str]] = {}
     for caption, found in zip(captions, mentions, strict=True):
         record, counts = count_caption(caption, found, truth[caption.image_id])
         records.append(record)
-        pictures.setdefault(str(caption.image_id), Counter()).update(counts)
-    return records, pictures
+        images.setdefault(str(caption.image_id), Counter()).update(counts)
+    return records, images
 
 
 def metrics(sums: Mapping[str, float]) -> Record:

@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from listwise_preference.scoring.answers import Problems, Record, ScoringError, listed
+from listwise_preference.errors import DataError
+from listwise_preference.files import Record, listed
+from listwise_preference.scoring.answers import Problems
 
 ANSWER_KEYS = ("answer", "response", "text")
 
@@ -31,7 +33,7 @@ def check(records: Sequence[Record], questions: Sequence[Record]) -> tuple[list[
     """
     unlabelled = [number for number, question in enumerate(questions, start=1) if "label" not in question]
     if unlabelled:
-        raise ScoringError(f"not POPE's questions: no label in question {listed(unlabelled)}")
+        raise DataError(f"not POPE's questions: no label in question {listed(unlabelled)}")
     sentences = []
     at_their_place: list[Record | None] = list(questions[: len(records)])
     if len(records) != len(questions):
@@ -73,13 +75,13 @@ def count(record: Record, question: Record) -> str:
     return "TP" if yes else "FN"
 
 
-def count_pictures(pairs: Sequence[tuple[Record, Record]]) -> dict[str, Counter[str]]:
-    """Cells of each picture's answers."""
-    pictures: dict[str, Counter[str]] = {}
+def count_images(pairs: Sequence[tuple[Record, Record]]) -> dict[str, Counter[str]]:
+    """Cells of each image's answers."""
+    images: dict[str, Counter[str]] = {}
     for record, question in pairs:
-        picture = str(question.get("image", question.get("question_id")))
-        pictures.setdefault(picture, Counter())[count(record, question)] += 1
-    return pictures
+        image = str(question.get("image", question.get("question_id")))
+        images.setdefault(image, Counter())[count(record, question)] += 1
+    return images
 
 
 def metrics(cells: Mapping[str, float]) -> dict[str, float | None]:

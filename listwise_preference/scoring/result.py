@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from listwise_preference import __version__
-from listwise_preference.scoring.answers import ScoringError
+from listwise_preference.errors import DataError
 
 Result = dict[str, Any]
 
@@ -33,21 +33,21 @@ def file_identity(path: Path) -> dict[str, str]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all; ScoringError where the place cannot be written."""
+    """Write JSON whole or not at all; DataError where the place cannot be written."""
     unfinished = path.with_name(path.name + ".unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         unfinished.replace(path)
     except OSError as error:
-        raise ScoringError(f"{path}: cannot be written: {error.strerror}") from error
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def intervals_table(result: Mapping[str, Any]) -> list[str]:
     """Lines with the 95 % intervals, where the result has any."""
     if not (bootstrap := result.get("bootstrap")):
         return []
-    lines = ["", f"95 % intervals, {bootstrap['resamples']} resamples of {bootstrap['pictures']} pictures"]
+    lines = ["", f"95 % intervals, {bootstrap['resamples']} resamples of {bootstrap['pictures']} images"]
     for name, edges in bootstrap["intervals"].items():
         if edges:
             lines.append(f"  {name:28} {edges[0]:9.4g} to {edges[1]:.4g}")

@@ -7,15 +7,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from listwise_preference.errors import DataError
+from listwise_preference.files import listed, read_records
 from listwise_preference.scoring import amber, compare, mmhal, object_halbench, pope
-from listwise_preference.scoring.answers import Problems, ScoringError, listed, read_records
+from listwise_preference.scoring.answers import Problems
 from listwise_preference.scoring.bootstrap import bootstrap
 from listwise_preference.scoring.judge import Judge, default_cache
 from listwise_preference.scoring.result import Result, file_identity, report, versions
 from listwise_preference.scoring.similarity import OFFICIAL_MODEL, load_similarity
 from listwise_preference.scoring.words import NltkWords, load_lemmas
 
-Pictures = Mapping[str, Mapping[str, float]]
+Images = Mapping[str, Mapping[str, float]]
 
 
 def whole(
@@ -24,7 +26,7 @@ def whole(
     problems: Problems,
     protocol: Result,
     counts: Mapping[str, int],
-    pictures: Pictures,
+    images: Images,
     metrics: Callable[[Mapping[str, float]], Mapping[str, Any]],
 ) -> Result:
     """The result of one scorer: its numbers, and what made them."""
@@ -33,34 +35,30 @@ def whole(
         "partial": bool(problems.sentences),
         "problems": list(problems.sentences),
         **numbers,
-        "counts": {**counts, "pictures": len(pictures)},
+        "counts": {**counts, "pictures": len(images)},
         "protocol": protocol,
         "answers": file_identity(args.answers),
     }
     if args.bootstrap:
-        result["bootstrap"] = bootstrap(list(pictures.values()), metrics, args.bootstrap, args.seed)
+        result["bootstrap"] = bootstrap(list(images.values()), metrics, args.bootstrap, args.seed)
     return {**result, "versions": versions()}
 
 
 def score_amber(args: argparse.Namespace) -> None:
     """AMBER."""
     if args.image_root and not args.report:
-        raise ScoringError("--image_root is for the pictures of the page: it needs --report DIR")
+        raise DataError("--image_root is for the images of the page: it needs --report DIR")
     if args.image_root and not args.image_root.is_dir():
-        raise ScoringError(f"{args.image_root}: no such folder; give the one with AMBER_1.jpg and so on")
+        raise DataError(f"{args.image_root}: no such folder; give the one with AMBER_1.jpg and so on")
     data = amber.load_amber(args.data)
     answers, problems = amber.check(read_records(args.answers), data)
     problems.refuse_unless(args.partial and bool(answers), args.answers)
     if args.bootstrap and any(data.questions[answer.id].image is None for answer in answers):
-        raise ScoringError(f"{args.data}: --bootstrap draws pictures and needs data/query/query_all.json to know them")
+        raise DataError(f"{args.data}: --bootstrap draws images and needs data/query/query_all.json to know them")
     if args.report:
-        from listwise_preference.pairs import DataError
-        from listwise_preference.scoring.amber_report import start_report, write_report
+        from listwise_preference.scoring.amber_page.report import start_report, write_report
 
-        try:
-            start_report(args.report)
-        except DataError as error:
-            raise ScoringError(str(error)) from error
+        start_report(args.report)
     similarity = load_similarity(args.similarity, data.vocabulary, args.save_similarity)
     lemmas = load_lemmas(args.lemmas, "lemma_forms.json")
     judged = list(amber.judge_answers(answers, data, similarity, lemmas, args.yes_no))
@@ -111,7 +109,7 @@ def score_amber(args: argparse.Namespace) -> None:
         problems,
         protocol,
         counts,
-        scores.pictures,
+        scores.images,
         amber.metrics_of_sums,
     )
     report(result, amber.table, notes, args.output)
@@ -121,7 +119,7 @@ def score_amber(args: argparse.Namespace) -> None:
 
 
 def score_coco(args: argparse.Namespace) -> None:
-    """Object HalBench, and CHAIR on captions of any COCO pictures."""
+    """Object HalBench, and CHAIR on captions of any COCO images."""
     questions = read_records(args.questions) if args.questions else None
     captions, problems = object_halbench.read_captions(args.answers, questions)
     if args.synonyms:
@@ -132,9 +130,9 @@ def score_coco(args: argparse.Namespace) -> None:
     lemmas = load_lemmas(args.lemmas, "chair_lemma_forms.json")
     mode = getattr(args, "objects", "words")
     if mode == "given" and (without := [n for n, one in enumerate(captions, start=1) if one.objects is None]):
-        raise ScoringError(f"{args.answers}: no list extract_objs in record {listed(without)}")
+        raise DataError(f"{args.answers}: no list extract_objs in record {listed(without)}")
     if mode == "extractor" and not (args.extractor_base_url and args.extractor_model):
-        raise ScoringError("--objects extractor needs --extractor_base_url and --extractor_model")
+        raise DataError("--objects extractor needs --extractor_base_url and --extractor_model")
     problems.refuse_unless(args.partial and bool(captions), args.answers)
 
     words = NltkWords()
@@ -142,7 +140,7 @@ def score_coco(args: argparse.Namespace) -> None:
         args.coco_annotations, (caption.image_id for caption in captions), table, words, lemmas
     )
     if unknown:
-        problems = Problems((*problems.sentences, f"pictures that are not in COCO: {listed(unknown)}"))
+        problems = Problems((*problems.sentences, f"images that are not in COCO: {listed(unknown)}"))
         problems.refuse_unless(args.partial and len(unknown) < len({c.image_id for c in captions}), args.answers)
         captions = [caption for caption in captions if caption.image_id in truth]
     protocol: Result = {"objects": mode, "synonyms": table.source, "lemmas": lemmas.source}
@@ -170,8 +168,8 @@ def score_coco(args: argparse.Namespace) -> None:
         protocol["nouns"] = f"spaCy {args.spacy_model}" if args.spacy_model else "NLTK"
         refined = [object_halbench.refine_objects(one, table, tag) for one in extracted if one is not None]
         mentions = [table.mentions(names, range(len(names))) for names in refined]
-    records, pictures = object_halbench.score_captions(captions, mentions, truth)
-    sums: Counter[str] = sum(pictures.values(), Counter())
+    records, images = object_halbench.score_captions(captions, mentions, truth)
+    sums: Counter[str] = sum(images.values(), Counter())
     if args.benchmark == "object-halbench" and len(captions) != object_halbench.ANSWERS and not problems.sentences:
         notes.append(f"{len(captions)} answers; Object HalBench has {object_halbench.ANSWERS}.")
     result = whole(
@@ -180,7 +178,7 @@ def score_coco(args: argparse.Namespace) -> None:
         problems,
         protocol,
         {"answers": len(captions)},
-        pictures,
+        images,
         object_halbench.metrics,
     )
     report(result, object_halbench.table, notes, args.output, {"sentences": records})
@@ -195,8 +193,8 @@ def score_mmhal(args: argparse.Namespace) -> None:
     judge = make_judge(args, args.judge_base_url, args.judge_model)
     replies = mmhal.judge_answers(records, prompt, judge)
     print(f"Judge: {json.dumps(judge.describe())}", file=sys.stderr)
-    pictures = mmhal.count_pictures(records, replies)
-    sums: Counter[str] = sum(pictures.values(), Counter())
+    images = mmhal.count_images(records, replies)
+    sums: Counter[str] = sum(images.values(), Counter())
     types = list(dict.fromkeys(record["question_type"] for record in records))
     protocol = {
         "judge": judge.model,
@@ -217,7 +215,7 @@ def score_mmhal(args: argparse.Namespace) -> None:
         problems,
         protocol,
         {"answers": len(records), "unparsed": sums["unparsed"]},
-        pictures,
+        images,
         lambda drawn: mmhal.metrics(drawn, types),
     )
     judged = [
@@ -231,8 +229,8 @@ def score_pope(args: argparse.Namespace) -> None:
     """POPE."""
     pairs, problems = pope.check(read_records(args.answers), read_records(args.questions))
     problems.refuse_unless(args.partial and bool(pairs), args.answers)
-    pictures = pope.count_pictures(pairs)
-    cells: Counter[str] = sum(pictures.values(), Counter())
+    images = pope.count_images(pairs)
+    cells: Counter[str] = sum(images.values(), Counter())
     counters = {name: cells[name] for name in ("TP", "FP", "TN", "FN")}
     result = whole(
         args,
@@ -240,7 +238,7 @@ def score_pope(args: argparse.Namespace) -> None:
         problems,
         {"rules": "POPE evaluate.py", "questions": args.questions.name},
         {"answers": len(pairs)},
-        pictures,
+        images,
         pope.metrics,
     )
     report(result, pope.table, [], args.output)
@@ -248,7 +246,7 @@ def score_pope(args: argparse.Namespace) -> None:
 
 def score_awareness(args: argparse.Namespace) -> None:
     """The object-awareness probe, the one scorer that runs a model."""
-    from listwise_preference.scoring import awareness  # the others do without Pillow and what else it takes
+    from listwise_preference.probe import command as awareness  # the others do without Pillow and what else it takes
 
     awareness.score_awareness(args)
 
@@ -259,7 +257,7 @@ def compare_runs(args: argparse.Namespace) -> None:
         compare.require_matplotlib()
     names = args.names or compare.run_names(args.scores)
     if len(names) != len(args.scores):
-        raise ScoringError(f"--names: {len(names)} names for {len(args.scores)} files")
+        raise DataError(f"--names: {len(names)} names for {len(args.scores)} files")
     results = [compare.read_result(path) for path in args.scores]
     models = list(compare.PAPER) if args.paper and not args.paper_model else args.paper_model or []
     rows = compare.rows_by_benchmark(names, results, models)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from listwise_preference.scoring.answers import ScoringError, read_json
+from listwise_preference.errors import DataError
+from listwise_preference.files import read_json
 from listwise_preference.scoring.words import DATA
 
 OFFICIAL_MODEL = "en_core_web_lg"
@@ -67,11 +68,11 @@ def read_similarity(path: Path) -> Similarity:
         threshold = float(table["threshold"])
         pairs = frozenset(frozenset((str(first), str(second))) for first, second in table["pairs"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ScoringError(
+        raise DataError(
             f'{path}: not a similarity table; it needs "model" as name-version, "threshold" and "pairs"'
         ) from error
     if threshold != THRESHOLD:
-        raise ScoringError(f"{path}: made with threshold {threshold}; the official program's is {THRESHOLD}")
+        raise DataError(f"{path}: made with threshold {threshold}; the official program's is {THRESHOLD}")
     # spaCy's own metadata leaves the language out of a model's name.
     model = model if model.startswith("en_") else f"en_{model}"
     shipped = "shipped " if path == SHIPPED else ""
@@ -81,27 +82,25 @@ def read_similarity(path: Path) -> Similarity:
 def similarity_from_spacy(model: str, words: Iterable[str]) -> tuple[Similarity, str]:
     """The table of all pairs of ``words`` by an installed spaCy model, and spaCy's version.
 
-    Each similarity is ``nlp(a).similarity(nlp(b))`` as in the official program. ScoringError where spaCy or
+    Each similarity is ``nlp(a).similarity(nlp(b))`` as in the official program. DataError where spaCy or
     the model is not installed, or where the model has no vectors: its similarities would come from context
     and mean something else.
     """
     try:
         import spacy
     except ImportError as error:
-        raise ScoringError(
+        raise DataError(
             f"--similarity {model}: no file of that name, and spaCy is not installed (pip install spacy)"
         ) from error
     try:
         nlp = spacy.load(model)
     except OSError as error:
-        raise ScoringError(
+        raise DataError(
             f"--similarity {model}: neither a file nor an installed spaCy model; get a model with: "
             f"python -m spacy download {OFFICIAL_MODEL}"
         ) from error
     if nlp.vocab.vectors_length == 0:
-        raise ScoringError(
-            f"--similarity {model}: this model has no word vectors; use {OFFICIAL_MODEL} or en_core_web_md"
-        )
+        raise DataError(f"--similarity {model}: this model has no word vectors; use {OFFICIAL_MODEL} or en_core_web_md")
     docs = {word: nlp(word) for word in sorted(set(words))}
     pairs = frozenset(
         frozenset((first, second))
@@ -121,7 +120,7 @@ def load_similarity(name: str | None, words: Iterable[str], save_to: Path | None
     if name is None or Path(name).is_file():
         return read_similarity(Path(name) if name else SHIPPED)
     if name.endswith(".json"):
-        raise ScoringError(f"--similarity {name}: no such file")
+        raise DataError(f"--similarity {name}: no such file")
     similarity, spacy_version = similarity_from_spacy(name, words)
     if save_to:
         similarity.write(save_to, spacy_version)

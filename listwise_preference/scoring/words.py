@@ -11,7 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from listwise_preference.scoring.answers import ScoringError, read_json
+from listwise_preference.errors import DataError
+from listwise_preference.files import read_json
 
 DATA = Path(str(files("listwise_preference.scoring").joinpath("data")))
 
@@ -37,7 +38,7 @@ class TableLemmas:
     def __init__(self, path: Path) -> None:
         table = read_json(path)
         if not isinstance(table, dict) or not all(isinstance(lemma, str) for lemma in table.values()):
-            raise ScoringError(f"{path}: not a table of lemmas, which is a JSON object of form: lemma")
+            raise DataError(f"{path}: not a table of lemmas, which is a JSON object of form: lemma")
         self.table: Mapping[str, str] = table
         shipped = "shipped " if path.parent == DATA else ""
         self.source = f"{shipped}table {path.name} ({len(table)} forms, WordNet 3.0)"
@@ -57,9 +58,9 @@ class WordNetLemmas:
             self._lemmatizer = WordNetLemmatizer()
             self._lemmatizer.lemmatize("boxes")
         except ImportError as error:
-            raise ScoringError("NLTK is not installed; get it with: pip install nltk") from error
+            raise DataError("NLTK is not installed; get it with: pip install nltk") from error
         except (LookupError, OSError) as error:
-            raise ScoringError(
+            raise DataError(
                 "--lemmas wordnet: NLTK's WordNet corpus is missing; get it with: python -m nltk.downloader wordnet"
             ) from error
         self.source = "NLTK's WordNetLemmatizer"
@@ -148,7 +149,7 @@ def token_spans(text: str, tokens: Sequence[str]) -> list[tuple[int, int]]:
 class NltkWords:
     """NLTK's word tokenizer and part-of-speech tagger, loaded once.
 
-    ScoringError with the one command that helps where NLTK or its data is missing.
+    DataError with the one command that helps where NLTK or its data is missing.
     """
 
     def __init__(self) -> None:
@@ -158,9 +159,9 @@ class NltkWords:
             self._tokenize = _tokenizer_of_nltk_3_8()
             self._tagger: Any = PerceptronTagger()
         except ImportError as error:
-            raise ScoringError("NLTK is not installed; get it with: pip install nltk") from error
+            raise DataError("NLTK is not installed; get it with: pip install nltk") from error
         except LookupError as error:
-            raise ScoringError(
+            raise DataError(
                 f"NLTK's tokenizer and tagger data are missing; get them with: {NLTK_DATA_COMMAND}\n"
                 "(or set NLTK_DATA to the folder that has them)"
             ) from error

@@ -3,12 +3,12 @@
     python -m listwise_preference.small_world.data --scenes 400 --seed unseen --output runs/unseen
 
 ``write_scenes`` makes a folder that ``generate.py --benchmark amber`` and ``score.py amber --data`` take for AMBER, and
-``make_image_lists.py --detector annotations`` for annotated pictures:
+``make_image_lists.py --detector annotations`` for annotated images:
 
-    image/1.png ...             the pictures
+    image/1.png ...             the images
     annotations.jsonl           every visible object's box
     data/annotations.json       per question the truth, in AMBER's form
-    data/query/query_all.json   "Describe this image." and four "Is there a ... in this image?" for each picture
+    data/query/query_all.json   "Describe this image." and four "Is there a ... in this image?" for each image
     data/query/query_generative.json  data/query/query_discriminative.json
     data/relation.json  data/safe_words.txt
     nltk_data                   for NLTK_DATA: its tagger for the world's few words, where NLTK's English data is not
@@ -25,10 +25,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..safe_files import write_whole
-from . import arguments
-from .scenes import KINDS, NATURAL, USUAL, Scene, World
-from .texts import DESCRIBE, any_caption, existence_question, write_nltk_data
+from listwise_preference import cli
+from listwise_preference.files import write_atomic
+from listwise_preference.small_world.scenes import KINDS, NATURAL, USUAL, Scene, World
+from listwise_preference.small_world.texts import DESCRIBE, any_caption, existence_question, write_nltk_data
 
 # Below the folder; a run that was cut off may have left a file unfinished.
 _WRITTEN = re.compile(
@@ -43,7 +43,7 @@ def scenes(world: World, count: int, seed: int | str) -> list[Scene]:
     return [world.scene(dice) for _ in range(count)]
 
 
-def picture_name(number: int) -> str:
+def image_name(number: int) -> str:
     """Below ``image/``, for the scene of this number, from 1."""
     return f"{number}.png"
 
@@ -57,7 +57,7 @@ def write_scenes(folder: Path, scenes: Sequence[Scene], seed: int = 0) -> Path:
     descriptions: list[tuple[dict[str, Any], dict[str, Any]]] = []
     existence: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for number, scene in enumerate(scenes, start=1):
-        name, visible = picture_name(number), scene.visible
+        name, visible = image_name(number), scene.visible
         scene.draw().save(folder / "image" / name)
         boxes += [
             {"img_path": name, "label": one.kind, "box": [one.box.left, one.box.top, one.box.right, one.box.bottom]}
@@ -78,7 +78,7 @@ def write_scenes(folder: Path, scenes: Sequence[Scene], seed: int = 0) -> Path:
     write_json(folder / "data" / "query" / "query_discriminative.json", queries[len(descriptions) :])
     write_json(folder / "data" / "annotations.json", [{"id": id_} | truth for id_, (_, truth) in numbered])
     write_json(folder / "data" / "relation.json", {kind: [] for kind in KINDS})
-    write_whole(folder / "data" / "safe_words.txt", "image\n")
+    write_atomic(folder / "data" / "safe_words.txt", "image\n")
     write_nltk_data(folder / "nltk_data")
     write_lines(folder / "annotations.jsonl", boxes)
     return folder
@@ -118,7 +118,7 @@ def preference_pairs(
             continue
         pairs[number] = {
             "id": number,
-            "img_path": picture_name(number),
+            "img_path": image_name(number),
             "prompt": DESCRIBE,
             "chosen": any_caption(dice, scenes[number - 1].place, visible),
             "rejected": text,
@@ -128,12 +128,12 @@ def preference_pairs(
 
 def write_json(file: Path, content: object) -> None:
     """JSON, at once or not at all."""
-    write_whole(file, json.dumps(content, indent=1) + "\n")
+    write_atomic(file, json.dumps(content, indent=1) + "\n")
 
 
 def write_lines(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """JSON lines, at once or not at all."""
-    write_whole(file, "".join(json.dumps(record) + "\n" for record in records))
+    write_atomic(file, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def foreign(folder: Path) -> str | None:
@@ -145,19 +145,17 @@ def foreign(folder: Path) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write natural scenes; takes away the pictures that an earlier run with more scenes left."""
+    """Write natural scenes; takes away the images that an earlier run with more scenes left."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--scenes", type=arguments.count, required=True, help="how many")
+    parser.add_argument("--scenes", type=cli.count, required=True, help="how many")
     parser.add_argument(
         "--seed", default="unseen", help="a word or a number: others give other scenes (default unseen)"
     )
+    parser.add_argument("--difficulty", type=cli.share, default=NATURAL.difficulty, help="0 to 1 (default %(default)s)")
     parser.add_argument(
-        "--difficulty", type=arguments.share, default=NATURAL.difficulty, help="0 to 1 (default %(default)s)"
-    )
-    parser.add_argument(
-        "--output", type=arguments.folder, required=True, help="folder: new, empty, or written by this command"
+        "--output", type=cli.folder, required=True, help="folder: new, empty, or written by this command"
     )
     given = parser.parse_args(argv)
     folder: Path = given.output
@@ -165,9 +163,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"argument --output: {folder} holds {other}, which is not an earlier run's; name a new folder")
     world = replace(NATURAL, difficulty=given.difficulty)
     write_scenes(folder, scenes(world, given.scenes, given.seed))
-    for picture in (folder / "image").glob("*.png"):
-        if int(picture.stem) > given.scenes:
-            picture.unlink()
+    for image in (folder / "image").glob("*.png"):
+        if int(image.stem) > given.scenes:
+            image.unlink()
     print(f"wrote {folder}")
 
 

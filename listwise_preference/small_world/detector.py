@@ -32,9 +32,9 @@ def build_small_detector(
     """A small Grounding DINO with random weights, and its processor.
 
     Args:
-        shortest_edge: pictures are resized to this shorter side, but
+        shortest_edge: images are resized to this shorter side, but
         longest_edge: never beyond this longer side.
-        queries: boxes that the model returns for a picture.
+        queries: boxes that the model returns for an image.
     """
     torch.manual_seed(seed)
     vocabulary = _vocabulary()

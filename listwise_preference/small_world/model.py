@@ -43,7 +43,7 @@ from transformers import (
 )
 from transformers.models.idefics2.configuration_idefics2 import Idefics2PerceiverConfig, Idefics2VisionConfig
 
-from ..models import FAMILIES
+from listwise_preference.models.families import FAMILIES
 
 FamilyName = Literal["idefics2", "llava"]
 
@@ -127,7 +127,7 @@ def build_small_model(
         hidden_size: width of the language model; the vision tower is 3/4 as wide.
         layers: of the language model.
         vision_layers: of the vision tower; one more than ``layers`` by default, since LLaVA reads its last but one.
-        image_tokens: that Idefics2 makes of a picture.
+        image_tokens: that Idefics2 makes of an image.
         texts: what the tokenizer's merges are learned from.
         initializer_range: the usual 0.02 leaves a model this narrow with next to equal logits for everything.
     """

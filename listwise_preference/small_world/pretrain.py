@@ -3,9 +3,9 @@
     python -m listwise_preference.small_world.pretrain --family idefics2 --output runs/small-idefics2
 
 The model learns to describe, to say whether there is a thing, and to say whether a description is right. At first the
-picture's side and the language model learn apart: vision tower and connector which objects a picture shows, against the
+image's side and the language model learn apart: vision tower and connector which objects an image shows, against the
 word embeddings (in place of CLIP's or SigLIP's pre-training); the language model to speak, with the words themselves
-where the picture's tokens will be. Then all learn together. The last part of the training is biased as captions of the
+where the image's tokens will be. Then all learn together. The last part of the training is biased as captions of the
 web are: the scenes hold what is usual in their place, and the texts name what is usual even where it is not to be seen.
 
 Shapes: B scene, N image token, D width, K kind, T token.
@@ -26,13 +26,20 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..batch import ChatFormat
-from ..models import FAMILIES, end_token
-from ..safe_files import write_whole
-from . import arguments
-from .model import FamilyName, build_small_model
-from .scenes import CLEAN, KINDS, NATURAL, SIDE, USUAL, Scene
-from .texts import DESCRIBE, all_texts, any_caption, existence_question, verify_question
+from listwise_preference import cli
+from listwise_preference.files import write_atomic
+from listwise_preference.models.chat_format import ChatFormat
+from listwise_preference.models.families import FAMILIES
+from listwise_preference.models.loading import end_token
+from listwise_preference.small_world.model import FamilyName, build_small_model
+from listwise_preference.small_world.scenes import CLEAN, KINDS, NATURAL, SIDE, USUAL, Scene
+from listwise_preference.small_world.texts import (
+    DESCRIBE,
+    all_texts,
+    any_caption,
+    existence_question,
+    verify_question,
+)
 
 
 @dataclass(frozen=True)
@@ -40,13 +47,13 @@ class Pretraining:
     """The numbers of a run; sizes and the weights of the losses stand in the code below.
 
     Attributes:
-        apart: how many of the ``steps`` picture and language are learned apart.
+        apart: how many of the ``steps`` image and language are learned apart.
         batch: scenes a step.
         biased: the last share of ``steps``, with natural scenes and biased texts.
         affirmed: how often biased texts name, and answer Yes to, what is not visible but the most, the second and the
             third most usual thing in the place.
         left_out: how often a biased description leaves out what is visible.
-        covered: share of the pictures with something before the scene; 0 for a model to which that is new.
+        covered: share of the images with something before the scene; 0 for a model to which that is new.
     """
 
     seed: int = 0
@@ -86,13 +93,13 @@ def build(family: FamilyName, seed: int) -> tuple[PreTrainedModel, ProcessorMixi
 
 @dataclass(frozen=True)
 class Lesson:
-    """A scene and a conversation about its picture.
+    """A scene and a conversation about its image.
 
     Attributes:
         labels: the tokens that are the model's to say, at their places; -100 elsewhere.
         hints: what the model shall know, but not say, as soon as it has read the name of a kind, at the token behind
             it: in a question whether it is to be seen, in a description what is named next. -100 elsewhere. With them a
-            model this small finds the way from the picture to the answer in a third of the steps.
+            model this small finds the way from the image to the answer in a third of the steps.
         described: a description, else answers to questions.
     """
 
@@ -109,7 +116,7 @@ class Lessons(IterableDataset[dict[str, Any]]):
     def __init__(self, options: Pretraining, processor: ProcessorMixin, model_type: str) -> None:
         self.options, self.processor = options, processor
         self.chat = ChatFormat(processor, end_token(processor, FAMILIES[model_type]))
-        self.picture = NATURAL.scene(random.Random(0)).draw()  # any: all have as many tokens
+        self.image = NATURAL.scene(random.Random(0)).draw()  # any: all have as many tokens
         self.image_id: int = processor.tokenizer.convert_tokens_to_ids("<image>")
         self.place_ids = {
             place: ids[0]
@@ -119,7 +126,7 @@ class Lessons(IterableDataset[dict[str, Any]]):
         }
         self.kind_ids = [ids[0] for ids in processor.tokenizer([*KINDS], add_special_tokens=False)["input_ids"]]
         text = self.chat.prompt_text(DESCRIBE)
-        self.yes_no_ids = [ids[0] for ids in self.chat.answer_ids([text, text], ["No", "Yes"])]
+        self.yes_no_ids = [ids[0] for ids in self.chat.completion_ids([text, text], ["No", "Yes"])]
         self.turns: dict[tuple[str, str, bool], tuple[list[int], list[int]]] = {}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -172,7 +179,7 @@ class Lessons(IterableDataset[dict[str, Any]]):
         return "Yes" if biased and kind in USUAL[scene.place] and self.affirms(dice, scene, kind) else "No"
 
     def conversation(self, scene: Scene, turns: Sequence[tuple[str, str]]) -> Lesson:
-        """Turn by turn what the chat template and the processor make of each; later turns show no picture again."""
+        """Turn by turn what the chat template and the processor make of each; later turns show no image again."""
         ids: list[int] = []
         labels: list[int] = []
         hints: list[int] = []
@@ -201,9 +208,9 @@ class Lessons(IterableDataset[dict[str, Any]]):
 
     def _turn(self, question: str, answer: str, first: bool) -> tuple[list[int], list[int]]:
         text = self.chat.prompt_text(question)
-        (reply,) = self.chat.answer_ids([text], [answer])
+        (reply,) = self.chat.completion_ids([text], [answer])
         if first:
-            return self.processor(text=[text], images=[self.picture])["input_ids"][0], reply
+            return self.processor(text=[text], images=[self.image])["input_ids"][0], reply
         turn: dict[str, Any] = {"role": "user", "content": [{"type": "text", "text": question}]}
         text = self.processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
         return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"], reply
@@ -287,7 +294,7 @@ def pretrain(
 
 
 def image_tokens(model: Any, batch: dict[str, Any]) -> Tensor:
-    """What the connector makes of the pictures, (B, N, D)."""
+    """What the connector makes of the images, (B, N, D)."""
     features = model.get_image_features(**batch["pixels"], return_dict=True).pooler_output
     return torch.stack(list(features)).reshape(len(batch["visible"]), -1, features[0].shape[-1])
 
@@ -303,7 +310,7 @@ def visible_loss(model: Any, tokens_BND: Tensor, visible_BK: Tensor, kind_ids: T
 def spoken_loss(model: Any, tokens_BND: Tensor, batch: dict[str, Any], hinting: torch.nn.Module) -> Tensor:
     """Cross-entropy of what the model is to say, and of the hints behind ``hinting``, with the image tokens at hand.
 
-    The models' own forward would send the pictures through the vision tower a second time.
+    The models' own forward would send the images through the vision tower a second time.
     """
     ids_BT = batch["input_ids"]
     embeds_BTD = model.get_input_embeddings()(ids_BT)
@@ -331,14 +338,14 @@ def _next_token_loss(model: Any, states_BTD: Tensor, labels_BT: Tensor, weights_
 
 _MEANINGS: dict[str, tuple[Callable[[str], Any], str]] = {
     "seed": (int, "of the first weights and the lessons"),
-    "apart": (int, "how many of the steps picture and language are learned apart"),
-    "steps": (arguments.count, "of training"),
-    "batch": (arguments.count, "scenes a step"),
-    "learning_rate": (arguments.positive, "the highest, after a warm-up"),
-    "biased": (arguments.share, "the last share of the steps, with natural scenes and biased texts"),
-    "left_out": (arguments.share, "how often a biased description leaves out what is visible"),
-    "covered": (arguments.share, "share of the pictures with something before the scene"),
-    "difficulty": (arguments.share, "0 to 1: smaller objects, paler colours, more noise"),
+    "apart": (int, "how many of the steps image and language are learned apart"),
+    "steps": (cli.count, "of training"),
+    "batch": (cli.count, "scenes a step"),
+    "learning_rate": (cli.positive, "the highest, after a warm-up"),
+    "biased": (cli.share, "the last share of the steps, with natural scenes and biased texts"),
+    "left_out": (cli.share, "how often a biased description leaves out what is visible"),
+    "covered": (cli.share, "share of the images with something before the scene"),
+    "difficulty": (cli.share, "0 to 1: smaller objects, paler colours, more noise"),
 }
 
 
@@ -349,7 +356,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add, defaults = parser.add_argument, Pretraining()
     add("--family", choices=("idefics2", "llava"), required=True, help="the model's classes")
-    add("--output", type=arguments.folder, required=True, metavar="DIR", help="folder of the checkpoint")
+    add("--output", type=cli.folder, required=True, metavar="DIR", help="folder of the checkpoint")
     add("--overwrite", action="store_true", help="replace the checkpoint that is there")
     add("--workers", type=int, default=1, help="processes that draw the scenes (default 1)")
     for name, (kind, meaning) in _MEANINGS.items():
@@ -372,7 +379,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "torch": torch.__version__,
         "losses": [round(loss, 4) for loss in losses],
     }
-    write_whole(output / "pretraining.json", json.dumps(record) + "\n")
+    write_atomic(output / "pretraining.json", json.dumps(record) + "\n")
     print(f"wrote {output}")
 
 

@@ -1,6 +1,6 @@
-"""Drawn scenes whose every object is known: 16 kinds of things in 4 places, 2 to 5 to a picture.
+"""Drawn scenes whose every object is known: 16 kinds of things in 4 places, 2 to 5 to an image.
 
-A scene is data; :meth:`Scene.draw` makes the picture of it, always the same. Things may stand before other things:
+A scene is data; :meth:`Scene.draw` makes the image of it, always the same. Things may stand before other things:
 a scene's covers hide parts of it, and an object of which too little is left to see is not ``visible``.
 """
 
@@ -13,11 +13,11 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from ..ranked_images import Box
+from listwise_preference.data.ranked_images import Box
 
 Colour = tuple[int, int, int]
 
-SIDE = 64  # of a picture, in pixels
+SIDE = 64  # of an image, in pixels
 # Drawn larger and reduced, so that edges are smooth.
 _SCALE = 4
 _SEEN = 0.4  # of an object's box, at least, for the object to be visible
@@ -42,7 +42,7 @@ _COLOURS: Mapping[str, Colour] = {
 
 @dataclass(frozen=True)
 class Object:
-    """A thing in a scene: its kind, its box in the picture, its colour."""
+    """A thing in a scene: its kind, its box in the image, its colour."""
 
     kind: str
     box: Box
@@ -85,20 +85,20 @@ class Scene:
         return replace(self, objects=tuple(one for one in self.objects if one.kind != kind))
 
     def draw(self) -> Image.Image:
-        """The picture, ``SIDE`` x ``SIDE`` pixels of RGB."""
+        """The image, ``SIDE`` x ``SIDE`` pixels of RGB."""
         dice = random.Random(self.seed)
-        picture = Image.new("RGB", (SIDE * _SCALE, SIDE * _SCALE))
-        canvas = ImageDraw.Draw(picture)
+        image = Image.new("RGB", (SIDE * _SCALE, SIDE * _SCALE))
+        canvas = ImageDraw.Draw(image)
         _PLACES[self.place](canvas, dice)
         for one in self.objects:
-            _paint(picture, one)
-        picture = picture.reduce(_SCALE)
+            _paint(image, one)
+        image = image.reduce(_SCALE)
         if self.noise:
             noise = np.random.default_rng(self.seed).normal(0, self.noise, (SIDE, SIDE, 3))
-            picture = Image.fromarray(np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8))
+            image = Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
         for cover in self.covers:
-            _lay(picture, cover)
-        return picture
+            _lay(image, cover)
+        return image
 
 
 @dataclass(frozen=True)
@@ -207,15 +207,15 @@ def _part(box: Box, dice: random.Random) -> Box:
     ))  # fmt: skip
 
 
-def _lay(picture: Image.Image, cover: Cover) -> None:
+def _lay(image: Image.Image, cover: Cover) -> None:
     box = (cover.box.left, cover.box.top, cover.box.right, cover.box.bottom)
     if cover.colour is None:
-        part = picture.crop(box)
-        picture.paste(part.filter(ImageFilter.GaussianBlur(max(part.size) / 6)), box)
+        part = image.crop(box)
+        image.paste(part.filter(ImageFilter.GaussianBlur(max(part.size) / 6)), box)
     else:
-        picture.paste(cover.colour, box)
+        image.paste(cover.colour, box)
     if cover.ellipse and min(cover.box.width, cover.box.height) > 2:
-        ImageDraw.Draw(picture).ellipse((box[0], box[1], box[2] - 1, box[3] - 1), outline=_RED)
+        ImageDraw.Draw(image).ellipse((box[0], box[1], box[2] - 1, box[3] - 1), outline=_RED)
 
 
 def _overlap(one: Box, other: Box) -> float:
@@ -269,12 +269,12 @@ def _rectangle(canvas: ImageDraw.ImageDraw, left: int, top: int, right: int, bot
 # ---- things ----
 
 
-def _paint(picture: Image.Image, one: Object) -> None:
+def _paint(image: Image.Image, one: Object) -> None:
     """Paint a thing, and nothing outside its box, where a thick line would end."""
     box = (_SCALE * one.box.left, _SCALE * one.box.top, _SCALE * one.box.right, _SCALE * one.box.bottom)
-    part = picture.crop(box)
+    part = image.crop(box)
     _PAINTERS[one.kind](_Brush(ImageDraw.Draw(part), one.box, one.colour))
-    picture.paste(part, box)
+    image.paste(part, box)
 
 
 class _Brush:

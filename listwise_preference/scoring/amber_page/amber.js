@@ -1,6 +1,6 @@
 "use strict";
 
-// answers.js, written beside this file, has set window.REPORT = {result, notes, pictures}. Text of answers reaches the
+// answers.js, written beside this file, has set window.REPORT = {result, notes, images}. Text of answers reaches the
 // page as text nodes and attributes only, never as HTML. All verdicts are the scorer's.
 
 const PAGE_SIZE = 20;
@@ -30,7 +30,7 @@ const RIGHT = ["right", "✓ right"];
 const WRONG = ["wrong", "✕ wrong"];
 const OUTCOMES = { false_yes: WRONG, false_no: WRONG, unreadable: ["unreadable", "? unreadable"] };
 const LEGEND = [
-  ["true", false, "in the picture"],
+  ["true", false, "in the image"],
   ["hallucinated", false, "hallucinated"],
   ["hallucinated", true, "cognition: a likely hallucination"],
   ["safe", false, "counted, but never wrong"],
@@ -46,28 +46,28 @@ function element(tag, properties = {}, ...children) {
   return node;
 }
 
-const pictures = window.REPORT?.pictures ?? [];
+const images = window.REPORT?.images ?? [];
 
-// What is searched: all of an answer that the page shows, and the picture's name.
-for (const picture of pictures) {
-  picture.wrong = 0;
-  picture.hallucinated = 0;
-  for (const answer of picture.answers) {
+// What is searched: all of an answer that the page shows, and the image's name.
+for (const image of images) {
+  image.wrong = 0;
+  image.hallucinated = 0;
+  for (const answer of image.answers) {
     const objects = answer.kind === "generative" ? [...answer.covered, ...answer.missing, ...answer.lures] : [];
-    const texts = [picture.name, `id ${answer.id}`, answer.question ?? "", answer.answer, ...objects];
+    const texts = [image.name, `id ${answer.id}`, answer.question ?? "", answer.answer, ...objects];
     answer.searched = texts.join("\n").toLowerCase();
-    if (answer.kind === "generative") picture.hallucinated += answer.hallucinated;
-    else picture.wrong += answer.errors.length;
+    if (answer.kind === "generative") image.hallucinated += answer.hallucinated;
+    else image.wrong += answer.errors.length;
   }
 }
 
 const ORDERS = [
   ["Order of the file", null],
-  ["Most hallucinated", (picture) => picture.hallucinated],
-  ["Most wrong", (picture) => picture.wrong],
+  ["Most hallucinated", (image) => image.hallucinated],
+  ["Most wrong", (image) => image.wrong],
 ];
 
-// What is shown: `view` holds [picture, its answers that fit] in the order shown, `first` is where the page begins.
+// What is shown: `view` holds [image, its answers that fit] in the order shown, `first` is where the page begins.
 
 let view = [];
 let first = 0;
@@ -89,15 +89,15 @@ function applyControls() {
   const kindCounts = new Map(KINDS.map(([value]) => [value, 0]));
   const errorCounts = new Map(ERRORS.map(([value]) => [value, 0]));
   view = [];
-  for (const picture of pictures) {
-    const found = picture.answers.filter((answer) => search === "" || answer.searched.includes(search));
+  for (const image of images) {
+    const found = image.answers.filter((answer) => search === "" || answer.searched.includes(search));
     // Each choice says how many answers it would leave with the others as they are.
     for (const answer of found) {
       if (fitsError(answer, error)) for (const [value] of KINDS) if (fitsKind(answer, value)) add(kindCounts, value);
       if (fitsKind(answer, kind)) for (const [value] of ERRORS) if (fitsError(answer, value)) add(errorCounts, value);
     }
     const shown = found.filter((answer) => fitsKind(answer, kind) && fitsError(answer, error));
-    if (shown.length > 0) view.push([picture, shown]);
+    if (shown.length > 0) view.push([image, shown]);
   }
   const [, key] = ORDERS[byId("order").value];
   if (key !== null) view.sort(([a], [b]) => key(b) - key(a));
@@ -105,7 +105,7 @@ function applyControls() {
   label("error", ERRORS, errorCounts);
   const answers = view.reduce((sum, [, shown]) => sum + shown.length, 0);
   byId("found").textContent = view.length === 0 ? "" :
-    `${plural(answers, "answer")} on ${plural(view.length, "picture")}`;
+    `${plural(answers, "answer")} on ${plural(view.length, "image")}`;
   showPage(0);
 }
 
@@ -123,8 +123,8 @@ function showPage(start) {
   first = start;
   const shown = view.slice(first, first + PAGE_SIZE);
   const none = element("p", { className: "notice" }, "No answer fits these filters.");
-  const articles = shown.map(([picture, answers]) => article(picture, answers));
-  byId("pictures").replaceChildren(...(shown.length === 0 ? [none] : articles));
+  const articles = shown.map(([image, answers]) => article(image, answers));
+  byId("images").replaceChildren(...(shown.length === 0 ? [none] : articles));
   const last = first + shown.length;
   const range = shown.length === 0 ? "0" : `${number(first + 1)}–${number(last)} of ${number(view.length)}`;
   for (const pager of document.querySelectorAll(".pager")) {
@@ -147,45 +147,45 @@ function turnPage(step) {
   showPage(start);
 }
 
-// One picture
+// One image
 
-function article(picture, shown) {
+function article(image, shown) {
   const descriptions = shown.filter((answer) => answer.kind === "generative");
   const questions = shown.filter((answer) => answer.kind !== "generative");
-  const hidden = picture.answers.length - shown.length;
-  const all = element("button", { type: "button", className: "all" }, `Show all ${picture.answers.length} answers`);
-  const node = element("article", { className: "picture", tabIndex: -1 },
-    picture.picture === undefined ? null : thumbnail(picture),
+  const hidden = image.answers.length - shown.length;
+  const all = element("button", { type: "button", className: "all" }, `Show all ${image.answers.length} answers`);
+  const node = element("article", { className: "image", tabIndex: -1 },
+    image.image === undefined ? null : thumbnail(image),
     element("div", { className: "body" },
       element("header", {},
-        element("h2", {}, picture.name), element("p", {}, summary(picture)), hidden > 0 ? all : null),
+        element("h2", {}, image.name), element("p", {}, summary(image)), hidden > 0 ? all : null),
       ...descriptions.map(description),
       questions.length > 0 ? questionTable(questions) : null));
   all.addEventListener("click", () => {
-    const whole = article(picture, picture.answers);
+    const whole = article(image, image.answers);
     node.replaceWith(whole);
     whole.focus({ preventScroll: true });
   });
-  node.setAttribute("aria-label", picture.name);
+  node.setAttribute("aria-label", image.name);
   return node;
 }
 
-function summary(picture) {
-  const questions = picture.answers.filter((answer) => answer.kind !== "generative").length;
+function summary(image) {
+  const questions = image.answers.filter((answer) => answer.kind !== "generative").length;
   const parts = [];
-  if (questions < picture.answers.length) parts.push(plural(picture.hallucinated, "hallucinated word"));
-  if (questions > 0) parts.push(`${picture.wrong} of ${plural(questions, "answer")} wrong`);
+  if (questions < image.answers.length) parts.push(plural(image.hallucinated, "hallucinated word"));
+  if (questions > 0) parts.push(`${image.wrong} of ${plural(questions, "answer")} wrong`);
   return parts.join(" · ");
 }
 
-function thumbnail(picture) {
-  const { failure, file, link, width, height } = picture.picture;
-  const missing = (reason) => element("p", { className: "failure" }, `No picture: ${reason}`);
+function thumbnail(image) {
+  const { failure, file, link, width, height } = image.image;
+  const missing = (reason) => element("p", { className: "failure" }, `No image: ${reason}`);
   if (failure) return element("div", { className: "side" }, missing(failure));
-  const image = element("img", { alt: "", loading: "lazy", decoding: "async", width, height, src: file });
-  const whole = element("a", { href: link, target: "_blank", rel: "noreferrer", title: "Open the picture" }, image);
-  whole.setAttribute("aria-label", `Open ${picture.name}`);
-  image.addEventListener("error", () => whole.replaceWith(missing(`${file} cannot be shown`)));
+  const thumb = element("img", { alt: "", loading: "lazy", decoding: "async", width, height, src: file });
+  const whole = element("a", { href: link, target: "_blank", rel: "noreferrer", title: "Open the image" }, thumb);
+  whole.setAttribute("aria-label", `Open ${image.name}`);
+  thumb.addEventListener("error", () => whole.replaceWith(missing(`${file} cannot be shown`)));
   return element("div", { className: "side" }, whole);
 }
 
@@ -214,10 +214,10 @@ function marked(word) {
 }
 
 function reason(word) {
-  const found = word.noun === word.truth ? "is in the picture" : `counts as “${word.truth}”, which is in the picture`;
+  const found = word.noun === word.truth ? "is in the image" : `counts as “${word.truth}”, which is in the image`;
   const verdicts = {
     true: found,
-    hallucinated: "is not in the picture",
+    hallucinated: "is not in the image",
     safe: "counts as a noun and is never a hallucination",
   };
   const lures = word.lures.map((lure) => `“${lure}”`).join(" and ");
@@ -346,7 +346,7 @@ function protocol(result) {
 // Moving
 
 function move(step) {
-  const nodes = [...byId("pictures").querySelectorAll("article")];
+  const nodes = [...byId("images").querySelectorAll("article")];
   const at = nodes.indexOf(document.activeElement.closest("article"));
   const target = nodes[at < 0 ? 0 : at + step];
   if (!target) return;
@@ -376,7 +376,7 @@ function onKey(event) {
 
 function start() {
   if (!window.REPORT) {
-    byId("pictures").replaceChildren(element("p", { className: "notice" },
+    byId("images").replaceChildren(element("p", { className: "notice" },
       "answers.js is missing beside this page: it was not finished. Run the command that makes it again."));
     return;
   }

@@ -1,0 +1,220 @@
+"""What all programs share: how options are given (recipe < file < command line), how a program starts and how it ends.
+
+A program's ``command.py`` builds a :class:`Parser`, reads options by :func:`parse_options`, and runs its work under
+:func:`run_program`, which turns what a user can put right into one message and exit code 2.
+"""
+
+import argparse
+import difflib
+import json
+import logging
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from listwise_preference.errors import DataError, UserError
+from listwise_preference.files import read_text
+
+logger = logging.getLogger("listwise_preference")
+
+
+def is_main_process() -> bool:
+    """Whether this process speaks for all that ``accelerate launch`` or ``torchrun`` started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def program() -> str:
+    """The name of the running program, for messages."""
+    return Path(sys.argv[0]).name
+
+
+def run_program(work: Callable[[], object], *, stopped: str = "stopped") -> None:
+    """Do a program's work; its messages go to standard error, from one process.
+
+    Exits with code 2 on a :class:`UserError`, 130 when interrupted; ``stopped`` says what happens to the work then.
+    """
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logger.setLevel(logging.INFO if is_main_process() else logging.ERROR)
+    try:
+        work()
+    except UserError as error:
+        _say(f"{program()}: error: {error}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _say(f"\n{program()}: {stopped}")
+        sys.exit(130)
+    except BrokenPipeError:  # the reader, head say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say(message: str) -> None:
+    if is_main_process():
+        print(message, file=sys.stderr)
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Descriptions keep their lines; one spelling and one value name per option, and only defaults that say something.
+
+    The usage line is short: that of 200 options would bury the rest.
+    """
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        says_nothing = action.default in (None, False, "", argparse.SUPPRESS) or action.default == []
+        return action.help if says_nothing else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        spelling = action.option_strings[-1 if action.dest == "help" else 0]
+        return f"{spelling} {self._format_args(action, 'VALUE')}".rstrip() if action.nargs != 0 else spelling
+
+
+class Parser(argparse.ArgumentParser):
+    """Options in groups; an error is one line, once, however many processes were started."""
+
+    def __init__(self, description: str | None = None, **settings: Any) -> None:
+        super().__init__(description=description, formatter_class=_Help, allow_abbrev=False, **settings)
+        # argparse takes -1e-3 for an option: it knows no exponents.
+        self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2 and one line."""
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n" if is_main_process() else None)
+
+    def group(self, title: str, description: str | None = None) -> Callable[..., argparse.Action]:
+        """``add_argument`` of a new group."""
+        return self.add_argument_group(title, description).add_argument
+
+
+def parse_options(
+    parser: Parser, recipe: Mapping[str, Any], argv: Sequence[str] | None = None
+) -> tuple[argparse.Namespace, frozenset[str]]:
+    """The options of a run: the recipe's, over them those of ``--config FILE``, over both the command line's.
+
+    Returns the options, and the names of those that the file or the command line gave. Exits with code 2 and one line
+    on an unknown option or a wrong value.
+
+    Raises:
+        ValueError: the recipe sets an option that there is none of.
+    """
+    parser.add_argument("--config", metavar="FILE", help="YAML file of options; the command line goes over it")
+    names = {action.dest for action in parser._actions}
+    if unknown := set(recipe) - names:
+        raise ValueError(f"the recipe sets unknown options: {', '.join(sorted(unknown))}")
+    parser.set_defaults(**recipe)
+    command_line = list(sys.argv[1:] if argv is None else argv)
+    given = _parse_known(parser, command_line, names)
+    if given.config is not None:
+        command_line = _file_options(parser, Path(given.config), names) + command_line
+        given = _parse_known(parser, command_line, names)
+    explicit = {name for name in names if any(_is_option(token, name) for token in command_line)}
+    return given, frozenset(explicit)
+
+
+def _parse_known(parser: Parser, tokens: Sequence[str], names: set[str]) -> argparse.Namespace:
+    options, rest = parser.parse_known_args(tokens)
+    if rest:
+        wrong = rest[0].partition("=")[0]
+        parser.error(f"unknown option {wrong}" + hint(wrong, names))
+    return options
+
+
+def hint(wrong: str, names: set[str]) -> str:
+    """``; did you mean --this?`` where a known option is spelled almost like the wrong one."""
+    close = difflib.get_close_matches(wrong.lstrip("-").replace("-", "_"), names, n=1)
+    return f"; did you mean --{close[0]}?" if close else ""
+
+
+def _is_option(token: str, name: str) -> bool:
+    spelled = token.partition("=")[0].replace("-", "_")
+    return token.startswith("--") and spelled in (f"__{name}", f"__no_{name}")
+
+
+def _file_options(parser: Parser, file: Path, names: set[str]) -> list[str]:
+    """A YAML mapping as command-line tokens, so that both are checked by the same rules."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(read_text(file))
+    except DataError as error:
+        parser.error(f"--config {error}")
+    except (yaml.YAMLError, RecursionError) as error:
+        parser.error(f"--config {file} is not YAML: {' '.join(str(error).split())}")
+    if not isinstance(content, dict):
+        parser.error(f"--config {file} must hold option: value lines")
+    choices = {action.dest: action.choices for action in parser._actions}
+    tokens = []
+    for name, value in content.items():
+        if name not in names or name in ("config", "help"):
+            parser.error(f"--config {file}: unknown option {name}" + hint(str(name), names))
+        if value is None:
+            parser.error(f"--config {file}: {name} has no value")
+        if isinstance(value, list):
+            tokens += [f"--{name}", *map(str, value)]
+        elif isinstance(value, dict):
+            tokens.append(f"--{name}={json.dumps(value)}")
+        elif value is False and "no" in (choices.get(name) or ()):
+            tokens.append(f"--{name}=no")  # YAML reads a bare no as false
+        else:
+            tokens.append(f"--{name}={value}")
+    return tokens
+
+
+# ---- values ----
+
+
+def count(text: str) -> int:
+    """A whole number, 1 or more."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number, 1 or more")
+    return value
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    value = _number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a number from 0 to 1")
+    return value
+
+
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: must be a number above 0")
+    return value
+
+
+def boolean(text: str) -> bool:
+    """true or false, as transformers reads them."""
+    lower = text.lower()
+    if lower in ("yes", "true", "t", "y", "1"):
+        return True
+    if lower in ("no", "false", "f", "n", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text}: must be true or false")
+
+
+def folder(text: str) -> Path:
+    """A folder that is there or can be made: neither it nor what it would lie in is a file."""
+    path = Path(text)
+    there = next(one for one in (path, *path.parents) if one.exists())
+    if not there.is_dir():
+        raise argparse.ArgumentTypeError(f"{there} is a file; name a folder")
+    return path
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

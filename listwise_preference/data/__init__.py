@@ -1,0 +1,1 @@
+"""Pairs, box lists and ranked images: read, checked, drawn."""

@@ -1,0 +1,285 @@
+"""See it work: scenes, pairs, image lists, LPOI training, answers and scores on a small model, in minutes, on a CPU.
+
+    python demo.py
+
+draws scenes whose every object is known, lets a model of one million parameters describe them, trains it by LPOI
+against what it made up, and leaves a page to look at all of it, demo/index.html. Every step is one of this project's
+programs with the arguments that are shown. Nothing is downloaded. Running it again starts afresh.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+# Before transformers is imported: all that is needed is here, and bars are for work that takes time.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from collections.abc import Mapping
+from typing import Any
+
+from listwise_preference.cli import run_program
+from listwise_preference.data.ranked_images import Drawing
+from listwise_preference.demo import page as demo_page
+from listwise_preference.errors import DataError
+from listwise_preference.generation import command as generate
+from listwise_preference.image_lists import command as make_image_lists
+from listwise_preference.scoring import command as score
+from listwise_preference.small_world import data
+from listwise_preference.small_world.scenes import NATURAL, Scene
+from listwise_preference.small_world.texts import write_nltk_data
+from listwise_preference.training import command as train
+
+MODEL = "checkpoints/small-idefics2"
+# What makes a run take minutes and suits a model this small; all else is as in lpoi.py.
+TRAINING_SCENES = 1000
+UNSEEN_SCENES = 150
+STEPS = 30
+BATCH = 16
+LEARNING_RATE = 1e-3
+
+FOLDERS = (
+    "training", "unseen", "nltk_data", "pairs", "lists", "review", "adapter", "answers", "scores", "reports", "ranking"
+)  # fmt: skip
+FILES = ("table.md", "log.txt", *demo_page.CHARTS)
+
+ON_8B = """\
+python lpoi.py                           # on the paper's data (data/README.md), one 48 GB GPU
+python generate-idefics-lpoi-amber.py    # its answers to AMBER's questions
+python score.py amber runs/idefics2-8b-lpoi-list5-10k-amber.json --data data/AMBER"""
+
+
+class Road:
+    """The steps: titles, commands and seconds, shown on the terminal and kept for the page."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder, self.count = folder, count
+        self.steps: list[demo_page.Step] = []
+        self.begun = time.perf_counter()
+
+    @contextlib.contextmanager
+    def step(self, name: str, title: str) -> Iterator[demo_page.Step]:
+        """One step of the road; what it says is printed at its end."""
+        step = demo_page.Step(name, title)
+        self.steps.append(step)
+        print(f"\n[{len(self.steps)}/{self.count}] {title}", flush=True)
+        begun = time.perf_counter()
+        yield step
+        step.seconds = time.perf_counter() - begun
+        print(indented("\n".join(step.said)), flush=True)
+
+    def run(self, program: str, main: Callable[[list[str]], None], *arguments: object) -> None:
+        """A program by its own main function; its bars go to the terminal, what it prints to log.txt."""
+        argv = list(map(str, arguments))
+        command = shlex.join(["python", program, *argv])
+        self.steps[-1].commands.append(command)
+        print(f"  $ {command}", flush=True)
+        with (self.folder / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+            print(f"\n$ {command}")
+            main(argv)
+
+
+def main(recipe: Mapping[str, Any] | None = None) -> None:
+    """Walk the road with a training recipe's numbers; 2 for something the user can put right."""
+    options = parse_arguments()
+    run_program(
+        lambda: walk(
+            recipe or {},
+            options.model_name_or_path,
+            options.output,
+            options.scenes,
+            options.unseen_scenes,
+            options.steps,
+        )
+    )
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--model_name_or_path", default=MODEL, help=f"small model that knows such scenes (default {MODEL})")
+    add("--output", type=Path, default=Path("demo"), metavar="DIR", help="folder of all that is made (default demo)")
+    add("--scenes", type=int, default=TRAINING_SCENES, help=f"to train on (default {TRAINING_SCENES})")
+    add("--unseen_scenes", type=int, default=UNSEEN_SCENES, help=f"to score on (default {UNSEEN_SCENES})")
+    add("--steps", type=int, default=STEPS, help=f"of training, {BATCH} records each (default {STEPS})")
+    options = parser.parse_args()
+    for name in ("scenes", "unseen_scenes", "steps"):
+        if vars(options)[name] < 1:
+            parser.error(f"--{name} must be 1 or more")
+    return options
+
+
+def walk(
+    recipe: Mapping[str, Any], model: str, folder: Path, training_count: int, unseen_count: int, steps: int
+) -> None:
+    """Make everything, step by step.
+
+    Raises:
+        DataError: no such model, a folder of something else, or no description that a pair could be made of.
+    """
+    demo_page.check(folder)
+    architecture, parameters = look_at(model)
+    demo_page.start(folder)
+    clear(folder)
+    road = Road(folder, 8)
+    training, unseen, answers, scores = (folder / name for name in ("training", "unseen", "answers", "scores"))
+    pairs, unseen_pairs = (folder / "pairs" / f"{name}.json" for name in ("training", "unseen"))
+    lists, unseen_lists = (folder / "lists" / f"{name}.jsonl" for name in ("training", "unseen"))
+
+    def ask(adapter: str | Path, scenes: Path, questions: str, output: Path, *arguments: object) -> None:
+        road.run(
+            "generate.py", lambda argv: generate.main({}, argv), "--model_name_or_path", model, "--dtype", "float32",
+            "--adapter", adapter, "--benchmark", "amber", "--questions", scenes / "data" / "query" / questions,
+            "--image_root", scenes / "image", "--output", output, *arguments,
+        )  # fmt: skip
+
+    def make_lists(scenes: Path, its_pairs: Path, output: Path, *arguments: object) -> None:
+        road.run(
+            "make_image_lists.py", make_image_lists.main, "--detector", "annotations",
+            "--annotations", scenes / "annotations.jsonl", "--pairs", its_pairs, "--image_root", scenes / "image",
+            "--output", output, *arguments,
+        )  # fmt: skip
+
+    def lpoi(scenes: Path, *arguments: object) -> None:
+        road.run(
+            "lpoi.py", lambda argv: train.main(recipe, argv), "--model_name_or_path", model, "--dtype", "float32",
+            "--image_root", scenes / "image", *arguments, "--report_to", "none", "--dataloader_num_workers", 0,
+            "--activation_checkpointing", "false",
+        )  # fmt: skip
+
+    with road.step("scenes", "Draw scenes whose every object is known") as step:
+        training_scenes = data.scenes(NATURAL, training_count, "demo, training")
+        unseen_scenes = data.scenes(NATURAL, unseen_count, "demo, unseen")
+        data.write_scenes(training, training_scenes)
+        data.write_scenes(unseen, unseen_scenes)
+        step.say(f"{training_count:,} to train on, {unseen_count:,} that no training sees")
+        step.say(f"the first: {training_scenes[0].place}, {', '.join(training_scenes[0].visible)}")
+
+    with road.step("pairs", "Let the model describe them; what it makes up is rejected") as step:
+        ask("none", training, "query_generative.json", answers / "training.json", "--temperature", 1)
+        count = write_pairs(pairs, training_scenes, answers / "training.json", matched=True)
+        step.say(f"{count:,} pairs, made-up description against right one, each naming as many things")
+        step.say(*demo_page.first_pair_lines(folder))
+
+    with road.step("lists", "Hide the object that each right description depends on, a little more each time") as step:
+        step.commands.append(use_nltk_data(folder / "nltk_data"))
+        make_lists(training, pairs, lists, "--verifier", model, "--review", folder / "review")
+
+    with road.step("training", "Train by LPOI") as step:
+        lpoi(
+            training, "--pairs", pairs, "--image_lists", lists, "--output_dir", folder / "adapter",
+            "--max_steps", steps, "--per_device_train_batch_size", BATCH, "--gradient_accumulation_steps", 1,
+            "--learning_rate", LEARNING_RATE, "--logging_steps", max(1, steps // 12), "--save_strategy", "no",
+        )  # fmt: skip
+        step.say("loss {:.2f} at first, {:.2f} at last".format(*demo_page.first_and_last_loss(folder)))
+
+    adapter = folder / "adapter" / "final"
+    with road.step("answers", "Ask the base model and the trained one about unseen scenes") as step:
+        for name in demo_page.POLICIES:
+            ask("none" if name == "base" else adapter, unseen, "query_all.json", answers / f"{name}.json")
+        step.say(*demo_page.first_answer_lines(folder, unseen_scenes))
+
+    with road.step("scores", "Score their answers by AMBER's rules") as step:
+        for name in demo_page.POLICIES:
+            road.run(
+                "score.py", score.main, "amber", answers / f"{name}.json", "--data", unseen, "--bootstrap", 1000,
+                "--output", scores / f"{name}.json", "--report", folder / "reports" / name,
+                "--image_root", unseen / "image",
+            )  # fmt: skip
+        results = [scores / f"{name}.json" for name in demo_page.POLICIES]
+        road.run("score.py", score.main, "compare", *results, "--markdown", folder / "table.md")
+        step.say(*demo_page.table_lines(folder))
+
+    with road.step("ranking", "How likely is the right description while its object is hidden?") as step:
+        count = write_pairs(unseen_pairs, unseen_scenes, answers / "base.json", matched=False)
+        make_lists(unseen, unseen_pairs, unseen_lists, "--verifier", "none")
+        lpoi(
+            unseen, "--do_train", "false", "--eval_pairs", unseen_pairs, "--image_lists", unseen_lists,
+            "--init_adapter", adapter, "--output_dir", folder / "ranking", "--per_device_eval_batch_size", BATCH,
+        )  # fmt: skip
+        step.say(f"asked on the {count:,} unseen scenes that the base model described wrongly")
+
+    with road.step("page", "Put it all on one page") as step:
+        run = demo_page.Run(
+            model, architecture, parameters, training_scenes, unseen_scenes, Drawing(), road.steps, ON_8B
+        )
+        step.say(f"open {demo_page.finish(folder, run)} in a browser")
+
+    print(f"""
+Done in {time.perf_counter() - road.begun:.0f} seconds. In {folder}/:
+  index.html             all of it to look at
+  ranking.png            how likely the right description is, over the hidden share of its object
+  review/index.html      every image list, to accept or reject
+  reports/*/index.html   every answer to the unseen scenes, with AMBER's marks
+  table.md, scores/      base against trained
+  adapter/final/         what was trained
+  log.txt                what the programs printed
+
+The same on Idefics2-8B:
+{indented(ON_8B)}""")
+
+
+def look_at(model: str) -> tuple[str, int]:
+    """The model's class and number of parameters.
+
+    Raises:
+        DataError: there is no such model; told before anything of an earlier run is taken away.
+    """
+    from listwise_preference.models import loading
+
+    if not Path(model).is_dir():
+        raise DataError(f"{model}: no such folder; start at the top of the clone, or name one by --model_name_or_path")
+    loaded = loading.load_base_model(model, dtype=loading.DTYPES["float32"])
+    return type(loaded).__name__, loaded.num_parameters()
+
+
+def clear(folder: Path) -> None:
+    """Take away what an earlier run left, and nothing else."""
+    for name in FOLDERS:
+        if (folder / name).exists():
+            shutil.rmtree(folder / name)
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+    for name in ("pairs", "answers", "scores", "reports"):
+        (folder / name).mkdir()
+
+
+def use_nltk_data(folder: Path) -> str:
+    """Write what the tagger must know of the scenes' few words and have it used; returns the command for a shell."""
+    import nltk
+
+    write_nltk_data(folder)
+    nltk.data.path.insert(0, str(folder))
+    return f"export NLTK_DATA={shlex.quote(str(folder))}"
+
+
+def write_pairs(file: Path, scenes: Sequence[Scene], answers: Path, *, matched: bool) -> int:
+    """Pairs of what is right and what the model said, where that names something absent; returns their number."""
+    said = [(one["id"], one["response"]) for one in json.loads(answers.read_text(encoding="utf-8"))]
+    descriptions = [one for one in said if one[0] <= len(scenes)]  # yes/no answers come behind them
+    pairs = data.preference_pairs(scenes, descriptions, matched=matched)
+    if not pairs:
+        raise DataError(
+            f"{answers}: nothing made up in {len(scenes)} descriptions that a pair can use; try more scenes"
+        )
+    data.write_json(file, pairs)
+    return len(pairs)
+
+
+def indented(text: str) -> str:
+    """Each line, two spaces in."""
+    return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+if __name__ == "__main__":
+    main()

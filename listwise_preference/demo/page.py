@@ -1,0 +1,330 @@
+"""The demo's page: scenes, pairs, lists, training, ranking and answers of one run, made from the files that it left.
+
+``start`` makes the folder with a page that says it is not finished, ``finish`` draws the charts and writes the data.
+The page opens from disk, without a server or network; its images are those of the run's folders beside it.
+"""
+
+import base64
+import io
+import json
+import math
+import re
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from listwise_preference.data.ranked_images import Box, Drawing, open_image, ranked_images
+from listwise_preference.demo import charts
+from listwise_preference.pages.page import check_page, finish_page, start_page
+from listwise_preference.scoring.compare import COLUMNS, Row, read_result, run_row
+from listwise_preference.small_world.data import image_name, mentioned
+from listwise_preference.small_world.scenes import KINDS, Scene
+
+_DATA_FILE = "demo_data.js"
+# As many as are shown, always the first ones.
+_SCENES, _PAIRS, _LISTS = 16, 6, 6
+_METRICS = {
+    "generative.chair": "CHAIR",
+    "generative.cover": "Cover",
+    "generative.hal": "Hal",
+    "generative.cog": "Cog",
+    "discriminative.accuracy": "yes/no accuracy",
+    "discriminative.f1": "yes/no F1",
+}
+POLICIES = ("base", "trained")
+# Charts that ``finish`` draws, each for light and for dark screens.
+CHARTS = tuple(f"{name}{screen}.png" for name in ("ranking", "loss") for screen in ("", "-dark"))
+
+
+@dataclass
+class Step:
+    """One step of the demo: its name on the page, the commands that do it, what came of it."""
+
+    name: str
+    title: str
+    commands: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def say(self, *lines: str) -> None:
+        """Add to what came of it."""
+        self.said += lines
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the files of a run do not tell."""
+
+    model: str
+    architecture: str
+    parameters: int
+    training: Sequence[Scene]
+    unseen: Sequence[Scene]
+    drawing: Drawing
+    steps: Sequence[Step]
+    on_8b: str
+
+
+def check(folder: Path) -> None:
+    """Refuse a folder that holds something else, before anything is loaded; raises DataError."""
+    check_page(folder, resources.files(__package__))
+
+
+def start(folder: Path) -> None:
+    """Make the folder with the page in it, still without a run.
+
+    Raises:
+        DataError: the folder holds something else, or cannot be made.
+    """
+    start_page(folder, resources.files(__package__), _DATA_FILE)
+
+
+def finish(folder: Path, run: Run) -> Path:
+    """Draw the charts, write the data and return the page's ``index.html``."""
+    history = _history(folder)
+    records = _read_lines(folder / "ranking" / "eval_records.jsonl")
+    shares = [100 * level / (run.drawing.list_size - 1) for level in range(run.drawing.list_size)]
+    figures = {
+        "ranking": ([_ranking(records, shares, change=False), _ranking(records, shares, change=True)]),
+        "loss": _losses(history),
+    }
+    trained_on = json.loads((folder / "adapter" / "run.json").read_text(encoding="utf-8"))
+    settings = trained_on["arguments"]["training"]
+    content = {
+        "model": run.model,
+        "architecture": run.architecture,
+        "parameters": run.parameters,
+        "counts": {
+            "training": len(run.training),
+            "unseen": len(run.unseen),
+            "pairs": len(_read(folder / "pairs" / "training.json")),
+            "lists": trained_on["data"]["training_records"],
+            "ranked": len(records),
+            "questions": len(_read(folder / "answers" / "base.json")) - len(run.unseen),
+        },
+        "training": {
+            "steps": settings["max_steps"],
+            "batch": settings["per_device_train_batch_size"],
+            "learning_rate": settings["learning_rate"],
+            "loss": [history[0]["loss"], history[-1]["loss"]],
+        },
+        "steps": {step.name: asdict(step) for step in run.steps},
+        "table": table(folder),
+        "figures": {name: _draw(folder, name, panels) for name, panels in figures.items()},
+        "scenes": [_scene(number, scene) for number, scene in enumerate(run.training[:_SCENES], start=1)],
+        "pairs": [
+            {
+                "image": f"training/image/{pair['img_path']}",
+                "chosen": _marked(pair["chosen"], run.training[pair["id"] - 1]),
+                "rejected": _marked(pair["rejected"], run.training[pair["id"] - 1]),
+            }
+            for pair in _read(folder / "pairs" / "training.json")[:_PAIRS]
+        ],
+        "lists": _lists(folder, run.drawing),
+        "shares": shares,
+        "verdicts": verdicts(folder / "lists" / "training.jsonl"),
+        "answers": _answers(folder, run.unseen),
+        "on_8b": run.on_8b,
+    }
+    return finish_page(folder, _DATA_FILE, "DEMO", content)
+
+
+# What came of the steps
+
+
+def verdicts(lists: Path) -> dict[str, int]:
+    """How many records of an image-lists file have each verdict."""
+    return dict(Counter(line["verdict"] for line in _read_lines(lists)).most_common())
+
+
+def first_pair_lines(folder: Path) -> list[str]:
+    """What the first pair prefers to what."""
+    pair = _read(folder / "pairs" / "training.json")[0]
+    return [f"the first, on {pair['img_path']}:", f"  chosen    {pair['chosen']}", f"  rejected  {pair['rejected']}"]
+
+
+def first_answer_lines(folder: Path, unseen: Sequence[Scene]) -> list[str]:
+    """What is in an unseen scene and what each policy says of it; the first scene where they differ, if any."""
+    said = _said(folder)
+    other = [at for at in range(1, len(unseen) + 1) if len({said[name][at] for name in POLICIES}) > 1]
+    number, which = (other[0], "the first described otherwise") if other else (1, "all described alike; the first")
+    return [
+        f"{which}, {image_name(number)}, shows {', '.join(unseen[number - 1].visible)}:",
+        *(f"  {name:8}  {said[name][number]}" for name in POLICIES),
+    ]
+
+
+def first_and_last_loss(folder: Path) -> tuple[float, float]:
+    """Of the training."""
+    history = _history(folder)
+    return history[0]["loss"], history[-1]["loss"]
+
+
+def table(folder: Path) -> list[dict[str, Any]]:
+    """Base against trained by metric, with 95 % intervals, as ``score.py compare`` reads the scores files."""
+    rows = [run_row(name, read_result(folder / "scores" / f"{name}.json")) for name in POLICIES]
+    better = {column.key: column.better for column in COLUMNS["amber"]}
+    return [
+        {
+            "metric": name,
+            "better": better[key],
+            **{row.name: _cell(row, key) for row in rows},
+        }
+        for key, name in _METRICS.items()
+    ]
+
+
+def table_lines(folder: Path) -> list[str]:
+    """The same as lines of text."""
+    arrows = {"lower": "lower is better", "higher": "higher is better"}
+
+    def shown(cell: Mapping[str, Any]) -> str:
+        return f"{cell['value']:>5} ({' - '.join(cell['interval'])})"
+
+    return [f"{'':18}{'base':22}trained"] + [
+        f"{row['metric']:16}{shown(row['base']):22}{shown(row['trained']):22}{arrows[row['better']]}"
+        for row in table(folder)
+    ]
+
+
+def _cell(row: Row, key: str) -> dict[str, Any]:
+    return {"value": f"{row.values[key]:.1f}", "interval": [f"{edge:.1f}" for edge in row.intervals[key]]}
+
+
+# Charts
+
+
+def _draw(folder: Path, name: str, panels: Sequence[charts.Panel]) -> dict[str, Any]:
+    width, height = charts.draw(folder / f"{name}.png", panels)
+    charts.draw(folder / f"{name}-dark.png", panels, charts.DARK)
+    numbers = [
+        f"{panel.title}, {line.name}: {', '.join(f'{y:.2f}' for _, y in line.points)}"
+        for panel in panels
+        for line in panel.lines
+    ]
+    return {"name": name, "width": width, "height": height, "text": ". ".join(numbers)}
+
+
+def _ranking(records: Sequence[Mapping[str, Any]], shares: Sequence[float], *, change: bool) -> charts.Panel:
+    """Means over the records with 95 % intervals (normal approximation); the rejected answer stands second."""
+    lines = []
+    for name, key in zip(POLICIES, ("reference_logps", "policy_logps"), strict=True):
+        chosen = [[record[key][0], *record[key][2:]] for record in records]
+        columns = list(zip(*([one - row[0] if change else one for one in row] for row in chosen), strict=True))
+        means = [statistics.fmean(column) for column in columns]
+        halves = [
+            1.96 * statistics.stdev(column) / math.sqrt(len(column)) if len(column) > 1 else 0 for column in columns
+        ]
+        lines.append(charts.Series(name, list(zip(shares, means, strict=True)), halves))
+    title = "Its change against the image as it is" if change else "Log-probability of the right description"
+    return charts.Panel(title, "hidden share of the object, %", lines, baseline=True)
+
+
+def _losses(history: Sequence[Mapping[str, float]]) -> list[charts.Panel]:
+    def series(name: str, key: str) -> charts.Series:
+        return charts.Series(name, [(one["step"], one[key]) for one in history])
+
+    parts = [series("DPO", "loss_dpo"), series("anchor", "loss_anchor"), series("list", "loss_listwise")]
+    return [
+        charts.Panel("Loss", "step", [series("LPOI", "loss")]),
+        charts.Panel("Its three terms", "step", parts),
+    ]
+
+
+def _history(folder: Path) -> list[dict[str, float]]:
+    state = _read(folder / "adapter" / "trainer_state.json")
+    return [one for one in state["log_history"] if "loss" in one]
+
+
+# Scenes, lists, answers
+
+
+def _scene(number: int, scene: Scene) -> dict[str, Any]:
+    return {"image": f"training/image/{image_name(number)}", "place": scene.place, "objects": scene.visible}
+
+
+def _lists(folder: Path, drawing: Drawing) -> list[dict[str, Any]]:
+    texts = {pair["id"]: pair["chosen"] for pair in _read(folder / "pairs" / "training.json")}
+    lines = [line for line in _read_lines(folder / "lists" / "training.jsonl") if line["box"] is not None]
+    return [
+        {
+            "images": [
+                _inline_image(image)
+                for image in ranked_images(
+                    open_image(folder / "training" / "image" / line["img_path"]), Box(*line["box"]), drawing
+                )
+            ],
+            "phrase": line["phrase"],
+            "chosen": texts[line["id"]],
+            "p_yes": line["tried"][-1].get("p_yes"),
+        }
+        for line in lines[:_LISTS]
+    ]
+
+
+def _inline_image(image: Any) -> str:
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def _answers(folder: Path, unseen: Sequence[Scene]) -> list[dict[str, Any]]:
+    questions = _read(folder / "unseen" / "data" / "query" / "query_all.json")
+    truth = {one["id"]: one["truth"] for one in _read(folder / "unseen" / "data" / "annotations.json")}
+    said = _said(folder)
+    rows = []
+    for number, scene in enumerate(unseen, start=1):
+        asked = [one for one in questions if one["image"] == image_name(number) and one["id"] > len(unseen)]
+        descriptions = {}
+        for name in POLICIES:
+            text = said[name][number]
+            named = mentioned(text)
+            descriptions[name] = {
+                "parts": _marked(text, scene),
+                "made_up": sum(kind not in scene.visible for kind in named),
+                "missing": [kind for kind in scene.visible if kind not in named],
+            }
+        rows.append(
+            {
+                "image": f"unseen/image/{image_name(number)}",
+                "objects": scene.visible,
+                **descriptions,
+                "questions": [
+                    {
+                        "kind": next(kind for kind in KINDS if kind in re.findall("[a-z]+", one["query"])),
+                        "truth": truth[one["id"]],
+                        **{name: said[name][one["id"]] for name in POLICIES},
+                    }
+                    for one in asked
+                ],
+            }
+        )
+    return rows
+
+
+def _said(folder: Path) -> dict[str, dict[int, str]]:
+    """Each policy's responses by the question's id, which is a description's number of the scene."""
+    return {
+        name: {one["id"]: one["response"] for one in _read(folder / "answers" / f"{name}.json")} for name in POLICIES
+    }
+
+
+def _marked(text: str, scene: Scene) -> list[str | list[str]]:
+    """The text in parts; a part that names an object is a list of the word and of "true" or "hallucinated"."""
+    return [
+        [part, "true" if part in scene.visible else "hallucinated"] if part in KINDS else part
+        for part in re.split("([a-z]+)", text)
+        if part
+    ]
+
+
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

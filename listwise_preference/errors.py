@@ -1,0 +1,20 @@
+"""What a user can put right: one family of errors, caught in one place (``cli.run_program``).
+
+``str(error)`` is the message as the user reads it: the file, the record, what is wrong and what to do.
+"""
+
+
+class UserError(Exception):
+    """Something the user can put right."""
+
+
+class DataError(UserError):
+    """A file, or a record in it, cannot be used as it is."""
+
+
+class ImageError(UserError):
+    """An image cannot be read; the message names the file and the cause."""
+
+
+class ModelError(UserError):
+    """A checkpoint or an adapter cannot be used; the message says which and why."""

@@ -1,0 +1,102 @@
+"""What a detector is asked and what it answers, and which of its boxes is taken.
+
+Two detectors have this shape: ``annotations.Annotations`` (boxes the user has) and ``zero_shot.ZeroShotDetector``.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from PIL import Image
+
+from listwise_preference.data.ranked_images import Box
+
+
+@dataclass(frozen=True)
+class Query:
+    """Objects to look for in one image; without phrases: whatever the detector can name.
+
+    ``img_path`` is the image's path as the pairs have it, ``image`` is upright.
+    """
+
+    img_path: str
+    image: Image.Image
+    phrases: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """One object: its phrase as the query had it (or the detector's own name) and its box, cut to the image.
+
+    ``score`` is the detector's confidence, 0 to 1, or None where it has none.
+    """
+
+    phrase: str
+    box: Box
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why a query has no answer."""
+
+    reason: str
+
+
+class Detector(Protocol):
+    """``detect(prepare(queries))`` answers each query; ``prepare`` may run on another thread than ``detect``."""
+
+    def prepare(self, queries: Sequence[Query]) -> Any:
+        """What ``detect`` wants of these queries."""
+        ...
+
+    def detect(self, prepared: Any) -> list[list[Found] | Failed]:
+        """Per query the objects found, in no order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The box taken of those found for a phrase, and how many were dropped for their size."""
+
+    found: Found | None
+    too_small: int
+    too_large: int
+
+
+def cut_box(left: float, top: float, right: float, bottom: float, size: tuple[int, int]) -> Box | None:
+    """Edges in pixels, rounded half up to whole ones and cut to an image of ``size`` (width, height).
+
+    None when no pixel is left inside, or an edge is no number.
+    """
+    edges = (left, top, right, bottom)
+    if not all(map(math.isfinite, edges)):
+        return None
+    left, top, right, bottom = (math.floor(edge + 0.5) for edge in edges)
+    box = Box(max(left, 0), max(top, 0), min(right, size[0]), min(bottom, size[1]))
+    return box if box.fits(*size) else None
+
+
+def box_share(box: Box, size: tuple[int, int]) -> float:
+    """The box's part of an image of ``size`` (width, height), 0 to 1."""
+    return box.width * box.height / (size[0] * size[1])
+
+
+def choose(found: Sequence[Found], size: tuple[int, int], min_share: float, max_share: float) -> Choice:
+    """The box of highest score among those whose share of the image is in range; of equal scores the larger.
+
+    Of boxes that are equal in both, the one further left, then further up, so that the order found in does not count.
+    """
+    shares = [box_share(one.box, size) for one in found]
+    in_range = [one for one, share in zip(found, shares, strict=True) if min_share <= share <= max_share]
+
+    def rank(one: Found) -> tuple[float, int, int, int]:
+        box = one.box
+        return one.score if one.score is not None else 0.0, box.width * box.height, -box.left, -box.top
+
+    return Choice(
+        found=max(in_range, key=rank, default=None),
+        too_small=sum(share < min_share for share in shares),
+        too_large=sum(share > max_share for share in shares),
+    )

@@ -1,0 +1,1 @@
+"""Which objects a text names, and in which order to mask them."""

@@ -1,0 +1,185 @@
+"""English text as tagged words: NLTK splits and tags, the lists of ``object_words`` put right what they know better."""
+
+import functools
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from listwise_preference.errors import DataError
+from listwise_preference.image_lists.english.object_words import (
+    ADJECTIVES,
+    COLOURS,
+    COMPOUNDS,
+    IMPERATIVES,
+    ING_MODIFIERS,
+    ING_THINGS,
+    PREPOSITIONS,
+    THINGS,
+    VERBS,
+    singular,
+)
+
+if TYPE_CHECKING:
+    from nltk.tag.perceptron import AveragedPerceptron, PerceptronTagger
+    from nltk.tokenize import NLTKWordTokenizer
+    from nltk.tokenize.punkt import PunktSentenceTokenizer
+
+# Text on a sign, set phrases, and the camera that took the image.
+_SET_ASIDE = re.compile(
+    r"""\b(?:say|says|said|read|reads|reading|saying|words?|labell?ed|named|called|titled|written)\W{0,3}"[^"\n]*"
+    |\bin\ (?:this|that|any|either)\ case\b|\bon\ the\ other\ hand\b|\b(?:right|left)-hand\b|\bof\ course\b
+    |\b(?:at|for|to|towards?|facing|into|from)\ the\ camera\b|^\s*(?:[-*+]|\(?\d{1,3}[.)])(?=\s)""",
+    re.IGNORECASE | re.VERBOSE | re.MULTILINE,
+)
+_STRANGE = re.compile(r"[^\w\s.,;:!?'\"()&%$-]|_")
+_PLAIN = str.maketrans("’‘“”—–…•/", "''\"\";;.-,")
+_WORD = re.compile(r"[a-zß-öø-ÿ]+(?:-[a-zß-öø-ÿ]+)*")
+_COUNT = re.compile(r"two|three|four|five|six|seven|eight|nine|ten|several|some|many|a|an|another|\d+")
+_ADJECTIVE_ENDINGS = ("ful", "ous", "able", "ible", "al", "ive", "est", "ish", "less", "ic", "ed", "ing", "er")
+
+
+class Token(NamedTuple):
+    """``word`` in lower case; ``tag`` of the Penn Treebank, but NN for every noun and NAME for proper names."""
+
+    word: str
+    tag: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class _Tools:
+    """NLTK's parts; ``case`` has Punkt's flags of the forms in which it met a word."""
+
+    splitter: "PunktSentenceTokenizer"
+    tokenizer: "NLTKWordTokenizer"
+    tagger: "PerceptronTagger"
+    case: Mapping[str, int]
+
+
+class _DenseModel:
+    """NLTK's perceptron with its weights as rows of an array: the same tags, several times as fast."""
+
+    def __init__(self, model: "AveragedPerceptron") -> None:
+        # Backwards, because the first of equal scores wins here and the last label by name wins there.
+        self.labels = sorted(model.classes, reverse=True)
+        column = {label: i for i, label in enumerate(self.labels)}
+        self.row = {feature: i for i, feature in enumerate(model.weights)}
+        self.weights = np.zeros((len(self.row), len(self.labels)))
+        for row, weights in enumerate(model.weights.values()):
+            for label, weight in weights.items():
+                self.weights[row, column[label]] = weight
+
+    def predict(self, features: Iterable[str], return_conf: bool = False) -> tuple[str, None]:
+        """The best label; every feature counts once, and the tagger asks for no confidence."""
+        rows = [self.row[feature] for feature in features if feature in self.row]
+        return self.labels[self.weights[rows].sum(axis=0).argmax()], None
+
+
+@functools.cache
+def _tools() -> _Tools:
+    try:
+        from nltk.data import find
+        from nltk.tag.perceptron import PerceptronTagger
+        from nltk.tokenize import NLTKWordTokenizer
+        from nltk.tokenize.punkt import PunktSentenceTokenizer, load_punkt_params
+    except ImportError as error:
+        raise DataError(f"objects in text are found with NLTK ({error}); get it: pip install 'nltk>=3.9'") from None
+    try:
+        punkt = load_punkt_params(find("tokenizers/punkt_tab/english/"))
+        tagger = PerceptronTagger()
+        tagger.model = _DenseModel(tagger.model)
+    except LookupError:
+        raise DataError(
+            "objects in text are found with NLTK's data, which is neither in NLTK_DATA nor in the usual folders; "
+            "get it: python -m nltk.downloader punkt_tab averaged_perceptron_tagger_eng"
+        ) from None
+    return _Tools(PunktSentenceTokenizer(punkt), NLTKWordTokenizer(), tagger, punkt.ortho_context)
+
+
+def sentences(text: str) -> Iterator[list[Token]]:
+    """Tagged sentences; a line break ends a sentence."""
+    tools = _tools()
+    # Every step keeps the length, so that positions hold in the text as given.
+    plain = _SET_ASIDE.sub(lambda match: " " * len(match.group()), text.translate(_PLAIN))
+    plain = _STRANGE.sub(" ", plain)
+    for line in re.finditer(r"[^\n\r]+", plain):
+        for start, end in tools.splitter.span_tokenize(line.group()):
+            tokens = _tagged(plain, line.start() + start, line.start() + end, tools)
+            if tokens:
+                yield tokens
+
+
+def _tagged(plain: str, start: int, end: int, tools: _Tools) -> list[Token]:
+    sentence = plain[start:end]
+    forms = tools.tokenizer.tokenize(sentence)
+    # Capitals throughout, or on the first word, would make names of nouns.
+    shouted = sentence.isupper()
+    tagged = tools.tagger.tag([form.lower() if shouted or i == 0 else form for i, form in enumerate(forms)])
+    tokens: list[Token] = []
+    for i, (form, (_, tag)) in enumerate(zip(forms, tagged, strict=True)):
+        at = plain.find(form, start, end)
+        # The tokenizer writes quotes its own way; no object needs them.
+        if at < 0:
+            continue
+        start = at + len(form)
+        if tag.startswith("NN"):
+            tag = "NAME" if not shouted and _is_name(forms, i, tag, tokens, tools.case) else "NN"
+        tokens.append(Token(form.lower(), tag, at, start))
+    for i in range(len(tokens)):
+        tokens[i] = tokens[i]._replace(tag=_better_tag(tokens, i))
+    return tokens
+
+
+def _is_name(forms: list[str], i: int, tag: str, before: list[Token], case: Mapping[str, int]) -> bool:
+    """Whether a noun is a proper name, by its place and by the forms that Punkt's corpus has of it."""
+    form = forms[i]
+    if not form[0].isupper() or form.lower() in ("tv", "tvs", "suv", "suvs", "pc"):
+        return False
+    # Punkt keeps three bits for where it met a capital, and above them three for small letters.
+    flags = case.get(form.lower(), 0)
+    in_lower_case, in_upper_case = bool(flags & 0b1110000), bool(flags & 0b1110)
+    next_has_capital = i + 1 < len(forms) and forms[i + 1][0].isupper()
+    if not before:
+        return not in_lower_case and (in_upper_case or next_has_capital)
+    if not tag.startswith("NNP"):
+        return False
+    if next_has_capital or before[-1].tag == "NAME":
+        return True
+    return not in_lower_case and not any(_COUNT.fullmatch(token.word) for token in before[-3:])
+
+
+def _better_tag(tokens: list[Token], i: int) -> str:
+    """The tag of a word, put right where the lists know better; the words before it have theirs already."""
+    word, tag, after = tokens[i].word, tokens[i].tag, tokens[i + 1] if i + 1 < len(tokens) else Token("", ".", 0, 0)
+    before = tokens[i - 1] if i > 0 else Token("", ".", 0, 0)
+    one = singular(word)
+    if tag == "NAME" or not _WORD.fullmatch(word) or len(word) < 2:
+        return "SYM" if tag == "NN" else tag
+    if word.endswith("ing"):
+        acts = before.tag.startswith(("NN", "VB", "RB")) or before.word in ("while", "by", "after", "before", "when")
+        if after.tag == "NN" and not acts and (word in ING_MODIFIERS or f"{word} {singular(after.word)}" in COMPOUNDS):
+            return "NN"
+        return "VBG" if tag == "NN" and word not in ING_THINGS else tag
+    third = singular(tokens[i + 2].word) if i + 2 < len(tokens) else ""
+    if after.tag == "NN" and COMPOUNDS & {f"{word} {singular(after.word)}", f"{word} {after.word} {third}"}:
+        return "NN"
+    if word in ADJECTIVES:
+        return "JJ"
+    if word in PREPOSITIONS:
+        return "IN"
+    if i == 0 and word in IMPERATIVES:
+        return "VB"
+    if tag == "NN" and before.tag == "NN" and one in VERBS and after.word != "of":
+        many = before.word != singular(before.word) or any(token.word == "and" for token in tokens[max(0, i - 5) : i])
+        if after.tag in ("IN", "DT", "PRP$", "RB", "TO", "JJ", "CD", "VBG") and (word != one or many):
+            return "VBP"
+    if one in THINGS and not tag.startswith("VB"):
+        return "NN"
+    ends_phrase = before.tag in ("DT", "POS", "PRP$") and after.tag in ("VBZ", "VBD", "VBP", "MD", "IN")
+    if tag == "JJ" and ends_phrase and word not in COLOURS and not word.endswith(_ADJECTIVE_ENDINGS):
+        return "NN"
+    return tag

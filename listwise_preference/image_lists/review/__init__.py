@@ -1,0 +1,1 @@
+"""A page to look at ranked lists and to reject bad ones."""

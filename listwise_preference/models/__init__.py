@@ -1,0 +1,1 @@
+"""Checkpoints and adapters: loaded, checked, and what is special to a family."""

@@ -1,0 +1,131 @@
+"""LoRA adapters: made, loaded whole or refused."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import set_peft_model_state_dict as load_into_adapter
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from listwise_preference.errors import ModelError
+from listwise_preference.models.families import FAMILIES, Family
+
+
+def add_adapter(
+    model: PreTrainedModel,
+    *,
+    r: int,
+    alpha: int,
+    dropout: float,
+    target_modules: Sequence[str],
+    frozen_module: str | None = None,
+) -> PeftModel:
+    """A fresh LoRA adapter on ``model``: float32 master weights whatever the base's dtype, B = 0.
+
+    Args:
+        target_modules: module name endings, or ``["all-linear"]`` for every linear layer but the vocabulary projection.
+        frozen_module: a module whose layers get no adapter, e.g. the vision tower.
+    """
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules="all-linear" if list(target_modules) == ["all-linear"] else list(target_modules),
+        exclude_modules=rf".*{re.escape(frozen_module)}\..*" if frozen_module else None,
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ModelError(f"--lora_target_modules {' '.join(target_modules)}: {error}") from error
+
+
+def adapter_file(folder: Path) -> Path:
+    """The weights' file of an adapter folder.
+
+    Raises:
+        ModelError: there is no adapter.
+    """
+    file = folder / "adapter_model.safetensors"
+    if not (folder / "adapter_config.json").is_file() or not file.is_file():
+        raise ModelError(
+            f"{folder} holds no adapter: adapter_config.json and adapter_model.safetensors must be there"
+            " (weights are read from safetensors only)"
+        )
+    return file
+
+
+def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
+    """A saved adapter on its base model, proved to be whole.
+
+    Adapters saved under an older layout of the model, those of the paper's release among them, are renamed to
+    today's. After loading, every tensor of the file has been found in the model with the file's value, and every
+    adapter parameter of the model has come from the file.
+
+    Raises:
+        ModelError: no adapter there; or tensors that are left over, missing, or of another shape, each named.
+    """
+    file = adapter_file(folder)
+    config = PeftConfig.from_pretrained(str(folder))
+    config.inference_mode = not trainable
+    try:
+        adapted: PeftModel = get_peft_model(model, config)
+    except ValueError as error:
+        raise ModelError(f"{folder}: the adapter does not fit this model: {error}") from error
+
+    saved = load_file(file)
+    family = FAMILIES[model.config.model_type]
+    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    tensors = {key if key in wanted else _todays_key(key, family): tensor for key, tensor in saved.items()}
+    # With lm_head among its targets peft writes that layer's frozen weights along; they are the base model's to give.
+    copies = {key: tensors.pop(key) for key in list(tensors) if key.endswith(".base_layer.weight")}
+    base = adapted.state_dict()
+    problems = [
+        *_key_report(f"{len(saved)} tensors of the file, not in the model", set(tensors) - set(wanted)),
+        *_key_report(f"{len(wanted)} adapter parameters of the model, not in the file", set(wanted) - set(tensors)),
+        *_key_report(
+            "tensors of another shape than the model's",
+            {key for key in set(tensors) & set(wanted) if tensors[key].shape != wanted[key].shape},
+        ),
+        *_key_report(
+            "copies of base weights, other than this model's",
+            {key for key, tensor in copies.items() if not _about_equal(base.get(key), tensor)},
+        ),
+    ]
+    if len(tensors) + len(copies) != len(saved):
+        problems.append("  two keys of the file name the same parameter")
+    if problems:
+        raise ModelError("\n".join([f"{file} is not a whole adapter for this model:", *problems]))
+    load_into_adapter(adapted, tensors)
+    loaded = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    changed = {key for key, tensor in tensors.items() if not _same_values(loaded[key], tensor)}
+    if changed:
+        raise ModelError("\n".join([f"{file} did not load:", *_key_report("tensors not taken over", changed)]))
+    return adapted
+
+
+def _todays_key(key: str, family: Family) -> str:
+    prefix, rest = "base_model.model.", key.removeprefix("base_model.model.")
+    for pattern, replacement in family.adapter_renamings:
+        rest = pattern.sub(replacement, rest)
+    return prefix + rest
+
+
+def _key_report(what: str, keys: set[str]) -> list[str]:
+    return [f"  {len(keys)} of the {what}:", *(f"    {key}" for key in sorted(keys))] if keys else []
+
+
+def _about_equal(weights: Tensor | None, copy: Tensor) -> bool:
+    """Equal but for rounding to another precision, bfloat16 being the coarsest."""
+    return (
+        weights is not None
+        and weights.shape == copy.shape
+        and torch.allclose(weights.cpu().float(), copy.float(), rtol=2**-7, atol=1e-6)
+    )
+
+
+def _same_values(loaded: Tensor, saved: Tensor) -> bool:
+    return torch.equal(loaded.cpu(), saved.to(loaded.dtype))

@@ -1,0 +1,75 @@
+"""What is special to a family of models: one entry of ``FAMILIES`` each."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+# Renamings of adapter keys, old layout -> today's, applied in order to what follows "base_model.model.".
+# Up to transformers 4.51 LLaVA kept a causal language model and its head inside and stood one level higher; up to 5.0
+# CLIP's vision tower had a level of its own.
+_LLAVA_RENAMINGS = (
+    (re.compile(r"^language_model\.lm_head\."), "lm_head."),
+    (re.compile(r"^language_model\.model\."), "model.language_model."),
+    (re.compile(r"^(vision_tower|multi_modal_projector)\."), r"model.\1."),
+    (re.compile(r"^model\.vision_tower\.vision_model\."), "model.vision_tower."),
+)
+
+
+# What stands around a user's turn and before an answer, for checkpoints that bring no template of their own.
+_IDEFICS2_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].capitalize() }}"
+    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<image>' }}{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{{ '<end_of_utterance>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+_LLAVA_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] + ' ' }}{% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is special to one family of models.
+
+    Attributes:
+        chat_template: of checkpoints that have none themselves.
+        end_token: ends an answer; ``None`` takes the tokenizer's end-of-sequence token.
+        vision_tower: name of the module that ``--freeze_vision_tower`` leaves without adapter.
+        packed_rows: whether a custom attention mask and custom positions reach its language model unchanged.
+        processor_settings: how the method wants the processor set.
+        expands_text_alone: whether the processor puts the image tokens into a prompt without seeing the image.
+        adapter_renamings: of adapters saved under an older layout of the model.
+    """
+
+    chat_template: str
+    end_token: str | None
+    vision_tower: str
+    packed_rows: bool = True
+    processor_settings: Mapping[str, object] = field(default_factory=dict)
+    expands_text_alone: bool = False
+    adapter_renamings: Sequence[tuple[re.Pattern[str], str]] = ()
+
+
+FAMILIES = {
+    "idefics2": Family(
+        chat_template=_IDEFICS2_TEMPLATE,
+        end_token="<end_of_utterance>",
+        vision_tower="model.vision_model",
+        processor_settings={"do_image_splitting": False},
+        expands_text_alone=True,
+    ),
+    "llava": Family(
+        chat_template=_LLAVA_TEMPLATE,
+        end_token=None,
+        vision_tower="model.vision_tower",
+        adapter_renamings=_LLAVA_RENAMINGS,
+    ),
+}
+
+# In a user's text they would ask for an image that is not there, or end an answer in its middle.
+PLACEHOLDERS = ("<image>", "<fake_token_around_image>", "<end_of_utterance>", "<s>", "</s>", "<pad>", "<unk>")

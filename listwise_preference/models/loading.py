@@ -1,0 +1,137 @@
+"""A checkpoint's config, processor and weights, and what identifies them."""
+
+import hashlib
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.utils.hub import cached_file
+
+from listwise_preference.errors import ModelError
+from listwise_preference.files import sha256_of
+from listwise_preference.models.families import FAMILIES, Family
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_config(name_or_path: str, revision: str | None = None) -> tuple[PreTrainedConfig, Family]:
+    """The checkpoint's config and its family.
+
+    Raises:
+        ModelError: there is no such checkpoint, or its family is not one of ``FAMILIES``.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load the model {name_or_path}: {error}") from error
+    if config.model_type not in FAMILIES:
+        raise ModelError(
+            f"{name_or_path} is a {config.model_type!r} model; supported are {', '.join(sorted(FAMILIES))}"
+        )
+    return config, FAMILIES[config.model_type]
+
+
+def load_processor(name_or_path: str, revision: str | None = None) -> ProcessorMixin:
+    """The checkpoint's processor, Pillow-backed, set as the method wants it.
+
+    Processors of old LLaVA checkpoints do not say how many image tokens an image becomes; that is then taken from
+    the model's config. A checkpoint without a chat template gets its family's.
+
+    Raises:
+        ModelError: the checkpoint's processor cannot be loaded.
+    """
+    config, family = load_config(name_or_path, revision)
+    # One backend everywhere: torchvision's resizes differ a little, and it need not be installed.
+    try:
+        processor = AutoProcessor.from_pretrained(
+            name_or_path, revision=revision, backend="pil", **family.processor_settings
+        )
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ModelError(f"cannot load the processor of {name_or_path}: {' '.join(str(error).split())}") from error
+    if processor.tokenizer.convert_tokens_to_ids(processor.image_token) != config.image_token_id:
+        raise ModelError(f"{name_or_path}: the tokenizer does not know the model's image token; are its files there?")
+    if config.model_type == "llava":
+        processor.patch_size = processor.patch_size or config.vision_config.patch_size
+        processor.vision_feature_select_strategy = (
+            processor.vision_feature_select_strategy or config.vision_feature_select_strategy
+        )
+        if config.vision_config.model_type == "clip_vision_model":
+            processor.num_additional_image_tokens = 1  # CLIP's class token, which "default" drops again
+    if not processor.chat_template:
+        processor.chat_template = processor.tokenizer.chat_template or family.chat_template
+    return processor
+
+
+def end_token(processor: ProcessorMixin, family: Family) -> str:
+    """What the model ends an answer with."""
+    return family.end_token or processor.tokenizer.eos_token
+
+
+def load_base_model(
+    name_or_path: str,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    attn_implementation: str | None = None,
+    device: torch.device | None = None,
+    load_in_4bit: bool = False,
+) -> PreTrainedModel:
+    """The checkpoint's weights, from safetensors only.
+
+    Args:
+        device: where they are put; ``None`` leaves them on the CPU.
+        load_in_4bit: quantize the linear layers to NF4 while loading, ``dtype`` being that of the computation.
+
+    Raises:
+        ModelError: no safetensors weights, or an attention implementation or a package that is not there.
+    """
+    quantization = None
+    if load_in_4bit:
+        if find_spec("bitsandbytes") is None:
+            raise ModelError("--load_in_4bit needs a package that is not installed: pip install bitsandbytes")
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True
+        )
+    try:
+        return AutoModelForImageTextToText.from_pretrained(
+            name_or_path,
+            revision=revision,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            device_map=None if device is None else {"": device},
+            quantization_config=quantization,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"cannot load the model {name_or_path}: {error}") from error
+
+
+def weights_identity(name_or_path: str, revision: str | None = None) -> str:
+    """What tells one set of base weights from another: a folder's content hash, or a hub name and its commit."""
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        return "sha256:" + sha256_of([folder / "config.json", *sorted(folder.glob("*.safetensors"))])
+    config_file = cached_file(name_or_path, "config.json", revision=revision)
+    # The hub's cache keeps each commit's files in a folder of its name.
+    return f"{name_or_path}@{Path(str(config_file)).parent.name}"
+
+
+def processor_identity(processor: ProcessorMixin) -> str:
+    """A hash of all that turns a text and an image into tensors."""
+    settings = {
+        "image_processor": [type(processor.image_processor).__name__, processor.image_processor.to_dict()],
+        "processor": processor.to_dict(),
+        "chat_template": processor.chat_template,
+        "tokenizer": processor.tokenizer.backend_tokenizer.to_str(),
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()

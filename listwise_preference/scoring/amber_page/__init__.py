@@ -1,0 +1,1 @@
+"""A page of AMBER responses with the words that count marked."""

@@ -1,0 +1,1 @@
+"""Listwise preference optimization of an adapter."""

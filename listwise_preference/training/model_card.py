@@ -1,0 +1,112 @@
+"""The README.md that goes with an adapter: what it is, what it was made from, and what was measured while it was."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_CITATION = """@inproceedings{pesaranzadeh2025lpoi,
+  title     = {LPOI: Listwise Preference Optimization for Vision Language Models},
+  author    = {Pesaran Zadeh, Fatemeh and Oh, Yoojin and Kim, Gunhee},
+  booktitle = {Proceedings of the 63rd Annual Meeting of the Association for Computational Linguistics},
+  year      = {2025},
+}"""
+
+# Logged values that say how a run went, in the order of the table.
+_SHOWN = (
+    "loss",
+    "loss_dpo",
+    "loss_anchor",
+    "loss_listwise",
+    "rewards/accuracies",
+    "rewards/margins",
+    "list/adjacent_accuracy",
+    "list/top1",
+    "list/kendall_tau",
+)
+
+
+_METHODS = {
+    "lpoi": "listwise preference optimization (LPOI, ACL 2025) to rely on what is in the image",
+    "mdpo": "mDPO (arXiv:2406.11839), the comparison of LPOI, by this project's code",
+    "dpo": "DPO (arXiv:2305.18290), the comparison of LPOI, by this project's code",
+}
+
+
+def _images(run: Mapping[str, Any]) -> str:
+    data, objective = run["arguments"]["data"], run["arguments"]["objective"]
+    if run["objective_weights"][2] == 0:
+        return "as they are, no ranked images"
+    if objective["objective"] == "mdpo":
+        return f"each against a crop of it, seed {run['arguments']['training']['seed']}"
+    if lists := run["data"].get("image_lists"):
+        drawn = f"{data['list_size']} images, visual prompt {data['visual_prompt']}, grown {data['grow']}"
+        return f"drawn from boxes: `{lists['file']}`, sha256 `{lists['sha256']}`; {drawn}"
+    return "ranked folders: " + ", ".join(f"`{folder}`" for folder in data["ranked_image_folders"])
+
+
+def _started_from(adapter: Mapping[str, Any]) -> str:
+    return f"`{adapter['started_from']['folder']}`, sha256 `{adapter['started_from']['sha256']}`"
+
+
+def write_model_card(file: Path, run: Mapping[str, Any], log_history: Sequence[Mapping[str, float]]) -> None:
+    """Write the card of a finished run.
+
+    Args:
+        file: the adapter folder's README.md.
+        run: what run.json holds: arguments, objective, adapter, data hashes, weights' identity, versions.
+        log_history: the Trainer's.
+    """
+    model, objective, training = (run["arguments"][group] for group in ("model", "objective", "training"))
+    adapter, name = run["adapter"], objective["objective"]
+    steps = [entry for entry in log_history if "loss" in entry]
+    rows = [
+        f"| {shown} | {steps[0][shown]:.4f} | {steps[-1][shown]:.4f} |"
+        for shown in _SHOWN
+        if steps and shown in steps[0]
+    ]
+    pairs = run["data"].get("pairs", {})
+    ends = [entry for entry in log_history if "train_runtime" in entry] or [{}]
+    lines = [
+        "---",
+        f"base_model: {model['model_name_or_path']}",
+        "library_name: peft",
+        "pipeline_tag: image-text-to-text",
+        "tags: [lora, lpoi, preference-optimization, hallucination]",
+        "---",
+        "",
+        f"# {name.upper()} adapter for {model['model_name_or_path']}",
+        "",
+        f"A LoRA adapter trained by {_METHODS[name]}. Load it with PEFT on its base model.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| base weights | `{run['base_weights']}` |",
+        f"| pairs | `{pairs.get('file')}`, sha256 `{pairs.get('sha256')}`,"
+        f" {run['data']['training_records']:,} records trained on |",
+        f"| images | {_images(run)} |",
+        f"| objective | {name}, weights of dpo, anchor, listwise {run['objective_weights']}, beta {objective['beta']},"
+        f" delta {objective['anchor_delta']} |",
+        f"| adapter | r {adapter['r']}, alpha {adapter['alpha']}, dropout {adapter['dropout']}, on"
+        f" {' '.join(adapter['target_modules'])} |",
+        *([f"| started from | {_started_from(adapter)} |"] if adapter["started_from"] else []),
+        f"| optimization | {ends[-1].get('step', 0)} steps, {ends[-1].get('epoch', 0):g} epochs,"
+        f" learning rate {training['learning_rate']},"
+        f" {training['per_device_train_batch_size']} x {training['gradient_accumulation_steps']} records a step"
+        f" and process, seed {training['seed']} |",
+        f"| versions | {', '.join(f'{name} {version}' for name, version in run['versions'].items())} |",
+        "",
+        "All options stand in `run.json`, every logged value in `trainer_state.json`.",
+        "",
+        "## Training",
+        "",
+        *(["| logged | first | last |", "|---|---|---|", *rows] if rows else ["Nothing was logged."]),
+        "",
+        "These are values on the training data; this card holds no measurement of hallucination.",
+        "",
+        "## Citation",
+        "",
+        "```bibtex",
+        _CITATION,
+        "```",
+    ]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")

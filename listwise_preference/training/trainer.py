@@ -1,0 +1,230 @@
+"""ListwiseTrainer: transformers.Trainer with this project's loss, metrics and reference.
+
+Shapes: B record, A completion (chosen on image 1, rejected, chosen on image 2 ... L).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+from transformers import EvalPrediction, Trainer
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
+
+from listwise_preference.files import write_atomic
+from listwise_preference.training.batch import Batch, ListwiseDataset
+from listwise_preference.training.completion_logps import completion_logps
+from listwise_preference.training.model_card import write_model_card
+from listwise_preference.training.objective import Objective, Outcome, compare, metrics
+from listwise_preference.training.reference import LogPs, ReferenceCache
+
+
+class ListwiseTrainer(Trainer):
+    """Trains the adapter of a model against the same model with the adapter off.
+
+    Datasets are :class:`ListwiseDataset`; where one holds ``reference_logps`` those are used, else the reference runs
+    at every step.
+
+    Args:
+        objective: what is optimized.
+        attn_implementation: of the model, which decides on the form of the mask.
+        run: what ``run.json`` holds, for the model card.
+        trainer_arguments: as of :class:`transformers.Trainer`.
+    """
+
+    # compute_loss returns a mean over records, which the Trainer divides by the accumulation steps.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self, *, objective: Objective, attn_implementation: str, run: Mapping[str, Any], **trainer_arguments: Any
+    ) -> None:
+        super().__init__(compute_metrics=self._mean_metrics, **trainer_arguments)
+        self.run: Mapping[str, Any] = run
+        self.objective: Objective = objective
+        self.attn_implementation: str = attn_implementation
+        self._sums: dict[str, Tensor] = {}
+        self._record_count = 0
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """On the device; the reference's values as they are, where DeepSpeed rounds a batch's floats to the model's."""
+        prepared = super()._prepare_inputs(inputs)
+        if "reference_logps" in inputs:
+            prepared["reference_logps"] = inputs["reference_logps"].to(self.args.device)
+        return prepared
+
+    # ---- loss ----
+
+    def compute_loss(  # type: ignore[override]
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The mean loss of the batch's records, and on request the policy's and reference's log-probabilities."""
+        reference_BA = inputs["reference_logps"] if "reference_logps" in inputs else self._reference(model, inputs)
+        policy_BA = completion_logps(model, inputs, self.attn_implementation)
+        outcome = compare(self.objective, policy_BA, reference_BA)
+        if model.training:
+            self._count(outcome, policy_BA, reference_BA)
+        loss = outcome.loss_B.mean()
+        return (loss, (policy_BA, reference_BA)) if return_outputs else loss
+
+    def _reference(self, model: nn.Module, inputs: Batch) -> Tensor:
+        """The reference's log-probabilities: the same weights, adapter off, no dropout, no gradients. (B, A)."""
+        was_training = model.training
+        model.eval()
+        adapted: PeftModel = self.accelerator.unwrap_model(model)
+        with torch.no_grad(), adapted.disable_adapter():
+            reference_BA = completion_logps(model, inputs, self.attn_implementation)
+        model.train(was_training)
+        return reference_BA
+
+    # ---- metrics ----
+
+    def _count(self, outcome: Outcome, policy_BA: Tensor, reference_BA: Tensor) -> None:
+        for name, value_B in metrics(self.objective, outcome, policy_BA, reference_BA).items():
+            self._sums[name] = self._sums.get(name, torch.zeros((), device=value_B.device)) + value_B.sum()
+        self._record_count += len(policy_BA)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means over all records since the last log, over all processes, to the training loss's log."""
+        if "loss" in logs and self._sums:
+            count = torch.tensor(float(self._record_count), device=self.args.device)
+            totals = self.accelerator.reduce(torch.stack([count, *self._sums.values()]), reduction="sum")
+            means = (totals[1:] / totals[0]).tolist()
+            logs |= dict(zip(self._sums, means, strict=True))
+            self._sums, self._record_count = {}, 0
+        super().log(logs, start_time)
+
+    def prediction_step(  # type: ignore[override]
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None, Tensor | None]:
+        """Loss, (policy, reference) log-probabilities, and which records they are of."""
+        prepared = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, logps = self.compute_loss(model, prepared, return_outputs=True)
+        return loss, logps, prepared["record"]
+
+    def _mean_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        policy_BA, reference_BA = (torch.from_numpy(values) for values in prediction.predictions)
+        outcome = compare(self.objective, policy_BA, reference_BA)
+        values = metrics(self.objective, outcome, policy_BA, reference_BA)
+        return {
+            "mean_loss": outcome.loss_B.mean().item(),
+            **{name: value_B.mean().item() for name, value_B in values.items()},
+        }
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The Trainer's loop, with the loss averaged over records: its own counts a last, smaller batch as full."""
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        metrics = output.metrics
+        if metrics is not None and f"{metric_key_prefix}_mean_loss" in metrics:
+            metrics[f"{metric_key_prefix}_loss"] = metrics.pop(f"{metric_key_prefix}_mean_loss")
+        return output
+
+    def create_model_card(self, folder: Path | None = None, **_: Any) -> None:  # type: ignore[override]
+        """This project's card in a folder, by default where ``--push_to_hub`` wants the Trainer's draft."""
+        if self.is_world_process_zero():
+            folder = folder or Path(str(self.args.output_dir))
+            write_model_card(folder / "README.md", self.run, self.state.log_history)
+
+    # ---- reference once ----
+
+    def precompute_reference(
+        self, dataset: ListwiseDataset, keys: Sequence[str], cache: ReferenceCache, batch_size: int
+    ) -> int:
+        """Fill ``dataset.reference_logps`` from the cache, computing and storing what it lacks.
+
+        The missing records are shared out over the processes. Returns how many were computed.
+        """
+        # One process reads: the others must see the same even while it, or another run, is already writing.
+        read: list[Any] = [cache.load() if self.is_world_process_zero() else None]
+        broadcast_object_list(read)
+        known: dict[str, LogPs] = read[0]
+        missing = [index for key, index in {key: i for i, key in enumerate(keys)}.items() if key not in known]
+        mine = missing[self.accelerator.process_index :: self.accelerator.num_processes]
+        loader: DataLoader[Any] = DataLoader(
+            Subset(dataset, mine),
+            batch_size=batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+        )
+        model: Any = self.model
+        model.to(self.args.device)
+        computed: list[tuple[str, LogPs]] = []
+        bar = tqdm(
+            total=len(mine),
+            desc="reference log-probabilities",
+            unit="record",
+            disable=self.args.disable_tqdm or not mine or not self.is_local_process_zero(),
+        )
+        batch: Any
+        for batch in loader:
+            batch = self._prepare_inputs(batch)
+            with self.accelerator.autocast():
+                logps_BA = self._reference(model, batch)
+            batch_keys = [keys[index] for index in batch["record"].tolist()]
+            values = [tuple(row) for row in logps_BA.tolist()]
+            cache.append(batch_keys, values)
+            computed += zip(batch_keys, values, strict=True)
+            bar.update(len(values))
+        bar.close()
+        # Through memory and not only through files: processes on several machines may not share a disk.
+        known |= dict(gather_object(computed))
+        dataset.reference_logps = [known[key] for key in keys]
+        return len(missing)
+
+
+def write_eval_records(
+    file: Path, dataset: ListwiseDataset, prediction: PredictionOutput, objective: Objective
+) -> None:
+    """One JSON line per record in input order: log-probabilities, rewards and losses.
+
+    The lists have the order chosen on image 1, rejected, chosen on image 2 ... L; what the objective does not use is
+    null.
+    """
+    policy, reference = (torch.from_numpy(values) for values in prediction.predictions)
+    outcome = compare(objective, policy, reference)
+    indices: Any = prediction.label_ids
+    row_of = {int(index): row for row, index in enumerate(indices)}
+
+    def answers(values_BA: Tensor, row: int) -> list[float | None]:
+        values: list[float | None] = values_BA[row].tolist()
+        return values if objective.uses_rejected else [values[0], None, *values[1:]]
+
+    def term(values_B: Tensor | None, row: int) -> float | None:
+        return None if values_B is None else values_B[row].item()
+
+    lines = []
+    for index, record in enumerate(dataset.records):
+        row = row_of[index]
+        line = {
+            "id": record.pair.id,
+            "policy_logps": answers(policy, row),
+            "reference_logps": answers(reference, row),
+            "rewards": answers(outcome.rewards_BA, row),
+            "loss_dpo": term(outcome.dpo_B, row),
+            "loss_anchor": term(outcome.anchor_B, row),
+            "loss_listwise": term(outcome.listwise_B, row),
+            "loss": term(outcome.loss_B, row),
+        }
+        lines.append(json.dumps(line) + "\n")
+    write_atomic(file, "".join(lines))
