@@ -22,7 +22,7 @@ def test_command_line_over_file_over_recipe(tmp_path: Path) -> None:
     arguments = parse(recipe, ["--config", str(config), "--learning_rate", "1e-5"])
     assert arguments.objective.beta == 0.2
     assert arguments.training.learning_rate == 1e-5
-    assert arguments.objective.loss_weights == [1.0, 0.0, 2.0]
+    assert arguments.objective.resolve().weights == {"dpo": 1.0, "anchor": 0.0, "listwise": 2.0}
     assert arguments.model.lora_r == 4
     assert arguments.model.freeze_vision_tower is True
 
@@ -41,9 +41,11 @@ def test_numbers_with_exponents_and_yamls_no(tmp_path: Path) -> None:
 )
 def test_objectives_are_named_weights(objective: str, weights: tuple[float, ...]) -> None:
     resolved = parse(RECIPE, ["--objective", objective]).objective.resolve()
-    assert (resolved.dpo_weight, resolved.anchor_weight, resolved.listwise_weight) == weights
+    assert tuple(resolved.weights.values()) == weights
     own = parse(RECIPE, ["--objective", objective, "--loss_weights", "0", "1", "3"]).objective.resolve()
-    assert (own.dpo_weight, own.anchor_weight, own.listwise_weight) == (0, 1, 3)
+    assert own.weights == {"dpo": 0, "anchor": 1, "listwise": 3}
+    named = parse(RECIPE, ["--objective", objective, "--loss_weights", "listwise=3", "dpo=0.5"]).objective.resolve()
+    assert named.weights == {"dpo": 0.5, "anchor": weights[1], "listwise": 3}
 
 
 def test_what_the_user_gives_wins_over_what_the_recipe_gives() -> None:
@@ -69,7 +71,12 @@ def test_precision_of_the_adapter_follows_the_base() -> None:
         (["--beta", "high"], "argument --beta: invalid float value: 'high'"),
         (["--objective", "ppo"], "argument --objective: invalid choice: 'ppo'"),
         (["--beta", "0"], "beta must be above 0"),
-        (["--loss_weights", "1", "1"], "--loss_weights takes three numbers, dpo anchor listwise; got 2"),
+        (["--loss_weights", "1", "1"], "or three numbers, dpo anchor listwise; got 2"),
+        (
+            ["--loss_weights", "dpo=1", "lisp=1"],
+            "lisp=1: expected name=number, with a name of dpo, anchor",
+        ),
+        (["--loss_weights", "dpo=one"], "--loss_weights dpo=one: 'one' is not a number"),
         (["--loss_weights", "0", "0", "0"], "not all 0"),
         (["--list_size", "1"], "--list_size must be 2 or more"),
         (["--image_lists", "a", "--ranked_image_folders", "b", "c"], "give one"),

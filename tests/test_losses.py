@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from listwise_preference.training.losses import anchor_loss, dpo_loss, plackett_luce_loss
-from listwise_preference.training.objective import Objective, compare, metrics
+from listwise_preference.training.losses import TERMS, LossTerm, anchor_loss, dpo_loss, plackett_luce_loss
+from listwise_preference.training.objective import PRESETS, Objective, compare, metrics, read_weights
 
 
 def test_plackett_luce_worked_by_hand() -> None:
@@ -81,8 +81,8 @@ def test_answers_are_taken_apart_in_their_order() -> None:
     """Chosen on image 1, rejected, chosen on images 2 and 3: log-ratios 3, 1, 2, 0; beta 0.5."""
     policy, reference = torch.tensor([[-1.0, -9.0, -5.0, -7.0]]), torch.tensor([[-4.0, -10.0, -7.0, -7.0]])
     outcome = compare(Objective(beta=0.5), policy, reference)
-    assert outcome.rejected_rewards_B is not None and outcome.rejected_rewards_B.tolist() == [0.5]
-    assert outcome.chosen_rewards_BL.tolist() == [[1.5, 1.0, 0.0]]
+    assert outcome.rewards.rejected_B.tolist() == [0.5]
+    assert outcome.rewards.chosen_BL.tolist() == [[1.5, 1.0, 0.0]]
     expected = math.log1p(math.exp(-1.0)) + math.log1p(math.exp(-1.5))
     expected += math.log1p(math.exp(-0.5) + math.exp(-1.5)) + math.log1p(math.exp(-1.0))
     assert outcome.loss_B.item() == pytest.approx(expected)
@@ -90,9 +90,9 @@ def test_answers_are_taken_apart_in_their_order() -> None:
 
 def test_weights_scale_their_terms_and_zero_removes_them() -> None:
     policy, reference = torch.tensor([[-1.0, -5.0, -7.0]]), torch.tensor([[-4.0, -7.0, -7.0]])
-    objective = Objective(beta=0.5, dpo_weight=0.0, anchor_weight=2.0, listwise_weight=0.5)
+    objective = Objective({"dpo": 0.0, "anchor": 2.0, "listwise": 0.5}, beta=0.5)
     outcome = compare(objective, policy, reference)
-    assert outcome.dpo_B is None and outcome.rejected_rewards_B is None
+    assert outcome.terms.keys() == {"anchor", "listwise"} and not outcome.rewards.with_rejected
     listwise = math.log1p(math.exp(-0.5) + math.exp(-1.5)) + math.log1p(math.exp(-1.0))
     assert outcome.loss_B.item() == pytest.approx(2.0 * math.log1p(math.exp(-1.5)) + 0.5 * listwise)
 
@@ -102,7 +102,7 @@ def test_rank_metrics_by_hand() -> None:
     policy = torch.tensor([[4.0, 0.0, 5.0, 3.0, 1.0]])
     zero = torch.zeros_like(policy)
     objective = Objective(beta=1.0)
-    values = metrics(objective, compare(objective, policy, zero), policy, zero)
+    values = metrics(objective, compare(objective, policy, zero))
     assert values["list/adjacent_accuracy"].item() == pytest.approx(2 / 3)
     assert values["list/kendall_tau"].item() == pytest.approx((5 - 1) / 6)
     assert values["list/top1"].item() == 0.0
@@ -111,7 +111,21 @@ def test_rank_metrics_by_hand() -> None:
     assert [values[f"rewards_image/level_{k}"].item() for k in (1, 2, 3, 4)] == [4.0, 5.0, 3.0, 1.0]
 
 
-@pytest.mark.parametrize("weights", [(-1.0, 1.0, 1.0), (0.0, 0.0, 0.0)])
-def test_weights_without_meaning_are_refused(weights: tuple[float, float, float]) -> None:
-    with pytest.raises(ValueError, match="loss weights"):
-        Objective(0.1, 0.0, *weights)
+@pytest.mark.parametrize("weights", [{"dpo": -1.0, "anchor": 1.0}, {"dpo": 0.0, "anchor": 0.0}, {"lisp": 1.0}])
+def test_weights_without_meaning_are_refused(weights: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"loss weights|no such loss term: lisp"):
+        Objective(weights)
+
+
+def test_a_term_of_ones_own_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """IPO's squared loss (arXiv:2310.12036): log-ratios 3 and 1 at beta 0.5 are 1 from 1/(2 beta), squared 1."""
+    ipo = LossTerm(
+        lambda r: (((r.policy_logps_BA - r.reference_logps_BA) @ torch.tensor([1.0, -1.0])) - 1.0) ** 2,
+        needs_rejected=True,
+    )
+    monkeypatch.setitem(TERMS, "ipo", ipo)
+    objective = Objective(read_weights(["dpo=0", "anchor=0", "listwise=0", "ipo=0.5"], PRESETS["lpoi"].weights), 0.5)
+    assert objective.uses_rejected and not objective.uses_list
+    outcome = compare(objective, torch.tensor([[-1.0, -9.0]]), torch.tensor([[-4.0, -10.0]]))
+    assert outcome.terms["ipo"].tolist() == [1.0] and outcome.loss_B.tolist() == [0.5]
+    assert metrics(objective, outcome)["loss_ipo"].tolist() == [1.0]

@@ -361,13 +361,17 @@ def test_the_run_is_written_down(train_idefics2: Train, tmp_path: Path) -> None:
             (),
             [
                 "listwise preference optimization",
-                "weights of dpo, anchor, listwise [1.0, 1.0, 1.0]",
+                "weights dpo 1, anchor 1, listwise 1,",
                 "drawn from boxes",
             ],
             [],
         ),
         (("--objective", "mdpo"), ["trained by mDPO", "a crop of it, seed 42"], ["image_lists.jsonl"]),
-        (("--objective", "dpo"), ["trained by DPO", "[1.0, 0.0, 0.0]", "no ranked images"], ["image_lists.jsonl"]),
+        (
+            ("--objective", "dpo"),
+            ["trained by DPO", "weights dpo 1, anchor 0, listwise 0", "no ranked images"],
+            ["image_lists.jsonl"],
+        ),
         (("--lora_r", "2", "--max_steps", "1"), ["r 2, alpha 8", "1 steps, 0.5 epochs"], ["2 epochs"]),
     ],
 )

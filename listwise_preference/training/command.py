@@ -74,7 +74,7 @@ def read_data(arguments: "Arguments") -> tuple[Sequence[Record], Sequence[Record
         source: ImageSource
         if not objective.uses_list:
             source = ImageOnly()
-        elif arguments.objective.objective == "mdpo":
+        elif objective.list_source == "crops":
             source = Crops(seed)
         elif lists is not None:
             source = BoxLists(Path(lists), Drawing(data.list_size, data.visual_prompt, data.grow, data.fill))

@@ -1,19 +1,30 @@
-"""The objectives as pure functions: rewards in, one loss per example out.
+"""The terms of the loss: rewards in, one loss per record out.
 
-A reward is ``beta * (log pi(y|x,q) - log pi_ref(y|x,q))`` of an answer ``y`` to a prompt ``q`` on an image ``x``.
-Everything here is float32 or wider; callers average over the batch.
+A reward is ``beta * (log pi(y|x,q) - log pi_ref(y|x,q))`` of a response ``y`` to a prompt ``q`` on an image ``x``.
+Everything here is float32 or wider; callers average over the batch. A term of one's own is one more entry of ``TERMS``:
+its weight can be given (``--loss_weights NAME=1``), and the logs, eval_records.jsonl and the model card show it.
 
-Shapes: B record, L image of the list, best first.
+torch is imported where it computes, so that options are checked without waiting for it.
+
+Shapes: B record, L image of the list, best first, A completion (chosen on image 1, rejected if it is scored, chosen on
+image 2 ... L).
 """
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def dpo_loss(chosen_rewards_B: Tensor, rejected_rewards_B: Tensor) -> Tensor:
     """``-log sigmoid(r(w|x) - r(l|x))``, eq. 7 of DPO (arXiv:2305.18290), beta folded into the rewards. Shape (B,)."""
-    return -F.logsigmoid(chosen_rewards_B - rejected_rewards_B)
+    from torch.nn.functional import logsigmoid
+
+    return -logsigmoid(chosen_rewards_B - rejected_rewards_B)
 
 
 def anchor_loss(chosen_rewards_B: Tensor, delta: float = 0.0) -> Tensor:
@@ -21,7 +32,9 @@ def anchor_loss(chosen_rewards_B: Tensor, delta: float = 0.0) -> Tensor:
 
     From mDPO (arXiv:2406.11839), kept by LPOI's Algorithm 1 (arXiv:2505.21061).
     """
-    return -F.logsigmoid(chosen_rewards_B - delta)
+    from torch.nn.functional import logsigmoid
+
+    return -logsigmoid(chosen_rewards_B - delta)
 
 
 def plackett_luce_loss(scores_BL: Tensor) -> Tensor:
@@ -31,6 +44,69 @@ def plackett_luce_loss(scores_BL: Tensor) -> Tensor:
     images it is DPO's loss of their difference; for L equal scores it is ln(L!). Each denominator is one logsumexp
     over a suffix, finite wherever the scores are.
     """
+    import torch
+
     last = scores_BL.shape[-1] - 1
     terms = [torch.logsumexp(scores_BL[:, k:], dim=-1) - scores_BL[:, k] for k in range(last)]
     return torch.stack(terms, dim=-1).sum(dim=-1) if terms else torch.zeros_like(scores_BL[:, 0])
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """What a term is computed from.
+
+    Attributes:
+        policy_logps_BA: of whole completions, each summed over its tokens.
+        reference_logps_BA: of the same completions.
+        rewards_BA: ``beta * (policy - reference)``.
+        with_rejected: whether completion 2 is the rejected response.
+        anchor_delta: the margin of the anchor term.
+    """
+
+    policy_logps_BA: Tensor
+    reference_logps_BA: Tensor
+    rewards_BA: Tensor
+    with_rejected: bool
+    anchor_delta: float
+
+    @property
+    def chosen_BL(self) -> Tensor:
+        """Rewards of the chosen response on each image."""
+        import torch
+
+        if not self.with_rejected:
+            return self.rewards_BA
+        return torch.cat([self.rewards_BA[:, :1], self.rewards_BA[:, 2:]], dim=1)
+
+    @property
+    def chosen_B(self) -> Tensor:
+        """Rewards of the chosen response on the first image."""
+        return self.rewards_BA[:, 0]
+
+    @property
+    def rejected_B(self) -> Tensor:
+        """Rewards of the rejected response, for terms that need it."""
+        assert self.with_rejected
+        return self.rewards_BA[:, 1]
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One term of the loss.
+
+    Attributes:
+        loss: from a batch's rewards to one loss per record, (B,).
+        needs_rejected: whether the rejected response must be scored for it.
+        needs_list: whether the images after the first must be scored for it.
+    """
+
+    loss: Callable[[Rewards], Tensor]
+    needs_rejected: bool = False
+    needs_list: bool = False
+
+
+TERMS: dict[str, LossTerm] = {
+    "dpo": LossTerm(lambda rewards: dpo_loss(rewards.chosen_B, rewards.rejected_B), needs_rejected=True),
+    "anchor": LossTerm(lambda rewards: anchor_loss(rewards.chosen_B, rewards.anchor_delta)),
+    "listwise": LossTerm(lambda rewards: plackett_luce_loss(rewards.chosen_BL), needs_list=True),
+}

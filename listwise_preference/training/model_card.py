@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from listwise_preference.training.objective import PRESETS, Objective
+
 _CITATION = """@inproceedings{pesaranzadeh2025lpoi,
   title     = {LPOI: Listwise Preference Optimization for Vision Language Models},
   author    = {Pesaran Zadeh, Fatemeh and Oh, Yoojin and Kim, Gunhee},
@@ -11,12 +13,8 @@ _CITATION = """@inproceedings{pesaranzadeh2025lpoi,
   year      = {2025},
 }"""
 
-# Logged values that say how a run went, in the order of the table.
+# Logged values that say how a run went, in the order of the table, behind the loss and its terms.
 _SHOWN = (
-    "loss",
-    "loss_dpo",
-    "loss_anchor",
-    "loss_listwise",
     "rewards/accuracies",
     "rewards/margins",
     "list/adjacent_accuracy",
@@ -25,18 +23,11 @@ _SHOWN = (
 )
 
 
-_METHODS = {
-    "lpoi": "listwise preference optimization (LPOI, ACL 2025) to rely on what is in the image",
-    "mdpo": "mDPO (arXiv:2406.11839), the comparison of LPOI, by this project's code",
-    "dpo": "DPO (arXiv:2305.18290), the comparison of LPOI, by this project's code",
-}
-
-
-def _images(run: Mapping[str, Any]) -> str:
-    data, objective = run["arguments"]["data"], run["arguments"]["objective"]
-    if run["objective_weights"][2] == 0:
+def _images(run: Mapping[str, Any], objective: Objective) -> str:
+    data = run["arguments"]["data"]
+    if not objective.uses_list:
         return "as they are, no ranked images"
-    if objective["objective"] == "mdpo":
+    if objective.list_source == "crops":
         return f"each against a crop of it, seed {run['arguments']['training']['seed']}"
     if lists := run["data"].get("image_lists"):
         drawn = f"{data['list_size']} images, visual prompt {data['visual_prompt']}, grown {data['grow']}"
@@ -48,20 +39,24 @@ def _started_from(adapter: Mapping[str, Any]) -> str:
     return f"`{adapter['started_from']['folder']}`, sha256 `{adapter['started_from']['sha256']}`"
 
 
-def write_model_card(file: Path, run: Mapping[str, Any], log_history: Sequence[Mapping[str, float]]) -> None:
+def write_model_card(
+    file: Path, run: Mapping[str, Any], objective: Objective, log_history: Sequence[Mapping[str, float]]
+) -> None:
     """Write the card of a finished run.
 
     Args:
         file: the adapter folder's README.md.
-        run: what run.json holds: arguments, objective, adapter, data hashes, weights' identity, versions.
+        run: what run.json holds: arguments, adapter, data hashes, weights' identity, versions.
+        objective: that was optimized.
         log_history: the Trainer's.
     """
-    model, objective, training = (run["arguments"][group] for group in ("model", "objective", "training"))
-    adapter, name = run["adapter"], objective["objective"]
+    model, training = run["arguments"]["model"], run["arguments"]["training"]
+    adapter, name = run["adapter"], run["arguments"]["objective"]["objective"]
+    weights = ", ".join(f"{term} {weight:g}" for term, weight in objective.weights.items())
     steps = [entry for entry in log_history if "loss" in entry]
     rows = [
         f"| {shown} | {steps[0][shown]:.4f} | {steps[-1][shown]:.4f} |"
-        for shown in _SHOWN
+        for shown in ("loss", *(f"loss_{term}" for term in objective.terms), *_SHOWN)
         if steps and shown in steps[0]
     ]
     pairs = run["data"].get("pairs", {})
@@ -76,16 +71,15 @@ def write_model_card(file: Path, run: Mapping[str, Any], log_history: Sequence[M
         "",
         f"# {name.upper()} adapter for {model['model_name_or_path']}",
         "",
-        f"A LoRA adapter trained by {_METHODS[name]}. Load it with PEFT on its base model.",
+        f"A LoRA adapter trained by {PRESETS[name].method}. Load it with PEFT on its base model.",
         "",
         "| | |",
         "|---|---|",
         f"| base weights | `{run['base_weights']}` |",
         f"| pairs | `{pairs.get('file')}`, sha256 `{pairs.get('sha256')}`,"
         f" {run['data']['training_records']:,} records trained on |",
-        f"| images | {_images(run)} |",
-        f"| objective | {name}, weights of dpo, anchor, listwise {run['objective_weights']}, beta {objective['beta']},"
-        f" delta {objective['anchor_delta']} |",
+        f"| images | {_images(run, objective)} |",
+        f"| objective | {name}, weights {weights}, beta {objective.beta}, delta {objective.anchor_delta} |",
         f"| adapter | r {adapter['r']}, alpha {adapter['alpha']}, dropout {adapter['dropout']}, on"
         f" {' '.join(adapter['target_modules'])} |",
         *([f"| started from | {_started_from(adapter)} |"] if adapter["started_from"] else []),

@@ -1,115 +1,183 @@
 """What is optimized: which terms, how much of each, and the numbers that are logged about them.
 
-Shapes: B record, L image of the list, A completion. The answers of a record stand in this order everywhere:
+Options are checked against this module, so it imports torch only where it computes.
+
+Shapes: B record, L image of the list, A completion. The completions of a record stand in this order everywhere:
 chosen on image 1, rejected on image 1 (when the objective uses it), chosen on image 2 ... L.
 """
 
+from __future__ import annotations
+
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+from listwise_preference.training.losses import TERMS, LossTerm, Rewards
 
-from listwise_preference.training.losses import anchor_loss, dpo_loss, plackett_luce_loss
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Where the images after the first come from, for the terms that compare images.
+ListSource = Literal["ranked", "crops"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published objective.
+
+    Attributes:
+        weights: of its terms; the others have none.
+        list_source: "ranked" takes the user's folders or boxes, "crops" a crop of each image.
+        summary: a few words for ``--help``.
+        method: what an adapter was trained by, for its model card.
+    """
+
+    weights: Mapping[str, float]
+    list_source: ListSource
+    summary: str
+    method: str
+
+
+PRESETS: dict[str, Preset] = {
+    "lpoi": Preset(
+        {"dpo": 1.0, "anchor": 1.0, "listwise": 1.0},
+        "ranked",
+        "DPO + anchor + the ranked images",
+        "listwise preference optimization (LPOI, ACL 2025) to rely on what is in the image",
+    ),
+    "dpo": Preset(
+        {"dpo": 1.0},
+        "ranked",
+        "DPO alone",
+        "DPO (arXiv:2305.18290), the comparison of LPOI, by this project's code",
+    ),
+    "mdpo": Preset(
+        {"dpo": 1.0, "anchor": 1.0, "listwise": 1.0},
+        "crops",
+        "DPO + anchor + the image against a crop of up to 20 % of it",
+        "mDPO (arXiv:2406.11839), the comparison of LPOI, by this project's code",
+    ),
+}
+
+# What three bare numbers of --loss_weights stand for.
+_IN_ORDER = ("dpo", "anchor", "listwise")
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Weights and constants of ``L = w_dpo L_DPO + w_anchor L_anchor + w_listwise L_listwise``.
+    """Weights and constants of ``L = w_dpo L_DPO + w_anchor L_anchor + w_listwise L_listwise + ...``.
 
     A term of weight 0 is not computed, and neither is what only that term needs: without DPO no rejected response is
     scored, without the list term no image but the first.
     """
 
+    weights: Mapping[str, float] = field(default_factory=lambda: PRESETS["lpoi"].weights)
     beta: float = 0.1
     anchor_delta: float = 0.0
-    dpo_weight: float = 1.0
-    anchor_weight: float = 1.0
-    listwise_weight: float = 1.0
+    list_source: ListSource = "ranked"
 
     def __post_init__(self) -> None:
-        weights = (self.dpo_weight, self.anchor_weight, self.listwise_weight)
-        if not all(map(math.isfinite, weights)) or min(weights) < 0 or max(weights) == 0:
-            raise ValueError(f"loss weights must be 0 or more and not all 0; got {weights}")
+        if unknown := self.weights.keys() - TERMS:
+            raise ValueError(f"no such loss term: {', '.join(sorted(unknown))}; there are {', '.join(TERMS)}")
+        weights = self.weights.values()
+        if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
+            shown = " ".join(f"{name}={weight:g}" for name, weight in self.weights.items())
+            raise ValueError(f"loss weights must be 0 or more and not all 0; got {shown}")
         if not (math.isfinite(self.beta) and self.beta > 0):
             raise ValueError(f"beta must be above 0; got {self.beta}")
         if not math.isfinite(self.anchor_delta):
             raise ValueError(f"anchor_delta must be a number; got {self.anchor_delta}")
 
     @property
+    def terms(self) -> dict[str, LossTerm]:
+        """The terms that are computed."""
+        return {name: term for name, term in TERMS.items() if self.weights.get(name, 0.0) > 0}
+
+    @property
     def uses_rejected(self) -> bool:
         """Whether the rejected response is scored."""
-        return self.dpo_weight > 0
+        return any(term.needs_rejected for term in self.terms.values())
 
     @property
     def uses_list(self) -> bool:
         """Whether images after the first are scored."""
-        return self.listwise_weight > 0
+        return any(term.needs_list for term in self.terms.values())
+
+
+def read_weights(given: Sequence[str | float] | None, preset: Mapping[str, float]) -> dict[str, float]:
+    """The weight of every term, from what ``--loss_weights`` holds.
+
+    Args:
+        given: ``["dpo=1", "listwise=0.25"]``, which leaves the other terms as in the preset, or three bare numbers
+            for dpo, anchor and listwise; ``None`` or nothing is the preset.
+        preset: weights by name.
+
+    Raises:
+        ValueError: an unknown name, no number, or bare numbers that are not three.
+    """
+    weights = {name: preset.get(name, 0.0) for name in TERMS}
+    texts = [str(text) for text in given or ()]
+    if texts and not any("=" in text for text in texts):
+        if len(texts) != len(_IN_ORDER):
+            raise ValueError(
+                f"--loss_weights takes name=number of {', '.join(TERMS)}, or three numbers,"
+                f" {' '.join(_IN_ORDER)}; got {len(texts)}"
+            )
+        texts = [f"{name}={number}" for name, number in zip(_IN_ORDER, texts, strict=True)]
+    for text in texts:
+        name, _, number = text.partition("=")
+        if name not in TERMS:
+            raise ValueError(f"--loss_weights {text}: expected name=number, with a name of {', '.join(TERMS)}")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            raise ValueError(f"--loss_weights {text}: {number!r} is not a number") from None
+    return weights
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The terms of one batch. ``None`` where the objective leaves a term out."""
+    """The rewards of a batch, the terms that its objective computes from them by name, and their weighted sum."""
 
-    rewards_BA: Tensor
-    chosen_rewards_BL: Tensor
-    rejected_rewards_B: Tensor | None
-    dpo_B: Tensor | None
-    anchor_B: Tensor | None
-    listwise_B: Tensor | None
+    rewards: Rewards
+    terms: dict[str, Tensor]  # each (B,)
     loss_B: Tensor
 
 
 def compare(objective: Objective, policy_logps_BA: Tensor, reference_logps_BA: Tensor) -> Outcome:
-    """Rewards and losses of a batch from the log-probabilities of its answers, in float32 or wider."""
+    """Rewards and losses of a batch from the log-probabilities of its completions, in float32 or wider."""
+    import torch
+
     difference_BA = policy_logps_BA - reference_logps_BA
     rewards_BA = objective.beta * (difference_BA if difference_BA.dtype == torch.float64 else difference_BA.float())
-    if objective.uses_rejected:
-        rejected_B = rewards_BA[:, 1]
-        chosen_BL = torch.cat([rewards_BA[:, :1], rewards_BA[:, 2:]], dim=1)
-    else:
-        rejected_B = None
-        chosen_BL = rewards_BA
-
-    dpo_B = dpo_loss(chosen_BL[:, 0], rejected_B) if rejected_B is not None else None
-    anchor_B = anchor_loss(chosen_BL[:, 0], objective.anchor_delta) if objective.anchor_weight > 0 else None
-    listwise_B = plackett_luce_loss(chosen_BL) if objective.uses_list else None
+    rewards = Rewards(policy_logps_BA, reference_logps_BA, rewards_BA, objective.uses_rejected, objective.anchor_delta)
+    terms = {name: term.loss(rewards) for name, term in objective.terms.items()}
     loss_B = torch.zeros_like(rewards_BA[:, 0])
-    for weight, term_B in (
-        (objective.dpo_weight, dpo_B),
-        (objective.anchor_weight, anchor_B),
-        (objective.listwise_weight, listwise_B),
-    ):
-        if term_B is not None:
-            loss_B = loss_B + weight * term_B
-    return Outcome(rewards_BA, chosen_BL, rejected_B, dpo_B, anchor_B, listwise_B, loss_B)
+    for name, term_B in terms.items():
+        loss_B = loss_B + objective.weights[name] * term_B
+    return Outcome(rewards, terms, loss_B)
 
 
-def metrics(
-    objective: Objective, outcome: Outcome, policy_logps_BA: Tensor, reference_logps_BA: Tensor
-) -> dict[str, Tensor]:
+def metrics(objective: Objective, outcome: Outcome) -> dict[str, Tensor]:
     """What is logged, one value per record and metric, so that any averaging over records is exact. Each (B,).
 
     The keys depend on the objective and the list's length alone, never on the values.
     """
-    chosen_BL = outcome.chosen_rewards_BL
-    values: dict[str, Tensor] = {}
-    for name, term_B in (
-        ("dpo", outcome.dpo_B),
-        ("anchor", outcome.anchor_B),
-        ("listwise", outcome.listwise_B),
-    ):
-        if term_B is not None:
-            values[f"loss_{name}"] = term_B
-    values["rewards/chosen"] = chosen_BL[:, 0]
-    values["logps/chosen"] = policy_logps_BA[:, 0]
-    values["logps/reference_chosen"] = reference_logps_BA[:, 0]
-    if outcome.rejected_rewards_B is not None:
-        values["rewards/rejected"] = outcome.rejected_rewards_B
-        values["rewards/accuracies"] = (chosen_BL[:, 0] > outcome.rejected_rewards_B).float()
-        values["rewards/margins"] = chosen_BL[:, 0] - outcome.rejected_rewards_B
-        values["logps/rejected"] = policy_logps_BA[:, 1]
-        values["logps/reference_rejected"] = reference_logps_BA[:, 1]
+    import torch
+
+    rewards = outcome.rewards
+    chosen_BL = rewards.chosen_BL
+    values = {f"loss_{name}": term_B for name, term_B in outcome.terms.items()}
+    values["rewards/chosen"] = rewards.chosen_B
+    values["logps/chosen"] = rewards.policy_logps_BA[:, 0]
+    values["logps/reference_chosen"] = rewards.reference_logps_BA[:, 0]
+    if rewards.with_rejected:
+        values["rewards/rejected"] = rewards.rejected_B
+        values["rewards/accuracies"] = (rewards.chosen_B > rewards.rejected_B).float()
+        values["rewards/margins"] = rewards.chosen_B - rewards.rejected_B
+        values["logps/rejected"] = rewards.policy_logps_BA[:, 1]
+        values["logps/reference_rejected"] = rewards.reference_logps_BA[:, 1]
     if objective.uses_list:
         length = chosen_BL.shape[1]
         for level in range(length):

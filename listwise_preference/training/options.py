@@ -22,7 +22,8 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
-from listwise_preference.training.objective import Objective
+from listwise_preference.training.losses import TERMS
+from listwise_preference.training.objective import PRESETS, Objective, read_weights
 
 
 def _option(default: Any, help: str) -> Any:
@@ -101,13 +102,14 @@ class ObjectiveArguments:
     _argument_group_name: ClassVar[str] = "objective"
 
     objective: Literal["lpoi", "dpo", "mdpo"] = _option(
-        "lpoi",
-        "lpoi: DPO + anchor + list, weights 1 1 1; dpo: DPO alone, 1 0 0; mdpo: DPO + anchor + the image against"
-        " a crop of up to 20 % of it, 1 1 1",
+        "lpoi", "; ".join(f"{name}: {preset.summary}" for name, preset in PRESETS.items())
     )
-    loss_weights: list[float] | None = field(
+    loss_weights: list[str] | None = field(
         default=None,
-        metadata={"help": "weights of the terms dpo, anchor and listwise instead of the objective's; 0 skips the work"},
+        metadata={
+            "help": f"weights over the objective's, each name=number, of {', '.join(TERMS)}; 0 skips the work; three"
+            " bare numbers are those of dpo, anchor and listwise"
+        },
     )
     beta: float = _option(0.1, "scale of the rewards: beta * (log pi - log pi_ref)")
     anchor_delta: float = _option(0.0, "margin that the anchor asks of the chosen response's reward")
@@ -131,11 +133,9 @@ class ObjectiveArguments:
         Raises:
             ValueError: weights or beta out of range.
         """
-        preset = {"lpoi": (1.0, 1.0, 1.0), "dpo": (1.0, 0.0, 0.0), "mdpo": (1.0, 1.0, 1.0)}[self.objective]
-        weights = preset if self.loss_weights is None else tuple(self.loss_weights)
-        if len(weights) != 3:
-            raise ValueError(f"--loss_weights takes three numbers, dpo anchor listwise; got {len(weights)}")
-        return Objective(self.beta, self.anchor_delta, *weights)
+        preset = PRESETS[self.objective]
+        weights = read_weights(self.loss_weights, preset.weights)
+        return Objective(weights, self.beta, self.anchor_delta, preset.list_source)
 
 
 @dataclass

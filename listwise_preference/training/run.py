@@ -69,7 +69,8 @@ def run(arguments: Arguments, training: Sequence[Record], evaluation: Sequence[R
         "program": Path(sys.argv[0]).name,
         "arguments": arguments.to_dict(),
         "data": _data_hashes(arguments) | {"training_records": len(training), "evaluation_records": len(evaluation)},
-        "objective_weights": [objective.dpo_weight, objective.anchor_weight, objective.listwise_weight],
+        "objective_weights": list(objective.weights.values()),
+        "loss_weights": dict(objective.weights),
         "base_weights": _weights_identity(arguments),
         "versions": {
             "listwise_preference": __version__,

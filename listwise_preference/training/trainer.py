@@ -20,6 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from listwise_preference.files import write_atomic
 from listwise_preference.training.batch import Batch, ListwiseDataset
 from listwise_preference.training.completion_logps import completion_logps
+from listwise_preference.training.losses import TERMS
 from listwise_preference.training.model_card import write_model_card
 from listwise_preference.training.objective import Objective, Outcome, compare, metrics
 from listwise_preference.training.reference import LogPs, ReferenceCache
@@ -72,7 +73,7 @@ class ListwiseTrainer(Trainer):
         policy_BA = completion_logps(model, inputs, self.attn_implementation)
         outcome = compare(self.objective, policy_BA, reference_BA)
         if model.training:
-            self._count(outcome, policy_BA, reference_BA)
+            self._count(outcome)
         loss = outcome.loss_B.mean()
         return (loss, (policy_BA, reference_BA)) if return_outputs else loss
 
@@ -88,10 +89,10 @@ class ListwiseTrainer(Trainer):
 
     # ---- metrics ----
 
-    def _count(self, outcome: Outcome, policy_BA: Tensor, reference_BA: Tensor) -> None:
-        for name, value_B in metrics(self.objective, outcome, policy_BA, reference_BA).items():
+    def _count(self, outcome: Outcome) -> None:
+        for name, value_B in metrics(self.objective, outcome).items():
             self._sums[name] = self._sums.get(name, torch.zeros((), device=value_B.device)) + value_B.sum()
-        self._record_count += len(policy_BA)
+        self._record_count += len(outcome.loss_B)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means over all records since the last log, over all processes, to the training loss's log."""
@@ -119,10 +120,9 @@ class ListwiseTrainer(Trainer):
     def _mean_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         policy_BA, reference_BA = (torch.from_numpy(values) for values in prediction.predictions)
         outcome = compare(self.objective, policy_BA, reference_BA)
-        values = metrics(self.objective, outcome, policy_BA, reference_BA)
         return {
             "mean_loss": outcome.loss_B.mean().item(),
-            **{name: value_B.mean().item() for name, value_B in values.items()},
+            **{name: value_B.mean().item() for name, value_B in metrics(self.objective, outcome).items()},
         }
 
     def evaluation_loop(
@@ -144,7 +144,7 @@ class ListwiseTrainer(Trainer):
         """This project's card in a folder, by default where ``--push_to_hub`` wants the Trainer's draft."""
         if self.is_world_process_zero():
             folder = folder or Path(str(self.args.output_dir))
-            write_model_card(folder / "README.md", self.run, self.state.log_history)
+            write_model_card(folder / "README.md", self.run, self.objective, self.state.log_history)
 
     # ---- reference once ----
 
@@ -210,9 +210,6 @@ def write_eval_records(
         values: list[float | None] = values_BA[row].tolist()
         return values if objective.uses_rejected else [values[0], None, *values[1:]]
 
-    def term(values_B: Tensor | None, row: int) -> float | None:
-        return None if values_B is None else values_B[row].item()
-
     lines = []
     for index, record in enumerate(dataset.records):
         row = row_of[index]
@@ -220,11 +217,9 @@ def write_eval_records(
             "id": record.pair.id,
             "policy_logps": answers(policy, row),
             "reference_logps": answers(reference, row),
-            "rewards": answers(outcome.rewards_BA, row),
-            "loss_dpo": term(outcome.dpo_B, row),
-            "loss_anchor": term(outcome.anchor_B, row),
-            "loss_listwise": term(outcome.listwise_B, row),
-            "loss": term(outcome.loss_B, row),
+            "rewards": answers(outcome.rewards.rewards_BA, row),
+            **{f"loss_{name}": outcome.terms[name][row].item() if name in outcome.terms else None for name in TERMS},
+            "loss": outcome.loss_B[row].item(),
         }
         lines.append(json.dumps(line) + "\n")
     write_atomic(file, "".join(lines))
