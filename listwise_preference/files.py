@@ -5,6 +5,7 @@ Writing: whole or not at all. Long work: a :class:`ResumableStore`, finished ite
 beside the record of what decides the result, so that it can be stopped at any moment and continued.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -156,7 +157,8 @@ def write_atomic(file: Path, content: str | bytes) -> None:
             os.fsync(stream.fileno())
         partial.replace(file)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise DataError(f"{file}: cannot be written: {error.strerror or error}") from error
 
 

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from PIL import Image
 
 import demo
-from listwise_preference.demo import charts
 from listwise_preference.demo import page as demo_page
 
 from .conftest import ROOT
@@ -214,42 +212,6 @@ def test_an_unfinished_page_says_so(context: "BrowserContext", tmp_path: Path) -
     page = opened(context, tmp_path / "page")
     assert "not finished" in page.locator("#notice").inner_text()
     assert page.locator("#page").is_hidden()
-
-
-# The charts
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 100), (-18.4, -6.2), (4.6, 6.17), (-1e-3, 2e-3), (3, 3), (0, 1e6)])
-def test_ticks_are_even_round_and_around_the_numbers(low: float, high: float) -> None:
-    ticks = charts.ticks(low, high)
-    step = ticks[1] - ticks[0]
-    assert ticks == pytest.approx([ticks[0] + step * place for place in range(len(ticks))])
-    assert ticks[0] <= low < ticks[1] and ticks[-2] <= high <= ticks[-1] + 1e-9
-    assert 2 <= len(ticks) <= 8
-    assert f"{step:.1e}"[:3] in ("1.0", "2.0", "2.5", "5.0")
-
-
-def test_a_chart_shows_lines_and_intervals_where_their_numbers_are(tmp_path: Path) -> None:
-    """Two lines from 0 to 1: one rises and one falls; the rising one's interval at 1 is wide."""
-    lines = [charts.Series("up", [(0, 0), (1, 1)], [0, 0.5]), charts.Series("down", [(0, 1), (1, 0)], [0, 0])]
-    size = charts.draw(tmp_path / "chart.png", [charts.Panel("", "", lines)])
-    with Image.open(tmp_path / "chart.png") as file:
-        image = file.convert("RGB")
-    assert image.size == (2 * size[0], 2 * size[1])
-
-    def heights(colour: str, below: int = 100) -> tuple[list[int], list[int]]:
-        wanted = Image.new("RGB", (1, 1), colour).getpixel((0, 0))
-        spots = [
-            (x, y) for x in range(image.width) for y in range(below, image.height) if image.getpixel((x, y)) == wanted
-        ]
-        xs = [x for x, _ in spots]
-        return [y for x, y in spots if x < min(xs) + 9], [y for x, y in spots if x > max(xs) - 9]
-
-    up_left, up_right = heights(charts.LIGHT.lines[0])
-    down_left, down_right = heights(charts.LIGHT.lines[1])
-    assert statistics.fmean(up_left) == pytest.approx(statistics.fmean(down_right), abs=3)
-    assert statistics.fmean(up_right) == pytest.approx(statistics.fmean(down_left), abs=3)
-    assert min(up_left) > max(up_right)
 
 
 def test_the_page_needs_nothing_but_its_folder() -> None:

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
+from listwise_preference.pages import charts
 from listwise_preference.scoring import compare
 from listwise_preference.scoring.bootstrap import bootstrap
 
@@ -74,23 +75,20 @@ def test_other_files_are_refused(score: Score, tmp_path: Path) -> None:
 
 
 def test_plot_is_a_png_with_a_panel_for_each_metric(score: Score, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    chart = tmp_path / "chart.png"
+    chart = tmp_path / "charts" / "chart.png"
     score("compare", write(tmp_path / "a.json", AMBER), "--paper", "--plot", chart)
     pixels = np.asarray(Image.open(chart).convert("RGB"))
-    ours, papers = np.array([0x2F, 0x6F, 0x9F]), np.array([0x9A, 0xA5, 0xB1])
+    ours, papers = (np.array(ImageColor.getrgb(colour)) for colour in (charts.LIGHT.lines[0], charts.LIGHT.quiet))
     for quarter in np.array_split(pixels, 4, axis=1):  # four metrics, four panels, side by side
         assert (quarter == ours).all(axis=2).sum() > 100
         assert (quarter == papers).all(axis=2).sum() > 1000
 
 
-def test_plot_without_matplotlib_says_what_to_install(
-    score: Score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    run = score("compare", write(tmp_path / "a.json", AMBER), "--plot", tmp_path / "chart.png")
+def test_a_plot_that_cannot_be_written_is_one_line(score: Score, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    run = score("compare", write(tmp_path / "a.json", AMBER), "--plot", tmp_path / "file" / "chart.png")
     assert run.status == 2
-    assert "pip install matplotlib" in run.err
+    assert "file/chart.png: cannot be written: " in run.err and run.err.count("\n") == 1
 
 
 def test_every_paper_row_has_every_column() -> None:

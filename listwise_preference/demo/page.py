@@ -17,8 +17,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from listwise_preference.data.ranked_images import Box, Drawing, open_image, ranked_images
-from listwise_preference.demo import charts
+from listwise_preference.pages.charts import DARK, LIGHT, Series, chart, lines
 from listwise_preference.pages.page import check_page, finish_page, start_page
 from listwise_preference.scoring.compare import COLUMNS, Row, read_result, run_row
 from listwise_preference.small_world.data import image_name, mentioned
@@ -198,20 +200,31 @@ def _cell(row: Row, key: str) -> dict[str, Any]:
 # Charts
 
 
-def _draw(folder: Path, name: str, panels: Sequence[charts.Panel]) -> dict[str, Any]:
-    width, height = charts.draw(folder / f"{name}.png", panels)
-    charts.draw(folder / f"{name}-dark.png", panels, charts.DARK)
+@dataclass(frozen=True)
+class _Panel:
+    title: str
+    xlabel: str
+    lines: Sequence[Series]
+
+
+def _draw(folder: Path, name: str, panels: Sequence[_Panel]) -> dict[str, Any]:
+    for file, palette in ((f"{name}.png", LIGHT), (f"{name}-dark.png", DARK)):
+        with chart(folder / file, across=len(panels), palette=palette) as axes:
+            for axis, panel in zip(axes, panels, strict=True):
+                lines(axis, panel.lines, title=panel.title, xlabel=panel.xlabel)
     numbers = [
         f"{panel.title}, {line.name}: {', '.join(f'{y:.2f}' for _, y in line.points)}"
         for panel in panels
         for line in panel.lines
     ]
+    with Image.open(folder / f"{name}.png") as drawn:
+        width, height = (side // 2 for side in drawn.size)  # shown at half its size, for dense screens
     return {"name": name, "width": width, "height": height, "text": ". ".join(numbers)}
 
 
-def _ranking(records: Sequence[Mapping[str, Any]], shares: Sequence[float], *, change: bool) -> charts.Panel:
-    """Means over the records with 95 % intervals (normal approximation); the rejected answer stands second."""
-    lines = []
+def _ranking(records: Sequence[Mapping[str, Any]], shares: Sequence[float], *, change: bool) -> _Panel:
+    """Means over the records with 95 % intervals (normal approximation); the rejected response stands second."""
+    series = []
     for name, key in zip(POLICIES, ("reference_logps", "policy_logps"), strict=True):
         chosen = [[record[key][0], *record[key][2:]] for record in records]
         columns = list(zip(*([one - row[0] if change else one for one in row] for row in chosen), strict=True))
@@ -219,20 +232,18 @@ def _ranking(records: Sequence[Mapping[str, Any]], shares: Sequence[float], *, c
         halves = [
             1.96 * statistics.stdev(column) / math.sqrt(len(column)) if len(column) > 1 else 0 for column in columns
         ]
-        lines.append(charts.Series(name, list(zip(shares, means, strict=True)), halves))
-    title = "Its change against the image as it is" if change else "Log-probability of the right description"
-    return charts.Panel(title, "hidden share of the object, %", lines, baseline=True)
+        intervals = [(mean - half, mean + half) for mean, half in zip(means, halves, strict=True)]
+        series.append(Series(name, list(zip(shares, means, strict=True)), intervals, baseline=name == "base"))
+    title = "Its change against the unmasked image" if change else "Log-probability of the right description"
+    return _Panel(title, "masked share of the object, %", series)
 
 
-def _losses(history: Sequence[Mapping[str, float]]) -> list[charts.Panel]:
-    def series(name: str, key: str) -> charts.Series:
-        return charts.Series(name, [(one["step"], one[key]) for one in history])
+def _losses(history: Sequence[Mapping[str, float]]) -> list[_Panel]:
+    def series(name: str, key: str) -> Series:
+        return Series(name, [(one["step"], one[key]) for one in history])
 
-    parts = [series("DPO", "loss_dpo"), series("anchor", "loss_anchor"), series("list", "loss_listwise")]
-    return [
-        charts.Panel("Loss", "step", [series("LPOI", "loss")]),
-        charts.Panel("Its three terms", "step", parts),
-    ]
+    terms = [series("DPO", "loss_dpo"), series("anchor", "loss_anchor"), series("list", "loss_listwise")]
+    return [_Panel("Loss", "step", [series("LPOI", "loss")]), _Panel("Its three terms", "step", terms)]
 
 
 def _history(folder: Path) -> list[dict[str, float]]:
@@ -249,7 +260,7 @@ def _scene(number: int, scene: Scene) -> dict[str, Any]:
 
 def _lists(folder: Path, drawing: Drawing) -> list[dict[str, Any]]:
     texts = {pair["id"]: pair["chosen"] for pair in _read(folder / "pairs" / "training.json")}
-    lines = [line for line in _read_lines(folder / "lists" / "training.jsonl") if line["box"] is not None]
+    listed = [line for line in _read_lines(folder / "lists" / "training.jsonl") if line["box"] is not None]
     return [
         {
             "images": [
@@ -262,7 +273,7 @@ def _lists(folder: Path, drawing: Drawing) -> list[dict[str, Any]]:
             "chosen": texts[line["id"]],
             "p_yes": line["tried"][-1].get("p_yes"),
         }
-        for line in lines[:_LISTS]
+        for line in listed[:_LISTS]
     ]
 
 

@@ -5,9 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
-
 from listwise_preference.image_lists.store import Line
+from listwise_preference.pages.charts import chart
 
 VERDICTS = ("verified", "unverified", "no_object", "not_hideable", "error", "excluded")
 _TOP_PHRASES = 50
@@ -47,32 +46,18 @@ def summarize(lines: Sequence[Line]) -> dict[str, Any]:
 
 
 def draw_histogram(lines: Sequence[Line], file: Path) -> None:
-    """A PNG of how many boxes have which share of their image, in steps of 5 %."""
+    """A PNG of how many boxes have which share of their image, in steps of 5 %; raises DataError."""
     shares = _box_shares(lines)
-    counts = _histogram(shares)
-    width, height, left, bottom, top = 960, 480, 70, 70, 60
-    image = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(image)
-    small, large = ImageFont.load_default(16), ImageFont.load_default(20)
-    ink, grid, bar = "#22303c", "#dfe5ea", "#3b78b5"
-    plot_height, step = height - bottom - top, (width - left - 30) / _BINS
-    highest = max(counts) or 1
-    draw.text((left, 18), f"Box share of the image, {len(shares):,} boxes", ink, large)
-    tick = _tick(highest)
-    for value in range(0, highest + 1, tick):
-        y = height - bottom - plot_height * value / highest
-        draw.line((left, y, left + step * _BINS, y), grid)
-        draw.text((left - 8, y), f"{value:,}", ink, small, anchor="rm")
-    for index, count in enumerate(counts):
-        x = left + step * index
-        y = height - bottom - plot_height * count / highest
-        if count:
-            draw.rectangle((x + 1, y, x + step - 1, height - bottom), bar)
-    draw.line((left, height - bottom, left + step * _BINS, height - bottom), ink)
-    for percent in range(0, 101, 10):
-        draw.text((left + step * _BINS * percent / 100, height - bottom + 8), f"{percent}", ink, small, anchor="mt")
-    draw.text((left + step * _BINS / 2, height - 14), "share hidden at the last level, %", ink, small, anchor="ms")
-    image.save(file)
+    with chart(file, size=(4.8, 2.4)) as (axis,):
+        steps = [100 * (place + 0.5) / _BINS for place in range(_BINS)]
+        axis.bar(steps, _histogram(shares), width=0.9 * 100 / _BINS)
+        axis.set(title=f"Box share of the image, {len(shares):,} boxes", xlabel="share masked at the last level, %")
+        axis.set_xlim(0, 100)
+        axis.set_ylim(bottom=0)
+        axis.set_xticks(range(0, 101, 10))
+        axis.locator_params("y", integer=True, min_n_ticks=1)
+        axis.yaxis.set_major_formatter("{x:,.0f}")
+        axis.grid(axis="x", visible=False)
 
 
 def _box_shares(lines: Iterable[Line]) -> list[float]:
@@ -89,16 +74,6 @@ def _median(ordered: Sequence[float]) -> float | None:
     if not ordered:
         return None
     return round((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2, 4)
-
-
-def _tick(highest: int) -> int:
-    """1, 2 or 5 times a power of ten: a step that gives at most six lines."""
-    power = 1
-    while True:
-        for step in (1, 2, 5):
-            if highest <= 5 * step * power:
-                return step * power
-        power *= 10
 
 
 def _shares(values: Iterable[str], total: int, order: Sequence[str] = ()) -> dict[str, dict[str, float]]:

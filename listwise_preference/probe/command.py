@@ -1,6 +1,6 @@
 """The command ``score.py awareness``: pairs with boxes and a model -> the object-awareness probe's numbers.
 
-The definition is in ``listwise_preference.awareness``. Data and options are checked before anything heavy is loaded.
+The definition is in ``listwise_preference.probe.measure``. Data and options are checked before anything heavy loads.
 """
 
 import argparse
@@ -20,37 +20,25 @@ from listwise_preference.image_lists.detectors.annotations import Annotations
 from listwise_preference.models.families import PLACEHOLDERS
 from listwise_preference.probe.measure import (
     CONDITIONS,
-    Artefact,
-    Change,
     Measurement,
     ModelScorer,
     Probe,
-    Quantity,
-    Summary,
     measure,
     plan,
     summarize,
 )
-from listwise_preference.scoring.compare import require_matplotlib
+from listwise_preference.probe.report import condition_names, plot, table
 from listwise_preference.scoring.result import Result, file_identity, report, versions
-
-_HEADINGS: dict[Quantity, str] = {
-    "log_ratio": "log-ratio",
-    "policy": "policy alone",
-    "reference": "reference alone",
-}
-_WIDTH = 26
 
 
 def score_awareness(args: argparse.Namespace) -> None:
     """Check, probe, report."""
-    if args.plot:
-        require_matplotlib()
     records, probes, notes = _read(args)
     measurements, model = _probe(args, probes)
     summary = summarize(measurements, resamples=args.bootstrap, seed=args.seed)
     if summary.images == 1:
         notes.append("one image gives no interval, and without one there is no artefact ratio.")
+    names = condition_names(args.fill, args.visual_prompt)
     result: Result = {
         "benchmark": args.benchmark,
         "partial": False,
@@ -77,13 +65,13 @@ def score_awareness(args: argparse.Namespace) -> None:
         "versions": versions() | {name: version(name) for name in ("torch", "transformers", "peft", "pillow")},
     }
     if args.plot:
-        plot(summary, args.plot, _ways(args))
+        plot(summary, names, args.plot)
         print(f"Drawn in {args.plot}", file=sys.stderr)
     values = [
         {**dataclasses.asdict(one), "background_box": probe.background and list(dataclasses.astuple(probe.background))}
         for one, probe in zip(measurements, probes, strict=True)
     ]
-    report(result, lambda _: table(summary, _ways(args)), notes, args.output, {"per_record": values})
+    report(result, lambda _: table(summary, names), notes, args.output, {"per_record": values})
 
 
 def _read(args: argparse.Namespace) -> tuple[Records, Sequence[Probe], list[str]]:
@@ -162,110 +150,3 @@ def _identities(args: argparse.Namespace) -> Result:
     known: Result = {name: file_identity(file) for name, file in files.items() if file}
     known["annotations"] = file_identity(args.annotations) if args.annotations else None
     return known
-
-
-def _ways(args: argparse.Namespace) -> dict[str, str]:
-    """What each condition shows, in a few words."""
-    marker = "ellipse" if args.visual_prompt == "ellipse" else "no ellipse"
-    return {
-        "hidden": f"hidden ({args.fill}, {marker})",
-        "background": "background, hidden so too",
-        "blur": "blur, no ellipse",
-        "mean": "mean colour, no ellipse",
-        "black": "black, no ellipse",
-        "removed": "object removed",
-    }
-
-
-# Table and plot
-
-
-def table(summary: Summary, ways: dict[str, str]) -> str:
-    """One row a condition, one column a quantity; below, the artefact ratios."""
-    quantities = list(summary.changes)
-    intervals = f" [95 % interval over {summary.images} images]" if summary.images > 1 else ""
-    lines = [
-        f"Change of the chosen answer's log-probability against the clean image, nats: mean{intervals}",
-        "",
-        f"{'':{_WIDTH}} {'records':>8}" + "".join(f"  {_heading(summary, quantity):>24}" for quantity in quantities),
-    ]
-    for name, row in _rows(summary, ways):
-        cells = "".join(f"  {_shown(row[quantity]):>24}" for quantity in quantities)
-        lines.append(f"{name:{_WIDTH}} {_count(row):8}{cells}")
-    if summary.artefact:
-        ratios = "".join(f"  {_ratio(artefact):>24}" for artefact in summary.artefact.values())
-        both = next(iter(summary.artefact.values())).background.records
-        lines += ["", f"{'background / hidden':{_WIDTH}} {both:8}{ratios}"]
-    return "\n".join(lines)
-
-
-def _rows(summary: Summary, ways: dict[str, str]) -> list[tuple[str, dict[Quantity, Change]]]:
-    """Name and changes of each condition; behind a background that not all records have, hidden on those that have."""
-    rows = []
-    for condition in CONDITIONS:
-        row = {quantity: changes[condition] for quantity, changes in summary.changes.items() if condition in changes}
-        if row:
-            rows.append((ways[condition], row))
-        if row and condition == "background" and _count(row) < summary.records:
-            rows.append(("hidden, the same records", {of: one.hidden for of, one in summary.artefact.items()}))
-    return rows
-
-
-def _heading(summary: Summary, quantity: Quantity) -> str:
-    return _HEADINGS[quantity] if "reference" in summary.changes else "the model itself"
-
-
-def _count(row: dict[Quantity, Change]) -> int:
-    return next(iter(row.values())).records
-
-
-def _shown(change: Change) -> str:
-    return f"{change.mean:.3f}" + (f" [{change.interval[0]:.3f}, {change.interval[1]:.3f}]" if change.interval else "")
-
-
-def _ratio(artefact: Artefact) -> str:
-    if artefact.ratio is None:
-        return "none: hidden may be 0" if artefact.hidden.interval else "none: one image"
-    return f"{artefact.ratio:.3f}" + (
-        f" [{artefact.interval[0]:.3f}, {artefact.interval[1]:.3f}]" if artefact.interval else ""
-    )
-
-
-def plot(summary: Summary, path: Path, ways: dict[str, str]) -> None:
-    """A bar chart as PNG: one panel a quantity, one bar a condition, 95 % intervals as whiskers."""
-    import matplotlib.pyplot as plt
-
-    rows = _rows(summary, ways)
-    figure, axes = plt.subplots(
-        1,
-        len(summary.changes),
-        figsize=(2.2 + 3.4 * len(summary.changes), 1.6 + 0.42 * len(rows)),
-        squeeze=False,
-        sharex=True,
-        sharey=True,
-        layout="constrained",
-    )
-    for axis, quantity in zip(axes.flat, summary.changes, strict=True):
-        for place, (name, row) in enumerate(rows):
-            change = row[quantity]
-            # The one bar that a policy which looks at the object leaves at 0.
-            axis.barh(place, change.mean, color="#c46a2b" if name == ways["background"] else "#2f6f9f")
-            if change.interval:
-                low, high = change.interval
-                whisker = [[max(0.0, change.mean - low)], [max(0.0, high - change.mean)]]
-                axis.errorbar(change.mean, place, xerr=whisker, color="black", capsize=3, linewidth=1)
-        ratio = summary.artefact[quantity].ratio if quantity in summary.artefact else None
-        says = "" if ratio is None else f"\nbackground / hidden {ratio:.2f}"
-        axis.set_title(_heading(summary, quantity) + says, fontsize=10)
-        axis.axvline(0, color="black", linewidth=0.8)
-        axis.set_yticks(range(len(rows)), [f"{name} ({_count(row)})" for name, row in rows], fontsize=9)
-        axis.set_ylim(len(rows) - 0.4, -0.6)  # the first condition on top
-        axis.set_xlabel("change against clean, nats", fontsize=9)
-        axis.spines[["top", "right"]].set_visible(False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150, format="png")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        plt.close(figure)

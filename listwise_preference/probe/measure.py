@@ -1,11 +1,11 @@
-"""Does a policy look at the object, or does it detect hidden boxes?
+"""Does a policy look at the object, or does it detect masked boxes?
 
-The chosen answer is scored on several images of a record, the conditions:
+The chosen response is scored on several images of a record, the conditions:
 
     clean               the image as it is
-    hidden              the critical object's box hidden wholly, as in training
-    background          a box of the same size that shares no pixel with it, hidden in the same way
-    blur, mean, black   the object's box hidden without an ellipse under its own pixels blurred, the image's mean
+    hidden              the critical object's box masked wholly, as in training
+    background          a box of the same size that shares no pixel with it, masked in the same way
+    blur, mean, black   the object's box masked without an ellipse by its own pixels blurred, the image's mean
                         colour, or black; that which is training's own way is left out
     removed             another image: the same without the object
 
@@ -71,14 +71,14 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class View:
-    """One image: a file, and the box that is hidden in it wholly, if any, with the way it is hidden."""
+    """One image: a file, and the box that is masked in it wholly, if any, with the way it is masked."""
 
     path: Path
-    hidden: tuple[Box, Drawing] | None = None
+    masked: tuple[Box, Drawing] | None = None
 
     def describe(self) -> str:
         """Everything besides the file's content that decides the pixels, as one text."""
-        return (MaskedBox(self.path, *self.hidden) if self.hidden else ImageFiles((self.path,))).describe()
+        return (MaskedBox(self.path, *self.masked) if self.masked else ImageFiles((self.path,))).describe()
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Views:
         """The images; raises ImageError."""
         opened = {path: open_image(path) for path in self.files()}
         return tuple(
-            opened[view.path] if view.hidden is None else ranked_images(opened[view.path], *view.hidden)[-1]
+            opened[view.path] if view.masked is None else ranked_images(opened[view.path], *view.masked)[-1]
             for view in self.views
         )
 
@@ -127,7 +127,7 @@ def plan(
     """The probes of records whose images come from boxes, one each, in order; of the images only headers are read.
 
     Args:
-        records: their drawing is training's way to hide; its list size and direction of growth do not matter.
+        records: their drawing is training's way to mask; its list size and direction of growth do not matter.
         seed: with the record's id it decides where the background's box lies.
         annotations: boxes that the background's box must not overlap either.
         removed_root: folder with images of the same paths and sizes in which the object is not.
@@ -207,7 +207,7 @@ def background_box(size: tuple[int, int], box: Box, obstacles: Sequence[Box], ke
 
 @dataclass(frozen=True)
 class Scores:
-    """The chosen answer's log-probability on each image of a record; ``reference`` is None where there is none."""
+    """The chosen response's log-probability on each image of a record; ``reference`` is None where there is none."""
 
     policy: tuple[float, ...]
     reference: tuple[float, ...] | None
@@ -227,7 +227,7 @@ class ModelScorer:
         model: a ``PreTrainedModel`` or ``PeftModel``, on its device.
         processor: the model's.
         batch_size: records in one forward pass, each with all of its images.
-        max_completion_length: tokens after which an answer is cut, as in training.
+        max_completion_length: tokens after which a response is cut, as in training.
     """
 
     model: Any
@@ -292,7 +292,7 @@ def _batches(records: Sequence[Record], size: int) -> Iterator[list[int]]:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The chosen answer's log-probability of one record by condition, clean among them."""
+    """The chosen response's log-probability of one record by condition, clean among them."""
 
     id: str | int
     img_path: str

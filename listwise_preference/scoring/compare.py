@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from listwise_preference.errors import DataError
 from listwise_preference.files import read_json
+from listwise_preference.pages import charts
 from listwise_preference.scoring.bootstrap import flatten
 
 
@@ -201,62 +202,35 @@ def _cell(row: Row, column: Column) -> str:
     return text
 
 
-def require_matplotlib() -> None:
-    """Raises DataError with the command that gets it, before anything is printed."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise DataError("--plot needs matplotlib; get it with: pip install matplotlib") from error
-    matplotlib.use("Agg")
-
-
 def plot(rows: Mapping[str, Sequence[Row]], path: Path) -> None:
-    """A bar chart as PNG: one panel for each metric, one bar for each row, 95 % intervals as whiskers."""
-    import matplotlib.pyplot as plt
+    """A bar chart as PNG: one panel for each metric, one bar for each row, 95 % intervals as whiskers.
 
+    Raises:
+        DataError: there are no numbers, or the file cannot be written.
+    """
     panels = [
-        (benchmark, column)
+        (benchmark, column, shown)
         for benchmark, runs in rows.items()
         for column in COLUMNS[benchmark]
-        if any(column.key in row.values for row in runs)
+        if (shown := [row for row in runs if column.key in row.values])
     ]
     if not panels:
         raise DataError("nothing to draw: the results hold no numbers")
     across = min(4, len(panels))
     down = -(-len(panels) // across)
     most = max(len(runs) for runs in rows.values())
-    figure, axes = plt.subplots(
-        down, across, figsize=(4.2 * across, down * (1.2 + 0.28 * most)), squeeze=False, layout="constrained"
-    )
-    for axis in axes.flat[len(panels) :]:
-        axis.axis("off")
-    for axis, (benchmark, column) in zip(axes.flat, panels, strict=False):
-        shown = [row for row in rows[benchmark] if column.key in row.values]
-        values = [row.values[column.key] for row in shown]
-        bars = axis.barh(
-            range(len(shown)),
-            values,
-            color=["#9aa5b1" if row.name.startswith("paper: ") else "#2f6f9f" for row in shown],
-        )
-        for place, row in enumerate(shown):
-            if column.key in row.intervals:
-                low, high = row.intervals[column.key]
-                value = row.values[column.key]
-                whisker = [[max(0.0, value - low)], [max(0.0, high - value)]]
-                axis.errorbar(value, place, xerr=whisker, color="black", capsize=2)
-        axis.bar_label(bars, fmt=f"%.{column.digits}f", padding=8, fontsize=7)
-        axis.set_yticks(range(len(shown)), [row.name for row in shown], fontsize=7)
-        axis.set_ylim(most - 0.4, -0.6)  # the first row on top, all bars of one thickness
-        axis.margins(x=0.22)
-        axis.set_title(
-            f"{benchmark}: {column.heading}" + (" (lower is better)" if column.better == "lower" else ""),
-            fontsize=9,
-        )
-        axis.spines[["top", "right"]].set_visible(False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150, format="png")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        plt.close(figure)
+    with charts.chart(path, across=across, down=down, size=(4.2, 1.2 + 0.28 * most)) as axes:
+        for axis in axes[len(panels) :]:
+            axis.axis("off")
+        for axis, (benchmark, column, shown) in zip(axes, panels, strict=False):
+            charts.bars(
+                axis,
+                [row.name for row in shown],
+                [row.values[column.key] for row in shown],
+                [row.intervals.get(column.key) for row in shown],
+                [charts.LIGHT.quiet if row.name.startswith("paper: ") else charts.LIGHT.lines[0] for row in shown],
+                title=f"{benchmark}: {column.heading}" + (" (lower is better)" if column.better == "lower" else ""),
+                digits=column.digits,
+                room_for=most,
+            )
+            axis.margins(x=0.22)

@@ -253,8 +253,6 @@ def score_awareness(args: argparse.Namespace) -> None:
 
 def compare_runs(args: argparse.Namespace) -> None:
     """Scores files side by side."""
-    if args.plot:
-        compare.require_matplotlib()
     names = args.names or compare.run_names(args.scores)
     if len(names) != len(args.scores):
         raise DataError(f"--names: {len(names)} names for {len(args.scores)} files")
