@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext
+    from playwright.sync_api import Browser, BrowserContext, Page
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "data" / "sample"
@@ -105,8 +106,17 @@ def context(browser: "Browser") -> Iterator["BrowserContext"]:
     context.on("request", lambda request: requests.append(request.url))
     context.on("weberror", lambda error: complaints.append(str(error.error)))
     context.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
+    context.on("console", lambda said: complaints.append(said.text) if "Security Policy" in said.text else None)
     yield context
     context.close()
     # Every test that opens a page shows with it that the page stays on the disk and raises nothing.
     outside = [url for url in requests if not url.startswith(("file:", "data:", "blob:"))]
     assert (outside, complaints) == ([], [])
+
+
+def wait_until(page: "Page", expression: str) -> None:
+    """Until it is true in the page. Playwright's own way evaluates text there, which the pages' policy forbids."""
+    deadline = time.monotonic() + 10
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, expression
+        page.wait_for_timeout(20)

@@ -190,7 +190,7 @@ def test_scores_stand_on_top_with_what_made_them(open_report: OpenReport) -> Non
 def test_filters_by_kind_and_error(open_report: OpenReport) -> None:
     """The sample's mistakes, by its README: a false yes each to 1006, 8636, 8643 and 13558; 1032 is unreadable."""
     page = open_report(SAMPLE / "answers.json")
-    assert found(page) == "31 answers on 2 images"
+    assert found(page) == "31 responses on 2 images"
     table = [
         ("existence", "", 0, [*range(8633, 8638), *range(8643, 8648)]),
         ("attribute", "", 0, [*range(1005, 1015), *range(1031, 1037)]),
@@ -226,15 +226,15 @@ def test_search_and_show_all(open_report: OpenReport) -> None:
     page = open_report(SAMPLE / "answers.json")
     page.fill("#search", "  FOREST ")
     assert ids(page) == [1009, 1010]  # and the first description, whose trees are the forest
-    assert found(page) == "3 answers on 1 image"
-    page.get_by_role("button", name="Show all 18 answers").click()
+    assert found(page) == "3 responses on 1 image"
+    page.get_by_role("button", name="Show all 18 responses").click()
     assert len(ids(page)) == 17
     page.fill("#search", "seems to sit")
     assert ids(page) == [1032]
     page.fill("#search", "amber_3.jpg")
     assert page.locator("article h2").all_inner_texts() == ["AMBER_3.jpg"]
     page.fill("#search", "no such text")
-    assert page.locator("#images").inner_text() == "No answer fits these filters."
+    assert page.locator("#images").inner_text() == "No response fits these filters."
 
 
 @needs_nltk_data
@@ -283,7 +283,7 @@ def test_images_stand_beside_the_answers(open_report: OpenReport, tmp_path: Path
 def test_partial_answers_are_shown_and_called_partial(open_report: OpenReport) -> None:
     some = [answer for answer in sample_answers() if answer["id"] in (1, 1005, 8633)]
     page = open_report([*some, {"id": 1005, "response": "No"}, {"id": 99, "response": "Yes"}], "--partial")
-    assert found(page) == "4 answers on 1 image"
+    assert found(page) == "4 responses on 1 image"
     assert [one.inner_text() for one in row(page, 1005).locator(".outcome").all()] == ["✓ right", "✕ wrong"]
     warning = page.locator(".warning").inner_text()
     assert "Partial" in warning and "1 of 2 description ids are missing: 3" in warning and "unknown: 99" in warning
@@ -319,7 +319,7 @@ def test_page_without_answers_says_that_it_was_not_finished(open_report: OpenRep
     page = open_report(SAMPLE / "answers.json")
     (tmp_path / "page" / "answers.js").unlink()
     page.reload()
-    assert "was not finished" in page.locator("#images").inner_text()
+    assert "was not finished" in page.locator("main").inner_text()
 
 
 @needs_nltk_data
@@ -367,7 +367,7 @@ def test_all_of_amber(open_report: OpenReport) -> None:
     page.reload()
     page.locator("article").nth(19).wait_for()
     opening = time.monotonic() - started
-    assert found(page) == "15,220 answers on 1,004 images"
+    assert found(page) == "15,220 responses on 1,004 images"
     assert page.locator("header .range").inner_text() == "1–20 of 1,004"
 
     counters = page.evaluate("window.REPORT.result.counters")
@@ -383,7 +383,7 @@ def test_all_of_amber(open_report: OpenReport) -> None:
     page.select_option("#kind", "generative")
     page.select_option("#error", "hallucinated")
     hallucinating = int(counters["non_hallu_num"]) - counters["non_hallu_score"]
-    assert found(page).startswith(f"{hallucinating:,} answers")
+    assert found(page).startswith(f"{hallucinating:,} responses")
     page.select_option("#order", "1")
     counts = [int(text.split()[0]) for text in page.locator("article header p").all_inner_texts()]
     assert counts == sorted(counts, reverse=True)

@@ -14,7 +14,7 @@ import pytest
 import demo
 from listwise_preference.demo import page as demo_page
 
-from .conftest import ROOT
+from .conftest import ROOT, wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Page
@@ -32,7 +32,7 @@ class Made(NamedTuple):
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """One run, with what an earlier one and a user could have left in its folder."""
     folder = tmp_path_factory.mktemp("demo") / "it"
-    demo_page.start(folder)
+    demo_page.PAGE.start(folder)
     for name in ("training/image/9999.png", "adapter/final/old.txt", "mine.txt"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("left")
@@ -113,7 +113,7 @@ def test_every_image_and_link_of_the_page_is_there(made: Made, context: "Browser
     page.goto((made.folder / "index.html").as_uri())
     page.get_by_role("button", name="Show more").click()
     assert page.locator("#answers-shown article").count() == UNSEEN
-    page.wait_for_function("[...document.images].every((image) => image.complete)")
+    wait_until(page, "[...document.images].every((image) => image.complete)")
     widths = page.evaluate("[...document.images].map((image) => [image.currentSrc.slice(-40), image.naturalWidth])")
     pairs = min(6, len(read(made, "pairs/training.json")))
     lists = min(6, sum(line["box"] is not None for line in read(made, "lists/training.jsonl")))
@@ -144,7 +144,7 @@ def test_marked_words_agree_with_the_scorer(made: Made, context: "BrowserContext
         wrong = [one == "hallucinated" for row in classes for one in row]
         # AMBER counts a thing named twice once.
         assert 100 * statistics.fmean(wrong) == pytest.approx(scores["chair"], abs=3)
-    page.locator("#which").select_option(label="Base made something up")
+    page.locator("#which").select_option(label="Base hallucinates")
     hallucinated = round(read(made, "scores/base.json")["generative"]["hal"] * UNSEEN / 100)
     assert page.locator("#found").inner_text().startswith(f"{hallucinated} scene")
     assert page.locator("#answers-shown article").count() == min(hallucinated, 20)
@@ -208,15 +208,14 @@ def test_what_a_user_can_mend_is_one_line(
 
 
 def test_an_unfinished_page_says_so(context: "BrowserContext", tmp_path: Path) -> None:
-    demo_page.start(tmp_path / "page")
+    demo_page.PAGE.start(tmp_path / "page")
     page = opened(context, tmp_path / "page")
-    assert "not finished" in page.locator("#notice").inner_text()
-    assert page.locator("#page").is_hidden()
+    assert "demo_data.js is missing beside this page: it was not finished" in page.locator("main").inner_text()
 
 
 def test_the_page_needs_nothing_but_its_folder() -> None:
     """No address of another machine in the page's own files."""
     own = [file for file in Path(demo_page.__file__).parent.iterdir() if file.suffix in (".html", ".css", ".js")]
-    assert sorted(file.name for file in own) == ["demo.css", "demo.js", "index.html"]
+    assert sorted(file.name for file in own) == ["demo.css", "demo.html", "demo.js"]
     for file in own:
         assert "://" not in file.read_text(encoding="utf-8")

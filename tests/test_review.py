@@ -17,8 +17,10 @@ from listwise_preference.data.ranked_images import Box, Drawing, open_image, ran
 from listwise_preference.errors import DataError
 from listwise_preference.image_lists.review.review import ReviewItem, write_review
 
+from .conftest import wait_until
+
 if TYPE_CHECKING:
-    from playwright.sync_api import BrowserContext, Page
+    from playwright.sync_api import Browser, BrowserContext, Page
 
 SAMPLE = Path(__file__).parent.parent / "data" / "sample"
 FIVE = Drawing(list_size=5)
@@ -185,7 +187,7 @@ def test_every_list_of_the_sample_is_shown(open_page: OpenPage) -> None:
     assert names(page) == [str(shown.pair.id) for shown in items]
     assert page.locator("article .strip").count() == len(items)
     assert page.locator("article:first-child .share").all_inner_texts() == [
-        "untouched",
+        "unmasked",
         "25 %",
         "50 %",
         "75 %",
@@ -205,11 +207,11 @@ def test_images_are_loaded_when_they_come_into_sight(open_page: OpenPage, contex
     loaded: set[str] = set()
     context.on("requestfinished", lambda request: loaded.add(request.url))
     page = open_page(sample_items())
-    page.wait_for_function("document.querySelector('img').naturalWidth > 0")
+    wait_until(page, "document.querySelector('img').naturalWidth > 0")
     thumbs = {url for url in loaded if url.endswith(".jpg")}
     assert 0 < len(thumbs) < 25
     page.locator("article:last-child").scroll_into_view_if_needed()
-    page.wait_for_function("[...document.querySelectorAll('article:last-child img')].every((image) => image.complete)")
+    wait_until(page, "[...document.querySelectorAll('article:last-child img')].every((image) => image.complete)")
     assert any(url.endswith("/thumbs/000031.jpg") for url in loaded)
     # Five windows on one file: each as wide as a fifth of the page's strip, showing its own fifth of the file.
     frame, image = page.locator("article:last-child .frame").nth(3), page.locator("article:last-child img").nth(3)
@@ -256,6 +258,29 @@ def test_a_page_that_was_not_finished_says_so(context: "BrowserContext", tmp_pat
     page = context.new_page()
     page.goto(index.as_uri())
     assert "was not finished" in page.locator("main").inner_text()
+
+
+def test_the_page_may_load_nothing_from_elsewhere_and_run_nothing_of_its_texts(
+    browser: "Browser", tmp_path: Path
+) -> None:
+    """What a text that became HTML could try: the page's policy stops it, and says by which of its rules."""
+    page = browser.new_page()
+    page.goto(write_review(tmp_path / "page", [item()], FIVE, "").as_uri())
+    stopped = page.evaluate(
+        """async () => {
+          const stopped = [];
+          document.addEventListener("securitypolicyviolation", (event) => stopped.push(event.effectiveDirective));
+          const add = (tag, properties) => document.body.append(Object.assign(document.createElement(tag), properties));
+          add("script", { textContent: "window.ran = true" });
+          add("img", { src: "http://127.0.0.1:9/x.png" });
+          add("iframe", { src: "http://127.0.0.1:9/" });
+          await fetch("http://127.0.0.1:9/").catch(() => null);
+          await new Promise((resolve) => setTimeout(resolve, 100));
+          return [stopped.sort(), window.ran];
+        }"""
+    )
+    page.close()
+    assert stopped == [["connect-src", "frame-src", "img-src", "script-src-elem"], None]
 
 
 def test_no_text_becomes_html(open_page: OpenPage) -> None:
@@ -494,9 +519,9 @@ def test_two_windows_on_the_same_lists_agree(open_page: OpenPage) -> None:
     items = [item("one"), item("two")]
     first, second = open_page(items), open_page(items)
     press(second, "r")
-    first.wait_for_function("document.querySelector('#progress').textContent.includes('1 rejected')")
+    wait_until(first, "document.querySelector('#progress').textContent.includes('1 rejected')")
     press(first, "j a")
-    second.wait_for_function("document.querySelector('#progress').textContent.includes('1 accepted')")
+    wait_until(second, "document.querySelector('#progress').textContent.includes('1 accepted')")
     assert progress(second) == "1 accepted · 1 rejected · 0 open"
 
 

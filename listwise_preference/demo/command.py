@@ -127,9 +127,9 @@ def walk(
     Raises:
         DataError: no such model, a folder of something else, or no description that a pair could be made of.
     """
-    demo_page.check(folder)
+    demo_page.PAGE.check(folder)
     architecture, parameters = look_at(model)
-    demo_page.start(folder)
+    demo_page.PAGE.start(folder)
     clear(folder)
     road = Road(folder, 8)
     training, unseen, answers, scores = (folder / name for name in ("training", "unseen", "answers", "scores"))

@@ -1,6 +1,6 @@
 "use strict";
 
-// demo_data.js, written beside this file, has set window.DEMO. Texts reach the page as text nodes, never as HTML.
+// demo_data.js, written beside this file, has set window.DEMO.
 
 const PAGE_SIZE = 20;
 const MEANS = {
@@ -13,23 +13,12 @@ const MEANS = {
 };
 const WHICH = [
   ["All", () => true],
-  ["Base made something up", (scene) => scene.base.made_up > 0],
-  ["Trained made something up", (scene) => scene.trained.made_up > 0],
-  ["Mended by training", (scene) => scene.base.made_up > 0 && scene.trained.made_up === 0],
-  ["Made up only after training", (scene) => scene.base.made_up === 0 && scene.trained.made_up > 0],
+  ["Base hallucinates", (scene) => scene.base.hallucinated > 0],
+  ["Trained hallucinates", (scene) => scene.trained.hallucinated > 0],
+  ["Corrected by training", (scene) => scene.base.hallucinated > 0 && scene.trained.hallucinated === 0],
+  ["Hallucinated only after training", (scene) => scene.base.hallucinated === 0 && scene.trained.hallucinated > 0],
   ["Trained leaves out more", (scene) => scene.trained.missing.length > scene.base.missing.length],
 ];
-
-const byId = (id) => document.getElementById(id);
-
-function element(tag, properties = {}, ...children) {
-  const node = Object.assign(document.createElement(tag), properties);
-  node.append(...children.flat().filter((child) => child !== null));
-  return node;
-}
-
-const number = (value) => value.toLocaleString("en");
-const plural = (count, name) => `${number(count)} ${name}${count === 1 ? "" : "s"}`;
 
 function listed(words) {
   if (words.length < 2) return words.join("");
@@ -62,11 +51,10 @@ function table(demo) {
     cell(row.base), cell(row.trained)));
   byId("table").append(element("table", {},
     element("caption", {}, "Unseen scenes, % with 95 % intervals"),
-    element("thead", {}, element("tr", {}, ["", "base", "trained"].map((name) =>
-      element("th", { scope: "col" }, name)))),
+    tableHead(["", "base", "trained"]),
     element("tbody", {}, rows)),
-    element("p", { className: "hint" }, "Read CHAIR beside Cover, and F1 beside accuracy: who says less makes up less, and " +
-      "who always says No misses no No."));
+    element("p", { className: "hint" }, "Read CHAIR beside Cover, and F1 beside accuracy: a model that says less hallucinates less, " +
+      "and one that always says No misses no No."));
 }
 
 function scenes(demo) {
@@ -90,10 +78,10 @@ function lists(demo) {
   byId("lists-text").textContent = `${verdicts.join(", ")}. The first ${demo.lists.length}:`;
   byId("lists-shown").append(...demo.lists.map((list) => element("article", { className: "list" },
     element("div", { className: "levels" }, list.images.map((source, level) => element("figure", {},
-      image(source, `${list.phrase}, ${demo.shares[level]} % hidden`, 112),
+      image(source, `${list.phrase}, ${demo.shares[level]} % masked`, 112),
       element("figcaption", {}, `${demo.shares[level]} %`)))),
-    element("p", {}, list.chosen, element("small", {}, `hidden: ${list.phrase}` + (typeof list.p_yes === "number"
-      ? `; P(“yes, still right”) without it ${list.p_yes.toFixed(2)}` : ""))))));
+    element("p", {}, list.chosen, element("small", {}, `masked: ${list.phrase}` + (typeof list.p_yes === "number"
+      ? `; P(“yes, still right”) with it masked ${list.p_yes.toFixed(2)}` : ""))))));
 }
 
 function training(demo) {
@@ -104,10 +92,10 @@ function training(demo) {
 }
 
 function ranking(demo) {
-  byId("ranking-text").textContent = "How likely the faithful description is while its object is hidden more and more, on " +
+  byId("ranking-text").textContent = "How likely the right description is as more and more of its object is masked, on " +
     `${plural(demo.counts.ranked, "unseen scene")} that the base model described wrongly; means with 95 % intervals. ` +
-    "A model that looks at the object falls to the right, and so does one that has only learned to dislike covers: " +
-    "score.py awareness tells them apart. The left panel also shows what training costs on the image as it is.";
+    "A model that looks at the object falls to the right, and so does one that has only learned to dislike masks: " +
+    "score.py awareness tells them apart. The left panel also shows what training costs on the unmasked image.";
 }
 
 function figures(demo) {
@@ -122,8 +110,7 @@ function figures(demo) {
 // An option and its value stay on one line.
 function command(text) {
   const parts = text.split(/ (?=--)/);
-  return element("code", {}, parts.map((part, place) =>
-    [place ? " " : null, element("span", {}, part)]).flat());
+  return element("code", {}, parts.flatMap((part, place) => [place ? " " : null, element("span", {}, part)]));
 }
 
 function commands(demo) {
@@ -145,13 +132,12 @@ function described(name, one) {
 }
 
 function answered(questions) {
-  const cell = (said, truth) => {
-    const right = said.toLowerCase() === truth;
-    return element("td", { className: right ? "right" : "wrong" }, `${said} ${right ? "✓" : "✕"}`);
+  const cell = (response, truth) => {
+    const right = response.toLowerCase() === truth;
+    return element("td", { className: right ? "right" : "wrong" }, `${response} ${right ? "✓" : "✕"}`);
   };
   return element("table", { className: "questions" },
-    element("thead", {}, element("tr", {}, ["is there …", "base", "trained"].map((name) =>
-      element("th", { scope: "col" }, name)))),
+    tableHead(["is there …", "base", "trained"]),
     element("tbody", {}, questions.map((one) => element("tr", {},
       element("th", { scope: "row" }, `${one.kind}?`, element("small", {}, ` ${one.truth}`)),
       cell(one.base, one.truth), cell(one.trained, one.truth)))));
@@ -167,16 +153,10 @@ function answers() {
   byId("more").hidden = found.length <= shown;
 }
 
-function start() {
-  const demo = window.DEMO;
-  if (!demo) {
-    byId("notice").textContent = "demo_data.js is missing beside this page: the demo was not finished. Run it again.";
-    byId("notice").hidden = false;
-    return;
-  }
+function start(demo) {
   for (const part of [lead, table, scenes, pairs, lists, training, ranking, figures, commands]) part(demo);
   byId("on-8b").textContent = demo.on_8b;
-  byId("which").append(...WHICH.map(([text], place) => element("option", { value: place }, text)));
+  fillSelect("which", WHICH.map(([text], place) => [place, text]));
   byId("which").addEventListener("change", () => {
     shown = PAGE_SIZE;
     answers();
@@ -190,4 +170,4 @@ function start() {
   if (location.hash) document.querySelector(location.hash)?.scrollIntoView();  // the sections were empty until now
 }
 
-start();
+begin(window.DEMO, "demo_data.js", start);

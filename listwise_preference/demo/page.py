@@ -13,7 +13,6 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,12 @@ from PIL import Image
 
 from listwise_preference.data.ranked_images import Box, Drawing, open_image, ranked_images
 from listwise_preference.pages.charts import DARK, LIGHT, Series, chart, lines
-from listwise_preference.pages.page import check_page, finish_page, start_page
+from listwise_preference.pages.page import Page
 from listwise_preference.scoring.compare import COLUMNS, Row, read_result, run_row
 from listwise_preference.small_world.data import image_name, mentioned
 from listwise_preference.small_world.scenes import KINDS, Scene
 
-_DATA_FILE = "demo_data.js"
+PAGE = Page(__package__, "demo", "LPOI in a small world", "demo_data.js", "DEMO")
 # As many as are shown, always the first ones.
 _SCENES, _PAIRS, _LISTS = 16, 6, 6
 _METRICS = {
@@ -69,20 +68,6 @@ class Run:
     drawing: Drawing
     steps: Sequence[Step]
     on_8b: str
-
-
-def check(folder: Path) -> None:
-    """Refuse a folder that holds something else, before anything is loaded; raises DataError."""
-    check_page(folder, resources.files(__package__))
-
-
-def start(folder: Path) -> None:
-    """Make the folder with the page in it, still without a run.
-
-    Raises:
-        DataError: the folder holds something else, or cannot be made.
-    """
-    start_page(folder, resources.files(__package__), _DATA_FILE)
 
 
 def finish(folder: Path, run: Run) -> Path:
@@ -132,7 +117,7 @@ def finish(folder: Path, run: Run) -> Path:
         "answers": _answers(folder, run.unseen),
         "on_8b": run.on_8b,
     }
-    return finish_page(folder, _DATA_FILE, "DEMO", content)
+    return PAGE.finish(folder, content)
 
 
 # What came of the steps
@@ -296,7 +281,7 @@ def _answers(folder: Path, unseen: Sequence[Scene]) -> list[dict[str, Any]]:
             named = mentioned(text)
             descriptions[name] = {
                 "parts": _marked(text, scene),
-                "made_up": sum(kind not in scene.visible for kind in named),
+                "hallucinated": sum(kind not in scene.visible for kind in named),
                 "missing": [kind for kind in scene.visible if kind not in named],
             }
         rows.append(

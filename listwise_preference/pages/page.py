@@ -1,62 +1,77 @@
 """A page that opens from disk: a folder of HTML, one data file in JavaScript and small images; no server, no network.
 
-``start_page`` copies the page's own files and ``finish_page`` writes the data. Between them the folder has none, and a
-page opened then, or after a run that was stopped, says that it was not finished.
+``Page.start`` writes the page without its data and ``Page.finish`` the data. A page that is opened between them, or
+after a run that was stopped, says that it was not finished. Its content security policy lets it load files only.
 """
 
 import json
 import os
+from dataclasses import dataclass
 from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from listwise_preference.errors import DataError
+from listwise_preference.files import write_atomic
 
-STYLESHEET = "page.css"
+THUMBNAILS = "thumbs"  # the folder of a page's small images
 
 
-def check_page(folder: Path, own: Traversable) -> None:
-    """Refuse a folder that is no place for the page in ``own``; nothing is written.
+@dataclass(frozen=True)
+class Page:
+    """One kind of page.
 
-    Raises:
-        DataError: the folder holds something else, or cannot be read.
+    Attributes:
+        package: where its own files are: ``name``.html, which is the body, ``name``.css and ``name``.js.
+        title: shown until the script sets another.
+        data_file: what ``finish`` writes beside them; it sets ``window.variable``.
     """
-    try:
-        found = {file.name for file in folder.iterdir()} if folder.exists() else set()
-    except OSError as error:
-        raise DataError(f"{folder}: no folder for the page: {error.strerror}") from None
-    # An own script tells one kind of page from another, and both from the user's files.
-    if found and not {asset.name for asset in own.iterdir() if asset.name.endswith(".js")} <= found:
-        raise DataError(f"{folder}: the folder holds other files; name a new one for the page")
 
+    package: str
+    name: str
+    title: str
+    data_file: str
+    variable: str
 
-def start_page(folder: Path, own: Traversable, data_file: str) -> None:
-    """Fill a folder with the files in ``own`` and the shared stylesheet, in place of an older page of the same kind.
+    def check(self, folder: Path) -> None:
+        """Refuse a folder that is no place for the page; nothing is written.
 
-    Raises:
-        DataError: the folder holds something else, or cannot be made.
-    """
-    check_page(folder, own)
-    assets = [*_assets(own), resources.files(__package__) / STYLESHEET]
-    try:
-        (folder / data_file).unlink(missing_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        for asset in assets:
-            (folder / asset.name).write_bytes(asset.read_bytes())
-    except OSError as error:
-        raise DataError(f"{folder}: no folder for the page: {error.strerror}") from None
+        Raises:
+            DataError: the folder holds something else, or cannot be read.
+        """
+        try:
+            found = {file.name for file in folder.iterdir()} if folder.exists() else set()
+        except OSError as error:
+            raise DataError(f"{folder}: no folder for the page: {error.strerror}") from None
+        # The page's own script tells it from other kinds of pages and from the user's files.
+        if found and f"{self.name}.js" not in found:
+            raise DataError(f"{folder}: the folder holds other files; name a new one for the page")
 
+    def start(self, folder: Path) -> None:
+        """Write the page without its data and small images, in place of an older one of the same kind.
 
-def _assets(own: Traversable) -> list[Traversable]:
-    return [file for file in own.iterdir() if file.name.endswith((".html", ".css", ".js"))]
+        Raises:
+            DataError: the folder holds something else, or cannot be made.
+        """
+        self.check(folder)
+        for old in (folder / self.data_file, *folder.glob(f"{THUMBNAILS}/*.jpg")):
+            old.unlink(missing_ok=True)
+        own, shared = resources.files(self.package), resources.files(__package__)
+        for source, file in (
+            *((own, f"{self.name}.{kind}") for kind in ("js", "css")),
+            *((shared, f"page.{kind}") for kind in ("js", "css")),
+        ):
+            write_atomic(folder / file, (source / file).read_bytes())
+        html = (shared / "page.html").read_text(encoding="utf-8")
+        body = (own / f"{self.name}.html").read_text(encoding="utf-8")
+        content = html.format(title=self.title, name=self.name, data_file=self.data_file, body=body)
+        write_atomic(folder / "index.html", content)
 
-
-def finish_page(folder: Path, data_file: str, variable: str, value: Any) -> Path:
-    """Write the data as ``window.variable`` and return the page's ``index.html``."""
-    (folder / data_file).write_text(f"window.{variable} = {javascript(value)};\n", encoding="ascii")
-    return folder / "index.html"
+    def finish(self, folder: Path, value: Any) -> Path:
+        """Write the data and return the page's ``index.html``."""
+        write_atomic(folder / self.data_file, f"window.{self.variable} = {javascript(value)};\n")
+        return folder / "index.html"
 
 
 def javascript(value: Any) -> str:

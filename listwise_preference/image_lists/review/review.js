@@ -1,18 +1,9 @@
 "use strict";
 
-// lists.js, written beside this file, has set window.REVIEW = {key, title, records}. Text of records reaches the page
-// as text nodes and attributes only, never as HTML.
+// lists.js, written beside this file, has set window.REVIEW = {key, title, records}.
 
 const PAGE_SIZE = 50;
 const VERDICTS = new Map([["no_object", "no object"], ["not_hideable", "not hideable"]]);
-
-const byId = (id) => document.getElementById(id);
-
-function element(tag, properties = {}, ...children) {
-  const node = Object.assign(document.createElement(tag), properties);
-  node.append(...children.filter((child) => child !== null));
-  return node;
-}
 
 // What is shown: `view` holds indices of records in the order shown, `place` is the current one's place in it.
 
@@ -21,18 +12,13 @@ let place = 0;
 
 const records = window.REVIEW?.records ?? [];
 
-function searchText(record) {
-  const texts = [nameOf(record), record.prompt, record.chosen, record.rejected, record.phrase, record.surface,
-    record.reason];
-  return texts.filter((text) => text !== null).join("\n").toLowerCase();
-}
-
 // An id travels as JSON text, because a JavaScript number would round a long one.
 function nameOf(record) {
   return record.id.startsWith('"') ? JSON.parse(record.id) : record.id;
 }
 
-const searchTexts = records.map(searchText);
+const searchTexts = records.map((record) => searchable([nameOf(record), record.prompt, record.chosen, record.rejected,
+  record.phrase, record.surface, record.reason]));
 
 const ORDERS = [
   ["Input order", null, 1],
@@ -50,7 +36,7 @@ function sorted(indices, key, sign) {
 }
 
 function applyControls() {
-  const search = byId("search").value.trim().toLowerCase();
+  const search = searched();
   const verdict = byId("verdict").value;
   const source = byId("source").value;
   const decision = byId("decision").value;
@@ -175,23 +161,17 @@ function turnPage(step) {
 function showPage() {
   const first = pageOf(place) * PAGE_SIZE;
   const shown = view.slice(first, first + PAGE_SIZE);
-  const none = element("p", { className: "notice" }, records.length === 0 ? "No lists." : "No list fits these filters.");
+  const none = notice(records.length === 0 ? "No lists." : "No list fits these filters.");
   byId("lists").replaceChildren(...(shown.length === 0 ? [none] : shown.map(article)));
   if (shown.length > 0) markCurrent(place, true);
-  const count = (number) => number.toLocaleString("en");
-  const range = shown.length === 0 ? "0" : `${count(first + 1)}–${count(first + shown.length)} of ${count(view.length)}`;
-  for (const pager of document.querySelectorAll(".pager")) {
-    pager.querySelector(".range").textContent = range;
-    pager.querySelector(".previous").disabled = first === 0;
-    pager.querySelector(".next").disabled = first + PAGE_SIZE >= view.length;
-  }
+  showRange(first, shown.length, view.length);
   showProgress();
 }
 
 function showProgress() {
   const counts = { accepted: 0, rejected: 0, open: 0 };
   for (const index of records.keys()) counts[decisions.get(index) ?? "open"] += 1;
-  const words = Object.entries(counts).map(([name, number]) => `${number.toLocaleString("en")} ${name}`);
+  const words = Object.entries(counts).map(([name, count]) => `${number(count)} ${name}`);
   byId("progress").textContent = words.join(" · ");
   byId("accepted-bar").style.flexGrow = counts.accepted;
   byId("rejected-bar").style.flexGrow = counts.rejected;
@@ -217,17 +197,17 @@ function article(index) {
   const phrase = phrasePattern(record);
   const node = element("article", { className: "list", tabIndex: -1 },
     element("header", {},
-      element("span", { className: "number" }, (index + 1).toLocaleString("en")),
+      element("span", { className: "number" }, number(index + 1)),
       element("h2", {}, nameOf(record)),
       element("span", { className: "decide" },
         decisionButton(index, "accepted", "Accept"), decisionButton(index, "rejected", "Reject"))),
     element("div", { className: "images" }, images(record), facts(record)),
     element("div", { className: "texts" },
       text("prompt", "Prompt", record.prompt, phrase),
-      element("div", { className: "answers" },
-        text("chosen", "Chosen answer", record.chosen, phrase),
-        text("rejected", "Rejected answer", record.rejected, phrase))));
-  // Beside the images long answers would leave most of the page empty.
+      element("div", { className: "responses" },
+        text("chosen", "Chosen response", record.chosen, phrase),
+        text("rejected", "Rejected response", record.rejected, phrase))));
+  // Beside the images long responses would leave most of the page empty.
   node.classList.toggle("long", record.chosen.length + record.rejected.length > 600);
   node.setAttribute("aria-label", `List ${nameOf(record)}`);
   node.dataset.index = index;
@@ -236,7 +216,7 @@ function article(index) {
 }
 
 function text(className, name, value, phrase) {
-  return element("section", { className }, element("h3", {}, name), element("p", {}, ...marked(value, phrase)));
+  return element("section", { className }, element("h3", {}, name), element("p", {}, marked(value, phrase)));
 }
 
 function decisionButton(index, decision, text) {
@@ -249,31 +229,27 @@ function decisionButton(index, decision, text) {
 }
 
 function images(record) {
-  if (!record.strip) return element("p", { className: "failure" }, `No images: ${record.failure}`);
-  const { file, images: number, width, height } = record.strip;
-  const levels = [...Array(number).keys()];
-  const shares = levels.map((level) => Math.round(100 * level / (number - 1)));
-  const strip = element("div", { className: "strip" }, ...levels.map((level) => {
+  if (!record.strip) return noImage(record.failure);
+  const { file, images: count, width, height } = record.strip;
+  const levels = [...Array(count).keys()];
+  const shares = levels.map((level) => Math.round(100 * level / (count - 1)));
+  const strip = element("div", { className: "strip" }, levels.map((level) => {
     // One file holds all images of the list side by side; each frame is a window on its own, half a percent smaller
     // on every side, so that scaling does not blend in the edge of the next.
-    const image = element("img", { alt: "", loading: "lazy", decoding: "async", draggable: false, src: file });
-    image.style.width = `${101 * number}%`;
+    const image = thumbnail(file, () => strip, { draggable: false });
+    image.style.width = `${101 * count}%`;
     image.style.height = "101%";
     image.style.margin = `-0.5% 0 0 ${-101 * level - 0.5}%`;
-    image.addEventListener("error", () => {
-      strip.replaceWith(element("p", { className: "failure" }, `No images: ${file} cannot be shown`));
-    });
     const frame = element("span", { className: "frame" }, image);
     frame.style.aspectRatio = `${width} / ${height}`;
     return element("span", { className: "level" }, frame,
-      number > 1 ? element("span", { className: "share" }, level === 0 ? "untouched" : `${shares[level]} %`) : null);
+      count > 1 ? element("span", { className: "share" }, level === 0 ? "unmasked" : `${shares[level]} %`) : null);
   }));
   strip.style.setProperty("--shape", width / height);
-  strip.style.setProperty("--levels", number);
   strip.setAttribute("role", "img");
-  strip.setAttribute("aria-label", number > 1
-    ? `${number} images, ${record.phrase ?? "the object"} hidden by ${shares.join(", ")} percent`
-    : "The image; nothing is hidden");
+  strip.setAttribute("aria-label", count > 1
+    ? `${count} images, ${record.phrase ?? "the object"} masked by ${shares.join(", ")} percent`
+    : "The image; nothing is masked");
   return strip;
 }
 
@@ -281,7 +257,7 @@ function facts(record) {
   const verdict = element("dd", { className: "verdict" }, VERDICTS.get(record.verdict) ?? record.verdict);
   verdict.dataset.verdict = record.verdict;
   const path = record.link === null ? record.path
-    : element("a", { href: record.link, target: "_blank", rel: "noreferrer", title: "Open the image" }, record.path);
+    : wholeImage(record.link, record.path);
   const rows = [
     ["Phrase", record.phrase === null ? null : element("dd", {}, element("mark", {}, record.phrase))],
     ["Verdict", verdict],
@@ -292,8 +268,7 @@ function facts(record) {
     ["Image", element("dd", { className: "path" }, path)],
   ];
   return element("dl", { className: "facts" },
-    ...rows.filter(([, value]) => value !== null).map(([name, value]) =>
-      element("div", {}, element("dt", {}, name), value)));
+    rows.filter(([, value]) => value !== null).map(([name, value]) => element("div", {}, element("dt", {}, name), value)));
 }
 
 function shareText(share) {
@@ -324,16 +299,12 @@ function marked(text, pattern) {
 
 // Controls
 
-function fillSelect(id, options) {
-  byId(id).replaceChildren(...options.map(([value, text]) => element("option", { value }, text)));
-}
-
 function valuesOf(key, names) {
   const counts = new Map();
   for (const record of records) counts.set(record[key], (counts.get(record[key]) ?? 0) + 1);
   const ordered = [...counts].sort((a, b) => b[1] - a[1]);
-  return ordered.map(([value, number]) =>
-    [JSON.stringify(value), `${names.get(value) ?? (value || "none")} (${number.toLocaleString("en")})`]);
+  return ordered.map(([value, count]) =>
+    [JSON.stringify(value), `${names.get(value) ?? (value || "none")} (${number(count)})`]);
 }
 
 function toggleLarge() {
@@ -356,26 +327,10 @@ const KEYS = {
   "/": () => byId("search").focus(),
 };
 
-// A key held down moves on and on, but decides once.
-const ONCE = "aru";
-
 function decideHere(decision) {
   if (view.length === 0) return;
   decide(view[place], decision);
   moveTo(place + 1);
-}
-
-function onKey(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.target.closest("input, select")) {
-    if (event.key === "Escape") event.target.blur();
-    return;
-  }
-  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  const action = KEYS[key];
-  if (!action) return;
-  event.preventDefault();
-  if (!(event.repeat && ONCE.includes(key))) action();
 }
 
 // The list that is clicked or tabbed into is the current one.
@@ -384,31 +339,20 @@ function onEnter(event) {
   if (node) setCurrent(pageOf(place) * PAGE_SIZE + [...node.parentElement.children].indexOf(node));
 }
 
-function start() {
-  if (!window.REVIEW) {
-    byId("lists").replaceChildren(element("p", { className: "notice" },
-      "lists.js is missing beside this page: it was not finished. Run the command that makes it again."));
-    return;
-  }
-  document.title = window.REVIEW.title;
-  byId("title").textContent = window.REVIEW.title;
+function start({ title }) {
+  document.title = title;
+  byId("title").textContent = title;
   fillSelect("verdict", [["", "All verdicts"], ...valuesOf("verdict", VERDICTS)]);
   fillSelect("source", [["", "All sources"], ...valuesOf("source", new Map())]);
   fillSelect("decision", [["", "All decisions"], ["open", "Open"], ["accepted", "Accepted"], ["rejected", "Rejected"]]);
   fillSelect("order", ORDERS.map(([name], place) => [place, name]));
-  byId("controls").addEventListener("input", applyControls);
-  byId("controls").addEventListener("submit", (event) => {  // Enter in the search field
-    event.preventDefault();
-    byId("search").blur();
-    moveTo(place);
-  });
+  onControls(applyControls, () => moveTo(place));
+  fillPagers(turnPage);
   byId("large").addEventListener("click", toggleLarge);
   byId("download").addEventListener("click", download);
-  for (const button of document.querySelectorAll(".previous")) button.addEventListener("click", () => turnPage(-1));
-  for (const button of document.querySelectorAll(".next")) button.addEventListener("click", () => turnPage(1));
   byId("lists").addEventListener("focusin", onEnter);
   byId("lists").addEventListener("click", onEnter);
-  document.addEventListener("keydown", onKey);
+  onKeys(KEYS, "aru");  // a key held down moves on and on, but decides once
   // Another window on the same lists has decided something.
   window.addEventListener("storage", (event) => {
     if (event.key !== storageKey) return;
@@ -419,4 +363,4 @@ function start() {
   applyControls();
 }
 
-start();
+begin(window.REVIEW, "lists.js", start);

@@ -1,43 +1,40 @@
 """A page to look at ranked lists and reject the bad ones; it opens from disk, without a server or network.
 
-``write_review`` fills a folder with the page, ``lists.js`` (the records) and
-``thumbs/`` (per record one JPEG of some 50 KB, its images side by side). Decisions stay in the browser; the page's
-download, ``rejected.json``, is {"rejected": [id, ...]} with the ids as the pairs have them. Excluded records start as
-rejected, so that a later download leaves out what an earlier one did.
+``write_review`` fills a folder with the page, ``lists.js`` (the records) and ``thumbs/`` (per record one JPEG of some
+50 KB, its images side by side). Decisions stay in the browser; the page's download, ``rejected.json``, is
+{"rejected": [id, ...]} with the ids as the pairs have them. Excluded records start as rejected, so that a later
+download leaves out what an earlier one did.
 """
 
 import hashlib
 import json
 import math
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from listwise_preference.data.pairs import Pair
 from listwise_preference.data.ranked_images import Box, Drawing, open_image, ranked_images
 from listwise_preference.errors import ImageError
-from listwise_preference.pages.page import check_page, finish_page, javascript, link, start_page
+from listwise_preference.files import Record
+from listwise_preference.pages.page import Page, javascript, link
+from listwise_preference.pages.thumbnails import write_thumbnails
 
+_PAGE = Page(__package__, "review", "Ranked image lists", "lists.js", "REVIEW")
 # About the longer side of one small image.
 _SMALL = 256
 # Longer sides are brought below this before the list is drawn, which bounds the memory of the L copies.
 _DRAWN = 1600
 _QUALITY = 75
-_THREADS = 8
 
 
 @dataclass(frozen=True)
 class ReviewItem:
     """One record as the page shows it.
 
-    ``image`` is None where no path is known, ``box`` where nothing is hidden. ``phrase`` names the hidden
+    ``image`` is None where no path is known, ``box`` where nothing is masked. ``phrase`` names the masked
     object, ``surface`` is the same as the text has it ("people" for "person"); both are marked in the texts.
     ``score`` is the detector's, ``reason`` says why there is an error.
     """
@@ -53,30 +50,13 @@ class ReviewItem:
     reason: str | None = None
 
 
-@dataclass(frozen=True)
-class _Strip:
-    """The small images of one record: number, pixels of each, and the box's share of the image, 0..1."""
-
-    images: int
-    width: int
-    height: int
-    share: float | None
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """Why a record has no small images."""
-
-    reason: str
-
-
 def check_review(folder: Path) -> None:
     """Refuse a folder that ``write_review`` would refuse; nothing is written.
 
     Raises:
         DataError: the folder holds something else.
     """
-    check_page(folder, resources.files(__package__))
+    _PAGE.check(folder)
 
 
 def write_review(folder: Path, items: Sequence[ReviewItem], drawing: Drawing, title: str) -> Path:
@@ -88,45 +68,37 @@ def write_review(folder: Path, items: Sequence[ReviewItem], drawing: Drawing, ti
     Raises:
         DataError: the folder holds something else, or cannot be made.
     """
-    thumbs = folder / "thumbs"
-    start_page(folder, resources.files(__package__), "lists.js")
-    thumbs.mkdir(exist_ok=True)
-
-    files = [thumbs / f"{number:06}.jpg" for number in range(1, len(items) + 1)]
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        drawn = pool.map(lambda item, file: _write_strip(item, drawing, file), items, files)
-        strips = list(tqdm(drawn, total=len(items), desc="Drawing lists", unit=" lists", disable=None))
-    current = {file for file, strip in zip(files, strips, strict=True) if isinstance(strip, _Strip)}
-    for file in set(thumbs.glob("*.jpg")) - current:
-        file.unlink()
-
-    records = [_record(folder, *row) for row in zip(items, files, strips, strict=True)]
+    _PAGE.start(folder)
+    drawn = write_thumbnails(
+        folder, items, lambda item, file: _draw_strip(item, drawing, file), desc="Drawing lists", unit=" lists"
+    )
+    records = [_record(folder, *row) for row in zip(items, drawn, strict=True)]
     # The browser keeps decisions under this key: lists that differ in anything that is judged do not share them; the
     # same lists in another folder do, and so do they after some are excluded.
     content = [repr(drawing), *(record | {"link": None, "verdict": None} for record in records)]
     key = hashlib.sha256(javascript(content).encode()).hexdigest()[:16]
-    return finish_page(folder, "lists.js", "REVIEW", {"key": key, "title": title, "records": records})
+    return _PAGE.finish(folder, {"key": key, "title": title, "records": records})
 
 
-def _write_strip(item: ReviewItem, drawing: Drawing, file: Path) -> _Strip | _Failure:
+def _draw_strip(item: ReviewItem, drawing: Drawing, file: Path) -> Record:
+    """Write a record's small images side by side; returns their number, the pixels of each, and the box's share.
+
+    Raises:
+        ImageError: there is no image, or it cannot be read.
+        ValueError: the box does not lie inside the image.
+    """
     if item.image is None:
-        return _Failure("no image is known for this record")
-    share = None
-    try:
-        image = open_image(item.image)
-        images: tuple[Image.Image, ...] = (image,)
-        if item.box is not None:
-            share = item.box.width * item.box.height / (image.width * image.height)
-            images = ranked_images(*_reduced(image, item.box), drawing)
-    except (ImageError, ValueError) as error:
-        return _Failure(str(error))
+        raise ImageError("no image is known for this record")
+    image = open_image(item.image)
+    share = None if item.box is None else item.box.width * item.box.height / (image.width * image.height)
+    images = (image,) if item.box is None else ranked_images(*_reduced(image, item.box), drawing)
     width, height = _small_size(*images[0].size)
     strip = Image.new("RGB", (width * len(images), height))
     for level, drawn in enumerate(images):
         strip.paste(drawn.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3), (level * width, 0))
     # Colour at full resolution, or the thin red outline turns brown.
     strip.save(file, "JPEG", quality=_QUALITY, subsampling="4:4:4")
-    return _Strip(len(images), width, height, share)
+    return {"images": len(images), "width": width, "height": height, "share": share}
 
 
 def _reduced(image: Image.Image, box: Box) -> tuple[Image.Image, Box]:
@@ -148,7 +120,7 @@ def _small_size(width: int, height: int) -> tuple[int, int]:
     return small_width, min(max(1, round(height * small_width / width)), 2 * _SMALL)
 
 
-def _record(folder: Path, item: ReviewItem, file: Path, strip: _Strip | _Failure) -> dict[str, Any]:
+def _record(folder: Path, item: ReviewItem, drawn: Record) -> Record:
     pair = item.pair
     finite = item.score is not None and math.isfinite(item.score)
     record = {
@@ -166,7 +138,7 @@ def _record(folder: Path, item: ReviewItem, file: Path, strip: _Strip | _Failure
         "verdict": item.verdict,
         "reason": item.reason,
     }
-    if isinstance(strip, _Failure):
-        return record | {"failure": strip.reason}
-    shown = {"file": f"thumbs/{file.name}", "images": strip.images, "width": strip.width, "height": strip.height}
-    return record | {"strip": shown, "share": strip.share}
+    if "failure" in drawn:
+        return record | drawn
+    strip = {name: drawn[name] for name in ("file", "images", "width", "height")}
+    return record | {"strip": strip, "share": drawn["share"]}

@@ -1,7 +1,6 @@
 "use strict";
 
-// answers.js, written beside this file, has set window.REPORT = {result, notes, images}. Text of answers reaches the
-// page as text nodes and attributes only, never as HTML. All verdicts are the scorer's.
+// answers.js, written beside this file, has set window.REPORT = {result, notes, images}. All verdicts are the scorer's.
 
 const PAGE_SIZE = 20;
 const ATTRIBUTES = ["state", "number", "action"];
@@ -16,14 +15,14 @@ const KINDS = [
   ["relation", "Relation"],
 ];
 const ERRORS = [
-  ["", "All answers"],
+  ["", "All responses"],
   ["any", "Any error"],
   ["hallucinated", "Hallucinated words"],
   ["cognition", "Cognition words"],
   ["missing", "Missing objects"],
   ["false_yes", "Yes instead of No"],
   ["false_no", "No instead of Yes"],
-  ["unreadable", "Unreadable answers"],
+  ["unreadable", "Unreadable responses"],
   ["none", "No error"],
 ];
 const RIGHT = ["right", "✓ right"];
@@ -36,16 +35,6 @@ const LEGEND = [
   ["safe", false, "counted, but never wrong"],
 ];
 
-const byId = (id) => document.getElementById(id);
-const number = (value) => value.toLocaleString("en");
-const plural = (count, one, many = `${one}s`) => `${number(count)} ${count === 1 ? one : many}`;
-
-function element(tag, properties = {}, ...children) {
-  const node = Object.assign(document.createElement(tag), properties);
-  node.append(...children.filter((child) => child !== null));
-  return node;
-}
-
 const images = window.REPORT?.images ?? [];
 
 // What is searched: all of an answer that the page shows, and the image's name.
@@ -53,9 +42,8 @@ for (const image of images) {
   image.wrong = 0;
   image.hallucinated = 0;
   for (const answer of image.answers) {
-    const objects = answer.kind === "generative" ? [...answer.covered, ...answer.missing, ...answer.lures] : [];
-    const texts = [image.name, `id ${answer.id}`, answer.question ?? "", answer.answer, ...objects];
-    answer.searched = texts.join("\n").toLowerCase();
+    const objects = answer.kind === "generative" ? [...answer.covered, ...answer.missing, ...answer.likely] : [];
+    answer.searched = searchable([image.name, `id ${answer.id}`, answer.question, answer.answer, ...objects]);
     if (answer.kind === "generative") image.hallucinated += answer.hallucinated;
     else image.wrong += answer.errors.length;
   }
@@ -83,7 +71,7 @@ function fitsError(answer, error) {
 }
 
 function applyControls() {
-  const search = byId("search").value.trim().toLowerCase();
+  const search = searched();
   const kind = byId("kind").value;
   const error = byId("error").value;
   const kindCounts = new Map(KINDS.map(([value]) => [value, 0]));
@@ -105,7 +93,7 @@ function applyControls() {
   label("error", ERRORS, errorCounts);
   const answers = view.reduce((sum, [, shown]) => sum + shown.length, 0);
   byId("found").textContent = view.length === 0 ? "" :
-    `${plural(answers, "answer")} on ${plural(view.length, "image")}`;
+    `${plural(answers, "response")} on ${plural(view.length, "image")}`;
   showPage(0);
 }
 
@@ -122,16 +110,10 @@ function label(id, choices, counts) {
 function showPage(start) {
   first = start;
   const shown = view.slice(first, first + PAGE_SIZE);
-  const none = element("p", { className: "notice" }, "No answer fits these filters.");
+  const none = notice("No response fits these filters.");
   const articles = shown.map(([image, answers]) => article(image, answers));
   byId("images").replaceChildren(...(shown.length === 0 ? [none] : articles));
-  const last = first + shown.length;
-  const range = shown.length === 0 ? "0" : `${number(first + 1)}–${number(last)} of ${number(view.length)}`;
-  for (const pager of document.querySelectorAll(".pager")) {
-    pager.querySelector(".range").textContent = range;
-    pager.querySelector(".previous").disabled = first === 0;
-    pager.querySelector(".next").disabled = last >= view.length;
-  }
+  showRange(first, shown.length, view.length);
   toStart();
 }
 
@@ -153,9 +135,9 @@ function article(image, shown) {
   const descriptions = shown.filter((answer) => answer.kind === "generative");
   const questions = shown.filter((answer) => answer.kind !== "generative");
   const hidden = image.answers.length - shown.length;
-  const all = element("button", { type: "button", className: "all" }, `Show all ${image.answers.length} answers`);
+  const all = element("button", { type: "button", className: "all" }, `Show all ${image.answers.length} responses`);
   const node = element("article", { className: "image", tabIndex: -1 },
-    image.image === undefined ? null : thumbnail(image),
+    image.image === undefined ? null : smallImage(image),
     element("div", { className: "body" },
       element("header", {},
         element("h2", {}, image.name), element("p", {}, summary(image)), hidden > 0 ? all : null),
@@ -174,18 +156,15 @@ function summary(image) {
   const questions = image.answers.filter((answer) => answer.kind !== "generative").length;
   const parts = [];
   if (questions < image.answers.length) parts.push(plural(image.hallucinated, "hallucinated word"));
-  if (questions > 0) parts.push(`${image.wrong} of ${plural(questions, "answer")} wrong`);
+  if (questions > 0) parts.push(`${image.wrong} of ${plural(questions, "yes/no response")} wrong`);
   return parts.join(" · ");
 }
 
-function thumbnail(image) {
+function smallImage(image) {
   const { failure, file, link, width, height } = image.image;
-  const missing = (reason) => element("p", { className: "failure" }, `No image: ${reason}`);
-  if (failure) return element("div", { className: "side" }, missing(failure));
-  const thumb = element("img", { alt: "", loading: "lazy", decoding: "async", width, height, src: file });
-  const whole = element("a", { href: link, target: "_blank", rel: "noreferrer", title: "Open the image" }, thumb);
+  if (failure) return element("div", { className: "side" }, noImage(failure));
+  const whole = wholeImage(link, thumbnail(file, () => whole, { width, height }));
   whole.setAttribute("aria-label", `Open ${image.name}`);
-  thumb.addEventListener("error", () => whole.replaceWith(missing(`${file} cannot be shown`)));
   return element("div", { className: "side" }, whole);
 }
 
@@ -194,13 +173,13 @@ function description(answer) {
   const hallucinated = words.filter((word) => word.verdict === "hallucinated");
   const text = answer.parts.map((part) => typeof part === "string" ? part : marked(part));
   return element("section", { className: "description" },
-    element("p", { className: "text" }, ...(text.length > 0 ? text : [element("i", {}, "empty answer")])),
+    element("p", { className: "text" }, (text.length > 0 ? text : [element("i", {}, "empty response")])),
     answer.read === answer.answer ? null :
-      element("p", { className: "note" }, `The answer, read as above: ${answer.answer}`),
+      element("p", { className: "note" }, `The response, read as above: ${answer.answer}`),
     element("dl", {},
       row("hallucinated", "Hallucinated", `${answer.hallucinated} of ${plural(answer.nouns, "noun")}`,
         counted(hallucinated.map((word) => word.noun))),
-      row("cognition", "Cognition", `${answer.fallen_for.length} of ${answer.lures.length} likely`,
+      row("cognition", "Cognition", `${answer.fallen_for.length} of ${answer.likely.length} likely`,
         answer.fallen_for),
       row("true", "Covered", `${answer.covered.length} of ${plural(answer.objects, "object")}`,
         answer.covered.map((name) => namedBy(name, words))),
@@ -209,7 +188,7 @@ function description(answer) {
 
 function marked(word) {
   const node = element("mark", { className: word.verdict, title: reason(word) }, word.word);
-  node.classList.toggle("cognition", word.lures.length > 0);
+  node.classList.toggle("cognition", word.likely.length > 0);
   return node;
 }
 
@@ -220,8 +199,8 @@ function reason(word) {
     hallucinated: "is not in the image",
     safe: "counts as a noun and is never a hallucination",
   };
-  const lures = word.lures.map((lure) => `“${lure}”`).join(" and ");
-  return `“${word.noun}” ${verdicts[word.verdict]}${lures ? `; falls for the likely hallucination ${lures}` : ""}`;
+  const likely = word.likely.map((object) => `“${object}”`).join(" and ");
+  return `“${word.noun}” ${verdicts[word.verdict]}${likely ? `; falls for the likely hallucination ${likely}` : ""}`;
 }
 
 // Covered objects say which other noun stands for them.
@@ -239,14 +218,13 @@ function counted(nouns) {
 function row(className, name, count, values) {
   return element("div", { className },
     element("dt", {}, name), element("dd", { className: "count" }, count),
-    element("dd", {}, ...values.map((value) => element("span", {}, value))));
+    element("dd", {}, values.map((value) => element("span", {}, value))));
 }
 
 function questionTable(answers) {
-  const head = ["Id", "Kind", "Question", "Expected", "Answer", ""];
   return element("table", { className: "questions" },
-    element("thead", {}, element("tr", {}, ...head.map((name) => element("th", { scope: "col" }, name)))),
-    element("tbody", {}, ...answers.map(questionRow)));
+    tableHead(["Id", "Kind", "Question", "Expected", "Response", ""]),
+    element("tbody", {}, answers.map(questionRow)));
 }
 
 function questionRow(answer) {
@@ -270,14 +248,14 @@ function scores() {
     result.generative ? descriptionScores(result) : null,
     result.discriminative ? questionScores(result) : null,
     protocol(result),
-    notes.length > 0 ? element("ul", { className: "notes" }, ...notes.map((note) => element("li", {}, note))) : null,
+    notes.length > 0 ? element("ul", { className: "notes" }, notes.map((note) => element("li", {}, note))) : null,
   ].filter((node) => node !== null);
 }
 
 function warning(result) {
   return element("div", { className: "warning" },
     element("p", {}, "Partial: not all of the benchmark was scored; do not compare these numbers with whole ones."),
-    element("ul", {}, ...result.problems.map((problem) => element("li", {}, problem))));
+    element("ul", {}, result.problems.map((problem) => element("li", {}, problem))));
 }
 
 function cell(result, group, name) {
@@ -290,8 +268,8 @@ function cell(result, group, name) {
 function table(caption, head, rows) {
   return element("table", {},
     element("caption", {}, caption),
-    element("thead", {}, element("tr", {}, ...head.map((name) => element("th", { scope: "col" }, name)))),
-    element("tbody", {}, ...rows));
+    tableHead(head),
+    element("tbody", {}, rows));
 }
 
 function descriptionScores(result) {
@@ -317,19 +295,19 @@ function questionScores(result) {
   const rows = kinds.map((kind) => {
     const name = kind === "discriminative" ? "all" : kind;
     const cells = names.map((one) => cell(result, kind, one));
-    const node = element("tr", {}, element("th", { scope: "row" }, name), ...cells);
+    const node = element("tr", {}, element("th", { scope: "row" }, name), cells);
     node.classList.toggle("part", ATTRIBUTES.includes(kind));
     return node;
   });
   return element("div", { className: "card yes-no" },
-    table(plural(result.counts.yes_no, "yes/no answer"), ["", "Accuracy", "Precision", "Recall", "F1"], rows));
+    table(plural(result.counts.yes_no, "yes/no response"), ["", "Accuracy", "Precision", "Recall", "F1"], rows));
 }
 
 function protocol(result) {
   const { rules, yes_no, similarity, lemmas } = result.protocol;
   const versions = Object.entries(result.versions).map(([name, version]) => `${name} ${version}`);
   const rows = [
-    ["Answers", result.answers.file],
+    ["Responses", result.answers.file],
     ["SHA-256", `${result.answers.sha256.slice(0, 16)}…`],
     ["Rules", rules],
     ["Yes and no", `read by the rule “${yes_no}”; ${number(result.counts.unreadable)} unreadable`],
@@ -339,7 +317,7 @@ function protocol(result) {
     ["Versions", versions.join(", ")],
   ];
   return element("div", { className: "card" },
-    element("dl", { className: "protocol" }, ...rows.map(([name, value]) =>
+    element("dl", { className: "protocol" }, rows.map(([name, value]) =>
       element("div", {}, element("dt", {}, name), element("dd", {}, value)))));
 }
 
@@ -362,41 +340,18 @@ const KEYS = {
   "/": () => byId("search").focus(),
 };
 
-function onKey(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.target.closest("input, select")) {
-    if (event.key === "Escape") event.target.blur();
-    return;
-  }
-  const action = KEYS[event.key];
-  if (!action) return;
-  event.preventDefault();
-  action();
-}
-
-function start() {
-  if (!window.REPORT) {
-    byId("images").replaceChildren(element("p", { className: "notice" },
-      "answers.js is missing beside this page: it was not finished. Run the command that makes it again."));
-    return;
-  }
-  document.title = `AMBER: ${window.REPORT.result.answers.file}`;
+function start({ result }) {
+  document.title = `AMBER: ${result.answers.file}`;
   byId("title").textContent = document.title;
   byId("scores").replaceChildren(...scores());
-  if (window.REPORT.result.generative) byId("legend").replaceChildren(...legend());
-  for (const [id, choices] of [["kind", KINDS], ["error", ERRORS]]) {
-    byId(id).replaceChildren(...choices.map(([value, text]) => element("option", { value }, text)));
-  }
-  byId("order").replaceChildren(...ORDERS.map(([text], place) => element("option", { value: place }, text)));
-  byId("controls").addEventListener("input", applyControls);
-  byId("controls").addEventListener("submit", (event) => {  // Enter in the search field
-    event.preventDefault();
-    byId("search").blur();
-  });
-  for (const button of document.querySelectorAll(".previous")) button.addEventListener("click", () => turnPage(-1));
-  for (const button of document.querySelectorAll(".next")) button.addEventListener("click", () => turnPage(1));
-  document.addEventListener("keydown", onKey);
+  if (result.generative) byId("legend").replaceChildren(...legend());
+  fillSelect("kind", KINDS);
+  fillSelect("error", ERRORS);
+  fillSelect("order", ORDERS.map(([text], place) => [place, text]));
+  onControls(applyControls);
+  fillPagers(turnPage);
+  onKeys(KEYS);
   applyControls();
 }
 
-start();
+begin(window.REPORT, "answers.js", start);
