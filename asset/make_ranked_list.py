@@ -29,8 +29,8 @@ def main() -> None:
     draw, font, left = ImageDraw.Draw(figure), ImageFont.load_default(size=18), 0
     for level, image in enumerate(images):
         figure.paste(image, (left, 0))
-        hidden = f"{100 * level // (len(images) - 1)} % hidden"
-        draw.text((left + image.width / 2, HEIGHT + CAPTION / 2), hidden, fill="#333333", font=font, anchor="mm")
+        masked = f"{100 * level // (len(images) - 1)} % masked"
+        draw.text((left + image.width / 2, HEIGHT + CAPTION / 2), masked, fill="#333333", font=font, anchor="mm")
         if level:
             draw.text((left - GAP / 2, HEIGHT + CAPTION / 2), ">", fill="#999999", font=font, anchor="mm")
         left += image.width + GAP

@@ -1,104 +1,243 @@
-"""The README can be believed: its first commands run as they stand, and what it points to is there."""
+"""The README and docs can be believed: their commands run as they stand, and what they name is there."""
 
+import functools
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from .conftest import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+DOCUMENTS = [
+    README,
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "docs" / "evidence" / "README.md",
+    *(ROOT / folder / "README.md" for folder in ("data", "data/sample", "checkpoints", "checkpoints/small-idefics2")),
+    ROOT / "benchmarks" / "RESULTS.md",
+    ROOT / "CHANGELOG.md",
+]
+INSTALL = [
+    "pip install -r requirements.txt && python demo.py",
+    "pip install -r requirements.txt -r requirements-dev.txt && pytest",
+]
+# Commands of the README that need the paper's data or AMBER's, and what they stop at where it is missing.
+NEED_DOWNLOADS = {
+    "lpoi.py": "data/images",
+    "lpoi_llava.py": "data/images",
+    "lpoi_llava_13b.py": "data/images",
+    "generate-idefics-lpoi-amber.py": "data/AMBER",
+    "score.py amber runs/idefics2-8b-lpoi-list5-10k-amber.json --data data/AMBER": "data/AMBER",
+}
 
 
-def commands(heading: str) -> list[list[str]]:
-    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    blocks = re.findall(r"```bash\n(.*?)```", section, flags=re.DOTALL)
-    return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if line.strip()]
+def read(document: Path) -> str:
+    return document.read_text(encoding="utf-8")
+
+
+def commands(text: str) -> list[str]:
+    """The lines of a document's bash blocks, comments cut off."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    return [shlex.join(shlex.split(line, comments=True)) for block in blocks for line in block.splitlines() if line]
+
+
+def test_readme_is_short_and_installs_by_two_commands() -> None:
+    assert len(read(README).splitlines()) < 200
+    block = re.search(r"```bash\n(.*?)```", read(README), flags=re.DOTALL)
+    assert block is not None and block[1].splitlines() == INSTALL, "the first block is the two commands"
+    assert read(README).count("pip install -r") == len(INSTALL)
+
+
+# ---- the commands run ----
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tracked files in a folder of their own, so that a user's runs/ stay as they are."""
+    folder = tmp_path_factory.mktemp("clone")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in tracked.stdout.splitlines():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((ROOT / name).read_bytes())
+    return folder
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    program, *arguments = shlex.split(command)
+    assert program == "python", command
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+def needs_english_data() -> None:
+    import nltk
+
+    for name in ("tokenizers/punkt_tab", "taggers/averaged_perceptron_tagger_eng"):
+        try:
+            nltk.data.find(name)
+        except LookupError:
+            pytest.skip(f"NLTK's data is not on this machine: {name}")
 
 
 @pytest.mark.slow
-def test_the_first_commands_run_as_they_stand(tmp_path: Path) -> None:
-    """In a copy of the tree, so that a user's runs/ stay as they are."""
-    names = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    for name in names:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    ran = 0
-    for command in commands("Try it"):
-        if command[0] == "pip":
+def test_the_demo_runs(clone: Path) -> None:
+    finished = run(INSTALL[0].partition(" && ")[2], clone)
+    assert finished.returncode == 0, finished.stderr
+    assert (clone / "demo" / "index.html").is_file() and (clone / "demo" / "demo_data.js").is_file()
+
+
+@pytest.mark.slow
+def test_the_readme_runs_from_lists_to_scores(clone: Path) -> None:
+    """Every command but the installing ones; those that need a download stop at once and say what is missing."""
+    needs_english_data()
+    ran, stopped = 0, set()
+    for command in commands(read(README)):
+        if command.startswith("pip install"):
             continue
-        assert command[0] == "python"
-        finished = subprocess.run(
-            [sys.executable, *command[1:]],
-            cwd=tmp_path,
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True,
-            text=True,
-            timeout=400,
-        )
-        assert finished.returncode == 0, finished.stderr
-        if command[1] == "lpoi.py" and "--do_train" not in command:
-            assert "loss_listwise" in finished.stdout and "it/s]" in finished.stderr
-            assert "'loss': '6.174'" in finished.stdout
+        finished = run(command, clone)
+        missing = NEED_DOWNLOADS.get(command.removeprefix("python "))
+        if missing is not None:
+            assert finished.returncode == 2 and missing in finished.stderr, (command, finished.stderr)
+            assert "Traceback" not in finished.stderr
+            stopped.add(command.removeprefix("python "))
+            continue
+        assert finished.returncode == 0, (command, finished.stderr)
         ran += 1
-    assert ran == 6
-    assert (tmp_path / "demo" / "index.html").is_file() and (tmp_path / "demo" / "demo_data.js").is_file()
-    for run in ("first", "second"):
-        assert (tmp_path / "runs" / run / "final" / "adapter_model.safetensors").is_file()
-    assert (tmp_path / "runs" / "first-evaluation" / "eval_records.jsonl").read_text().count("\n") == 31
+        if command.startswith("python lpoi.py"):
+            assert "6.174" in finished.stdout + finished.stderr
+        if command.startswith("python score.py"):
+            table = read(README).split("```\nDescriptions")[1].split("```")[0].rstrip()
+            assert "Descriptions" + table in finished.stdout
+    assert ran == 4 and stopped == set(NEED_DOWNLOADS)
+    assert (clone / "runs" / "lists" / "review" / "index.html").is_file()
+    assert (clone / "runs" / "first" / "final" / "adapter_model.safetensors").is_file()
 
 
-def test_the_sample_scores_as_the_readme_says() -> None:
-    command = next(command for command in commands("Answer and score") if "data/sample/amber/answers.json" in command)
-    data = ROOT.parent / "shared" / "benchmarks" / "nltk_data"
-    if not data.is_dir():
-        pytest.skip("NLTK's data is not beside the checkout")
-    printed = subprocess.run(
-        [sys.executable, *command[1:]],
-        cwd=ROOT,
-        env=os.environ | {"NLTK_DATA": str(data)},
-        capture_output=True,
-        text=True,
-    ).stdout
-    expected = README.split("```\nDescriptions")[1].split("```")[0]
-    assert "Descriptions" + expected.rstrip() in printed
+@pytest.mark.slow
+def test_the_training_page_runs(clone: Path) -> None:
+    ran = commands(read(ROOT / "docs" / "training.md"))
+    for command in ran:
+        finished = run(command, clone)
+        assert finished.returncode == 0, (command, finished.stderr)
+        if command.startswith("python lpoi") and "--do_train" not in command:
+            assert "6.174" in finished.stdout + finished.stderr
+    assert len(ran) == 5
+    for name in ("first", "second"):
+        assert (clone / "runs" / name / "final" / "adapter_model.safetensors").is_file()
+    assert (clone / "runs" / "first-evaluation" / "eval_records.jsonl").read_text().count("\n") == 31
 
 
-def test_every_path_that_is_named_exists() -> None:
-    for document in (ROOT / "README.md", ROOT / "data" / "README.md", ROOT / "checkpoints" / "README.md"):
-        links = re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8"))
-        local = [link for link in links if "://" not in link]
-        for link in local:
-            assert (document.parent / link).exists(), f"{document.name} points to {link}"
-    assert len(re.findall(r"`?python (\S+\.py)", README)) >= 8
-    for program in re.findall(r"python (\S+\.py)", README):
-        assert (ROOT / program).is_file(), program
+# ---- what is named is there ----
 
 
-def test_every_option_that_is_named_exists() -> None:
-    from transformers import HfArgumentParser
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
+def test_every_link_and_path_leads_somewhere(document: Path) -> None:
+    text = read(document)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in link:
+            continue
+        path, _, heading = link.partition("#")
+        target = document.parent / path if path else document
+        assert target.exists(), link
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", read(target), flags=re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in headings}, link
+    for path in re.findall(r"`([\w.-]+/[\w./-]+)`", text):
+        folder = path.partition("/")[0]
+        if folder in ("asset", "benchmarks", "docs", "listwise_preference", "tests"):
+            assert (ROOT / path).exists(), path
 
-    from listwise_preference.training import options as arguments
 
-    groups = (
-        arguments.ModelArguments,
-        arguments.DataArguments,
-        arguments.ObjectiveArguments,
-        arguments.TrainerArguments,
+PROGRAMS = {
+    "lpoi.py": ["lpoi.py"],
+    "make_image_lists.py": ["make_image_lists.py"],
+    "generate.py": ["generate.py"],
+    "demo.py": ["demo.py"],
+    **{
+        f"score.py {one}": ["score.py", one]
+        for one in ("amber", "object-halbench", "chair", "mmhal", "pope", "awareness", "compare")
+    },
+    **{
+        f"-m listwise_preference.small_world.{one}": ["-m", f"listwise_preference.small_world.{one}"]
+        for one in ("data", "model", "pretrain")
+    },
+    **{
+        f"benchmarks/{one}.py": [f"benchmarks/{one}.py"]
+        for one in ("generation", "image_lists", "objectives", "scoring", "training_step")
+    },
+}
+SAME_PROGRAM = {
+    "lpoi_llava.py": "lpoi.py",
+    "lpoi_llava_13b.py": "lpoi.py",
+    "generate-idefics-lpoi-amber.py": "generate.py",
+}
+
+
+@functools.cache
+def help_of(program: str) -> str:
+    finished = subprocess.run(
+        [sys.executable, *PROGRAMS[program], "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    known = {"--config", "--help"} | {
-        option
-        for action in HfArgumentParser(groups)._actions  # type: ignore[arg-type]
-        for option in action.option_strings
-    }
-    sections = dict(re.findall(r"\n## ([^\n]+)\n(.*?)(?=\n## |$)", README, flags=re.DOTALL))
-    headings = ("Try it", "Train on the paper's data", "Train on your own", "What a run leaves", "How it computes")
-    training = "".join(sections[heading] for heading in headings)
-    used = set(re.findall(r"(?<![\w-])--[a-z_]+", training))
-    assert used - known <= {"--family", "--output", "--multi_gpu", "--num_processes"}
+    return finished.stdout
+
+
+def options_in(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text))
+
+
+def invocations(text: str) -> Iterator[tuple[str, str]]:
+    """(program, its arguments) of every command in a text, in a block or in backticks."""
+    for spelled, arguments in re.findall(
+        r"(?:python|accelerate launch[^`\n]*?) (-m listwise_preference\.small_world\.\w+|[\w/-]+\.py)([^`\n#]*)",
+        text,
+    ):
+        program = SAME_PROGRAM.get(spelled, spelled)
+        if program == "score.py":
+            program = f"score.py {arguments.split()[0]}"
+        yield program, arguments
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
+def test_every_option_is_one_of_its_program(document: Path) -> None:
+    text = re.sub(r"\n  ?(?=\S)", " ", read(document))  # commands are broken at the end of a line
+    for program, arguments in invocations(text):
+        if program in PROGRAMS:
+            assert options_in(arguments) <= options_in(help_of(program)), f"{program}{arguments}"
+        else:
+            assert (ROOT / program).is_file(), program
+    accelerates = {"--multi_gpu", "--num_processes", "--cpu"}
+    known = set().union(*(options_in(help_of(program)) for program in PROGRAMS))
+    assert options_in(text) - accelerates - {"--help"} <= known
+
+
+# ---- the field's words ----
+
+# Words that only this project used, and what the field says: docs/glossary.md.
+DIALECT = re.compile(
+    r"\b(pictures?|dice|lures?|hid(?:es?|den|ing)|live|mend(?:s|ed)?|upright|at the door|half a line|a folder a level"
+    r"|(?:chosen|rejected|better|worse) answers?|answers files?|answering)\b",
+    re.IGNORECASE,
+)
+
+
+def prose(text: str) -> str:
+    """Without code and without names of options: a word there is a key, a file or a benchmark's own."""
+    text = re.sub(r"```.*?```|`[^`]*`", " ", text, flags=re.DOTALL)
+    text = re.sub(r"^    .*$", " ", text, flags=re.MULTILINE)
+    return re.sub(r"--[\w-]+( [A-Z_]{2,})?|\S+\.(?:jsonl?|py|md|png)\b", " ", text)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
+def test_documents_use_the_fields_words(document: Path) -> None:
+    assert DIALECT.findall(prose(read(document))) == []
