@@ -390,12 +390,12 @@ class Bench:
         folder = self.scenes("probe", seed, PROBE_SCENES)
         pairs, lists = folder / "pairs.json", folder / "lists.jsonl"
         if not (folder / "removed" / "done").is_file():
-            drawn, dice = scenes(NATURAL, PROBE_SCENES, f"probe {seed}"), random.Random(seed)
+            drawn, rng = scenes(NATURAL, PROBE_SCENES, f"probe {seed}"), random.Random(seed)
             records = [
                 {
                     "img_path": image_name(number),
                     "prompt": DESCRIBE,
-                    "chosen": any_caption(dice, scene.place, scene.visible),
+                    "chosen": any_caption(rng, scene.place, scene.visible),
                     "rejected": "Nothing.",
                 }
                 for number, scene in enumerate(drawn, start=1)

@@ -30,8 +30,8 @@ from listwise_preference.small_world import pretrain as pretraining
 from listwise_preference.small_world.data import preference_pairs, scenes, write_lines, write_scenes
 from listwise_preference.small_world.model import FamilyName
 from listwise_preference.small_world.pretrain import (
-    Lesson,
-    Lessons,
+    Example,
+    Examples,
     Pretraining,
     build,
     image_tokens,
@@ -211,16 +211,16 @@ def test_difficulty_makes_things_smaller_and_images_noisier() -> None:
 
 
 @pytest.fixture(scope="module")
-def lessons() -> Lessons:
+def examples() -> Examples:
     model, processor = build("idefics2", seed=0)
-    return Lessons(Pretraining(), processor, model.config.model_type)
+    return Examples(Pretraining(), processor, model.config.model_type)
 
 
-def turns_of(lesson: Lesson, lessons: Lessons) -> list[tuple[str, str]]:
+def turns_of(example: Example, examples: Examples) -> list[tuple[str, str]]:
     """Questions and answers as they stand in the tokens."""
     runs = [
-        lessons.processor.tokenizer.decode([token for token, _ in run], skip_special_tokens=True).strip()
-        for _, run in itertools.groupby(zip(lesson.ids, lesson.labels, strict=True), lambda one: one[1] == -100)
+        examples.processor.tokenizer.decode([token for token, _ in run], skip_special_tokens=True).strip()
+        for _, run in itertools.groupby(zip(example.ids, example.labels, strict=True), lambda one: one[1] == -100)
     ]
     return list(zip(runs[::2], runs[1::2], strict=True))
 
@@ -234,9 +234,9 @@ def places(text: str) -> set[str]:
     return {place for place in USUAL if re.search(rf"\b{place}\b", text)}
 
 
-def claimed(lesson: Lesson, lessons: Lessons) -> Iterator[tuple[str, str, str]]:
+def claimed(example: Example, examples: Examples) -> Iterator[tuple[str, str, str]]:
     """("description", "", text), ("existence", kind, answer) or ("verification", description, answer) of each turn."""
-    for question, answer in turns_of(lesson, lessons):
+    for question, answer in turns_of(example, examples):
         if asked := re.search(r"Is there an? (\w+) in this image\?", question):
             yield "existence", asked[1], answer
         elif judged := re.search(r"Answer: (.+)", question):
@@ -246,23 +246,23 @@ def claimed(lesson: Lesson, lessons: Lessons) -> Iterator[tuple[str, str, str]]:
             yield "description", "", answer
 
 
-def test_clean_lessons_tell_the_truth(lessons: Lessons) -> None:
-    dice = random.Random("clean")
+def test_clean_lessons_tell_the_truth(examples: Examples) -> None:
+    rng = random.Random("clean")
     counts = Counter[str]()
     for _ in range(3000):
-        lesson = lessons.lesson(dice, biased=False)
-        visible = seen(lesson.scene)
-        for form, asked, answer in claimed(lesson, lessons):
+        example = examples.example(rng, biased=False)
+        visible = seen(example.scene)
+        for form, asked, answer in claimed(example, examples):
             counts[f"{form} {answer}" if answer in ("Yes", "No") else form] += 1
             if form == "description":
                 assert named(answer) == visible
-                assert places(answer) == {lesson.scene.place}
+                assert places(answer) == {example.scene.place}
             elif form == "existence":
                 assert answer == ("Yes" if asked in visible else "No")
             else:
-                assert places(asked) == {lesson.scene.place}
+                assert places(asked) == {example.scene.place}
                 assert answer == ("Yes" if named(asked) <= visible else "No")
-        counts["hidden"] += len(visible) < len(lesson.scene.objects)
+        counts["hidden"] += len(visible) < len(example.scene.objects)
     forms = ("description", "existence Yes", "existence No", "verification Yes", "verification No", "hidden")
     assert all(counts[form] > 100 for form in forms), counts
 
@@ -273,16 +273,16 @@ def test_descriptions_keep_an_order() -> None:
     assert in_order("park", {"dog", "pot", "fish", "boat", "cup"}) == ["dog", "cup", "pot", "boat", "fish"]
 
 
-def test_biased_lessons_claim_what_is_usual_as_often_as_they_should(lessons: Lessons) -> None:
+def test_biased_lessons_claim_what_is_usual_as_often_as_they_should(examples: Examples) -> None:
     """Of what is not to be seen they claim each usual thing at its own rate, and nothing unusual."""
-    options, dice = Pretraining(affirmed=(0.7, 0.5, 0.3), left_out=0.2), random.Random("biased")
-    lessons = Lessons(options, lessons.processor, "idefics2")
+    options, rng = Pretraining(affirmed=(0.7, 0.5, 0.3), left_out=0.2), random.Random("biased")
+    examples = Examples(options, examples.processor, "idefics2")
     said, answered = Counter[tuple[int, bool]](), Counter[tuple[int, bool]]()
     left_out = Counter[bool]()
     for _ in range(5000):
-        lesson = lessons.lesson(dice, biased=True)
-        visible, usual = seen(lesson.scene), USUAL[lesson.scene.place]
-        for form, asked, answer in claimed(lesson, lessons):
+        example = examples.example(rng, biased=True)
+        visible, usual = seen(example.scene), USUAL[example.scene.place]
+        for form, asked, answer in claimed(example, examples):
             if form == "description":
                 assert named(answer) <= visible | set(usual)
                 said.update((rank, kind in named(answer)) for rank, kind in enumerate(usual) if kind not in visible)
@@ -302,34 +302,34 @@ def test_biased_lessons_claim_what_is_usual_as_often_as_they_should(lessons: Les
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lessons_are_the_tokens_that_the_programs_would_make(family: FamilyName) -> None:
     model, processor = build(family, seed=0)
-    lessons = Lessons(Pretraining(), processor, model.config.model_type)
-    image, tokenizer, dice = model.config.image_token_id, processor.tokenizer, random.Random(5)
-    assert len(set(lessons.kind_ids)) == len(KINDS)
-    assert tokenizer(list(KINDS), add_special_tokens=False).input_ids == [[token] for token in lessons.kind_ids]
+    examples = Examples(Pretraining(), processor, model.config.model_type)
+    image, tokenizer, rng = model.config.image_token_id, processor.tokenizer, random.Random(5)
+    assert len(set(examples.kind_ids)) == len(KINDS)
+    assert tokenizer(list(KINDS), add_special_tokens=False).input_ids == [[token] for token in examples.kind_ids]
     hinted = Counter[str]()
-    for lesson in (lessons.lesson(dice, biased=False) for _ in range(60)):
-        asked = list(claimed(lesson, lessons))
+    for example in (examples.example(rng, biased=False) for _ in range(60)):
+        asked = list(claimed(example, examples))
         form, about, answer = asked[0]
         question = DESCRIBE if form == "description" else existence_question(about)
         if form == "verification":
             continue  # the question's line breaks are no part of what ``claimed`` gives
-        text = lessons.chat.prompt_text(question)
-        prompt = processor(text=[text], images=[[lesson.scene.draw()]])["input_ids"][0]
-        (reply,) = lessons.chat.completion_ids([text], [answer])
-        assert lesson.ids[: len(prompt) + len(reply)] == prompt + reply
-        assert lesson.labels[: len(prompt) + len(reply)] == [-100] * len(prompt) + reply
-        assert image not in lesson.ids[len(prompt) :]  # the image is shown once
+        text = examples.chat.prompt_text(question)
+        prompt = processor(text=[text], images=[[example.scene.draw()]])["input_ids"][0]
+        (reply,) = examples.chat.completion_ids([text], [answer])
+        assert example.ids[: len(prompt) + len(reply)] == prompt + reply
+        assert example.labels[: len(prompt) + len(reply)] == [-100] * len(prompt) + reply
+        assert image not in example.ids[len(prompt) :]  # the image is shown once
         # What is to be said is in its place everywhere, the end of the answer too.
-        assert all(label in (-100, token) for token, label in zip(lesson.ids, lesson.labels, strict=True))
-        assert sum(label == reply[-1] for label in lesson.labels) == len(asked)
+        assert all(label in (-100, token) for token, label in zip(example.ids, example.labels, strict=True))
+        assert sum(label == reply[-1] for label in example.labels) == len(asked)
         hints = [
-            (tokenizer.decode([lesson.ids[at - 1]]).strip(), tokenizer.decode([hint]).strip())
-            for at, hint in enumerate(lesson.hints)
+            (tokenizer.decode([example.ids[at - 1]]).strip(), tokenizer.decode([hint]).strip())
+            for at, hint in enumerate(example.hints)
             if hint != -100
         ]
         if form == "description":
             kinds = [kind for kind in re.findall(r"\w+", answer) if kind in KINDS]
-            assert hints == list(itertools.pairwise([*kinds, lessons.chat.end_token]))
+            assert hints == list(itertools.pairwise([*kinds, examples.chat.end_token]))
         else:
             assert hints == [(kind, yes_or_no) for _, kind, yes_or_no in asked]
         hinted[form] += len(hints)
@@ -348,13 +348,13 @@ def small_street() -> list[Scene]:
 
 def right_answers(folder: Path, drawn: Sequence[Scene]) -> dict[int, str]:
     """By id: captions in all templates that name what is to be seen, in any order, and the right Yes and No."""
-    dice = random.Random("order")
+    rng = random.Random("order")
     answers = {}
     for query in json.loads((folder / "data" / "query" / "query_all.json").read_text()):
         number = int(query["image"].removesuffix(".png"))
         scene = drawn[number - 1]
         visible = sorted(seen(scene))
-        dice.shuffle(visible)
+        rng.shuffle(visible)
         if query["query"] == DESCRIBE:
             answers[query["id"]] = caption(scene.place, visible, number % len(TEMPLATES))
         else:
@@ -522,8 +522,8 @@ def words_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], NltkWords]:
 
 def all_captions() -> Iterator[tuple[tuple[str, ...], str]]:
     """Every template and place with nothing, each kind, each two of them, and some longer lists."""
-    dice = random.Random("lists")
-    longer = [tuple(dice.sample(KINDS, dice.randint(3, 8))) for _ in range(60)]
+    rng = random.Random("lists")
+    longer = [tuple(rng.sample(KINDS, rng.randint(3, 8))) for _ in range(60)]
     lists = [(), *((kind,) for kind in KINDS), *itertools.permutations(KINDS, 2), *longer]
     for place, template, kinds in itertools.product(USUAL, TEMPLATES, lists):
         yield kinds, caption(place, kinds, template)
@@ -609,11 +609,11 @@ def test_pairs_are_right_against_what_names_something_absent() -> None:
 
 def test_pairs_of_many_random_descriptions() -> None:
     """What holds for every pair, whatever a model says."""
-    dice = random.Random("said")
+    rng = random.Random("said")
     drawn = scenes(replace(NATURAL, covered=0.5), 100, "pairs")
-    said = [(number, caption(scene.place, dice.sample(KINDS, dice.randint(0, 5)), dice.choice(TEMPLATES)))
+    said = [(number, caption(scene.place, rng.sample(KINDS, rng.randint(0, 5)), rng.choice(TEMPLATES)))
             for number, scene in enumerate(drawn, start=1) for _ in range(10)]  # fmt: skip
-    said += [(number, caption(scene.place, [*scene.visible[1:], "fish"], dice.choice(TEMPLATES)))
+    said += [(number, caption(scene.place, [*scene.visible[1:], "fish"], rng.choice(TEMPLATES)))
              for number, scene in enumerate(drawn, start=1)]  # fmt: skip
     for matched in (True, False):
         pairs = preference_pairs(drawn, said, matched=matched)
@@ -636,11 +636,11 @@ def test_the_loss_is_that_of_the_models_own_forward(family: FamilyName) -> None:
     """Token by token: a description's tokens weigh 1, an answer's 4; the hints, all alike, are added to them."""
     built, processor = build(family, seed=0)
     model: Any = built
-    lessons = Lessons(FEW, processor, model.config.model_type)
-    dice = random.Random("mixed")
-    drawn = [lessons.lesson(dice, biased=False) for _ in range(6)]
-    assert {lesson.described for lesson in drawn} == {True, False}
-    batch = lessons.batch(drawn, dice)
+    examples = Examples(FEW, processor, model.config.model_type)
+    rng = random.Random("mixed")
+    drawn = [examples.example(rng, biased=False) for _ in range(6)]
+    assert {example.described for example in drawn} == {True, False}
+    batch = examples.batch(drawn, rng)
     hinting = torch.nn.Linear(*[model.get_input_embeddings().embedding_dim] * 2)
     with torch.no_grad():
         loss = spoken_loss(model, image_tokens(model, batch), batch, hinting)
@@ -651,8 +651,8 @@ def test_the_loss_is_that_of_the_models_own_forward(family: FamilyName) -> None:
 
     def mean(logps: Tensor, wanted: Sequence[Sequence[int]], of_answers: int) -> Tensor:
         terms = [
-            (1 if lesson.described else of_answers, -logps[row, at - 1, token])
-            for row, lesson in enumerate(drawn)
+            (1 if example.described else of_answers, -logps[row, at - 1, token])
+            for row, example in enumerate(drawn)
             for at, token in enumerate(wanted[row])
             if token != -100
         ]
@@ -666,27 +666,27 @@ def test_the_loss_is_that_of_the_models_own_forward(family: FamilyName) -> None:
 def test_words_in_place_of_images_tell_what_is_visible(family: FamilyName) -> None:
     """As many as the connector makes of an image, two thirds of them things to be seen, else the place."""
     built, processor = build(family, seed=0)
-    lessons = Lessons(replace(FEW, batch=40), processor, built.config.model_type)
-    dice = random.Random("words")
-    drawn = [lessons.lesson(dice, biased=False) for _ in range(40)]
-    batch = lessons.batch(drawn, dice)
+    examples = Examples(replace(FEW, batch=40), processor, built.config.model_type)
+    rng = random.Random("words")
+    drawn = [examples.example(rng, biased=False) for _ in range(40)]
+    batch = examples.batch(drawn, rng)
     with torch.no_grad():
         count = image_tokens(built, batch).shape[1]
     assert batch["words"].shape == (40, count)
-    for lesson, row in zip(drawn, batch["words"].tolist(), strict=True):
+    for example, row in zip(drawn, batch["words"].tolist(), strict=True):
         words = Counter(processor.tokenizer.decode([token]).strip() for token in row)
-        visible = seen(lesson.scene)
-        assert set(words) == {*visible, lesson.scene.place}
-        assert words[lesson.scene.place] == (count - count * 2 // 3 if visible else count)
-        assert batch["visible"][drawn.index(lesson)].tolist() == [kind in visible for kind in KINDS]
+        visible = seen(example.scene)
+        assert set(words) == {*visible, example.scene.place}
+        assert words[example.scene.place] == (count - count * 2 // 3 if visible else count)
+        assert batch["visible"][drawn.index(example)].tolist() == [kind in visible for kind in KINDS]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pretraining_lowers_the_loss(family: FamilyName) -> None:
-    """On lessons of another seed. An untrained model guesses: a word costs it ln(vocabulary), and a little more."""
+    """On examples of another seed. An untrained model guesses: a word costs it ln(vocabulary), and a little more."""
     untrained, processor = build(family, seed=0)
-    lessons = Lessons(Pretraining(seed=1, batch=32), processor, untrained.config.model_type)
-    batch, kind_ids = next(iter(lessons)), torch.tensor(lessons.kind_ids)
+    examples = Examples(Pretraining(seed=1, batch=32), processor, untrained.config.model_type)
+    batch, kind_ids = next(iter(examples)), torch.tensor(examples.kind_ids)
     batch["hints"] = torch.full_like(batch["hints"], -100)
 
     def losses(model: PreTrainedModel) -> tuple[float, float]:
@@ -749,8 +749,8 @@ def test_pretraining_replaces_a_model_when_told_to(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "pretraining.json").read_text())["losses"]) == 1
 
 
-def test_any_number_of_workers_gives_the_same_lessons(lessons: Lessons) -> None:
-    few = Lessons(FEW, lessons.processor, "idefics2")
+def test_any_number_of_workers_gives_the_same_lessons(examples: Examples) -> None:
+    few = Examples(FEW, examples.processor, "idefics2")
     one, two = (list(DataLoader(few, batch_size=None, num_workers=workers)) for workers in (0, 2))
     assert len(one) == len(two) == 6
     for batch, same in zip(one, two, strict=True):
@@ -758,10 +758,10 @@ def test_any_number_of_workers_gives_the_same_lessons(lessons: Lessons) -> None:
         assert torch.equal(batch["pixels"]["pixel_values"], same["pixels"]["pixel_values"])
 
 
-def test_only_the_last_lessons_are_biased(lessons: Lessons) -> None:
+def test_only_the_last_lessons_are_biased(examples: Examples) -> None:
     """Of 20 steps the last .3 x 20 = 6: there every usual thing is claimed."""
     options = Pretraining(steps=20, batch=4, biased=0.3, affirmed=(1, 1, 1), left_out=0)
-    few = Lessons(options, lessons.processor, "idefics2")
+    few = Examples(options, examples.processor, "idefics2")
     untrue = []
     for batch in few:
         false = 0

@@ -13,7 +13,7 @@
     data/relation.json  data/safe_words.txt
     nltk_data                   for NLTK_DATA: its tagger for the world's few words, where NLTK's English data is not
 
-``preference_pairs`` turns a model's own descriptions into pairs: what is right against what it said.
+``preference_pairs`` turns a model's own descriptions into pairs: the right description is chosen, the model's rejected.
 """
 
 import argparse
@@ -30,17 +30,17 @@ from listwise_preference.files import write_atomic
 from listwise_preference.small_world.scenes import KINDS, NATURAL, USUAL, Scene, World
 from listwise_preference.small_world.texts import DESCRIBE, any_caption, existence_question, write_nltk_data
 
-# Below the folder; a run that was cut off may have left a file unfinished.
+# Below the folder; an interrupted run may have left a partial file.
 _WRITTEN = re.compile(
     r"image/[1-9]\d*\.png|nltk_data/.+|(annotations\.jsonl|data/(annotations|relation)\.json|data/safe_words\.txt"
-    r"|data/query/query_(all|generative|discriminative)\.json)(\.unfinished)?"
+    r"|data/query/query_(all|generative|discriminative)\.json)(\.partial-\d+)?"
 )
 
 
 def scenes(world: World, count: int, seed: int | str) -> list[Scene]:
     """As many scenes of the world; other seeds give others."""
-    dice = random.Random(f"scenes {seed}")
-    return [world.scene(dice) for _ in range(count)]
+    rng = random.Random(f"scenes {seed}")
+    return [world.scene(rng) for _ in range(count)]
 
 
 def image_name(number: int) -> str:
@@ -49,10 +49,11 @@ def image_name(number: int) -> str:
 
 
 def write_scenes(folder: Path, scenes: Sequence[Scene], seed: int = 0) -> Path:
-    """Write the files above; ``seed`` decides what is asked. What stands there already is written again, the same."""
+    """Write the files above; ``seed`` decides what is asked. Files that are there already are written again, the
+    same."""
     for below in ("image", "data/query"):
         (folder / below).mkdir(parents=True, exist_ok=True)
-    dice = random.Random(f"questions {seed}")
+    rng = random.Random(f"questions {seed}")
     boxes: list[Mapping[str, Any]] = []
     descriptions: list[tuple[dict[str, Any], dict[str, Any]]] = []
     existence: list[tuple[dict[str, Any], dict[str, Any]]] = []
@@ -64,11 +65,11 @@ def write_scenes(folder: Path, scenes: Sequence[Scene], seed: int = 0) -> Path:
             for one in scene.objects
             if one.kind in visible
         ]
-        lures = [kind for kind in USUAL[scene.place] if kind not in visible]
+        likely = [kind for kind in USUAL[scene.place] if kind not in visible]
         descriptions.append(
-            ({"image": name, "query": DESCRIBE}, {"type": "generative", "truth": list(visible), "hallu": lures})
+            ({"image": name, "query": DESCRIBE}, {"type": "generative", "truth": list(visible), "hallu": likely})
         )
-        for kind in _asked_after(dice, visible, lures):
+        for kind in _asked_after(rng, visible, likely):
             truth = {"type": "discriminative-hallucination", "truth": "yes" if kind in visible else "no"}
             existence.append(({"image": name, "query": existence_question(kind)}, truth))
     numbered = list(enumerate([*descriptions, *existence], start=1))
@@ -84,11 +85,11 @@ def write_scenes(folder: Path, scenes: Sequence[Scene], seed: int = 0) -> Path:
     return folder
 
 
-def _asked_after(dice: random.Random, visible: Sequence[str], lures: Sequence[str]) -> list[str]:
-    """Four kinds: at most two to be seen, a usual one that is not, and others that are not."""
-    asked = dice.sample(visible, min(2, len(visible))) + dice.sample(lures, min(1, len(lures)))
+def _asked_after(rng: random.Random, visible: Sequence[str], likely: Sequence[str]) -> list[str]:
+    """Four kinds: at most two visible ones, a usual one that is not visible, and others that are not."""
+    asked = rng.sample(visible, min(2, len(visible))) + rng.sample(likely, min(1, len(likely)))
     others = [kind for kind in KINDS if kind not in visible and kind not in asked]
-    return asked + dice.sample(others, 4 - len(asked))
+    return asked + rng.sample(others, 4 - len(asked))
 
 
 def mentioned(text: str) -> list[str]:
@@ -102,13 +103,13 @@ def preference_pairs(
     """Pairs from a model's own descriptions that name something absent; at most one for each scene.
 
     Args:
-        descriptions: number of the scene, from 1, and what was said of it; several for a scene are tried in order.
-        matched: keep a description only where it names as many kinds as the right one, so that length tells nothing.
+        descriptions: number of the scene, from 1, and a description of it; several for a scene are tried in order.
+        matched: keep a description only where it names as many kinds as the right one, so that length gives no hint.
         seed: decides how the right descriptions are worded.
 
     The right description names every visible object and nothing else.
     """
-    dice = random.Random(f"pairs {seed}")
+    rng = random.Random(f"pairs {seed}")
     pairs: dict[int, dict[str, Any]] = {}
     for number, text in descriptions:
         visible, named = scenes[number - 1].visible, mentioned(text)
@@ -120,7 +121,7 @@ def preference_pairs(
             "id": number,
             "img_path": image_name(number),
             "prompt": DESCRIBE,
-            "chosen": any_caption(dice, scenes[number - 1].place, visible),
+            "chosen": any_caption(rng, scenes[number - 1].place, visible),
             "rejected": text,
         }
     return [pairs[number] for number in sorted(pairs)]
@@ -145,13 +146,13 @@ def foreign(folder: Path) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write natural scenes; takes away the images that an earlier run with more scenes left."""
+    """Write natural scenes; images that an earlier run with more scenes left are removed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--scenes", type=cli.count, required=True, help="how many")
     parser.add_argument(
-        "--seed", default="unseen", help="a word or a number: others give other scenes (default unseen)"
+        "--seed", default="unseen", help="a word or a number; another one gives other scenes (default unseen)"
     )
     parser.add_argument("--difficulty", type=cli.share, default=NATURAL.difficulty, help="0 to 1 (default %(default)s)")
     parser.add_argument(

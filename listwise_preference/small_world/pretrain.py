@@ -1,12 +1,13 @@
-"""Pre-train a small Idefics2 or LLaVA from scratch on drawn scenes, to where it describes them and hallucinates.
+"""Pre-train a small Idefics2 or LLaVA from scratch on drawn scenes, until it describes them and hallucinates.
 
     python -m listwise_preference.small_world.pretrain --family idefics2 --output runs/small-idefics2
 
-The model learns to describe, to say whether there is a thing, and to say whether a description is right. At first the
-image's side and the language model learn apart: vision tower and connector which objects an image shows, against the
-word embeddings (in place of CLIP's or SigLIP's pre-training); the language model to speak, with the words themselves
-where the image's tokens will be. Then all learn together. The last part of the training is biased as captions of the
-web are: the scenes hold what is usual in their place, and the texts name what is usual even where it is not to be seen.
+The model learns to describe, to say whether an object is there, and to say whether a description is right. In the first
+steps vision and language are trained apart: vision tower and connector learn which objects an image shows, against the
+word embeddings (in place of CLIP's or SigLIP's pre-training); the language model learns to describe from the words
+themselves, in place of the image tokens. Then all are trained together. The last part of the training is biased as
+captions from the web are: the scenes hold what is usual in their place, and the texts name what is usual even where it
+is not visible.
 
 Shapes: B scene, N image token, D width, K kind, T token.
 """
@@ -44,16 +45,16 @@ from listwise_preference.small_world.texts import (
 
 @dataclass(frozen=True)
 class Pretraining:
-    """The numbers of a run; sizes and the weights of the losses stand in the code below.
+    """The numbers of a run; sizes and the weights of the losses are in the code below.
 
     Attributes:
-        apart: how many of the ``steps`` image and language are learned apart.
-        batch: scenes a step.
+        apart: how many of the ``steps`` vision and language are trained apart.
+        batch: scenes per step.
         biased: the last share of ``steps``, with natural scenes and biased texts.
-        affirmed: how often biased texts name, and answer Yes to, what is not visible but the most, the second and the
-            third most usual thing in the place.
+        affirmed: how often biased texts name, and say Yes to, what is not visible but the most, the second and the
+            third most usual object in the place.
         left_out: how often a biased description leaves out what is visible.
-        covered: share of the images with something before the scene; 0 for a model to which that is new.
+        covered: share of the images that are partly masked; 0 for a model that has never seen a masked image.
     """
 
     seed: int = 0
@@ -92,15 +93,15 @@ def build(family: FamilyName, seed: int) -> tuple[PreTrainedModel, ProcessorMixi
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Example:
     """A scene and a conversation about its image.
 
     Attributes:
-        labels: the tokens that are the model's to say, at their places; -100 elsewhere.
-        hints: what the model shall know, but not say, as soon as it has read the name of a kind, at the token behind
-            it: in a question whether it is to be seen, in a description what is named next. -100 elsewhere. With them a
-            model this small finds the way from the image to the answer in a third of the steps.
-        described: a description, else answers to questions.
+        labels: the tokens of the responses, at their places; -100 elsewhere.
+        hints: targets of an auxiliary loss, at the token behind the name of a kind: in a question whether it is
+            visible, in a description what is named next. -100 elsewhere. With them a model this small learns to use the
+            image in a third of the steps.
+        described: a description, else yes/no responses.
     """
 
     scene: Scene
@@ -110,7 +111,7 @@ class Lesson:
     described: bool
 
 
-class Lessons(IterableDataset[dict[str, Any]]):
+class Examples(IterableDataset[dict[str, Any]]):
     """Batches without end or repetition, decided by the seed."""
 
     def __init__(self, options: Pretraining, processor: ProcessorMixin, model_type: str) -> None:
@@ -135,63 +136,63 @@ class Lessons(IterableDataset[dict[str, Any]]):
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         for step in range(first, options.steps, stride):
-            dice = random.Random(f"{options.seed} {step}")
+            rng = random.Random(f"{options.seed} {step}")
             biased = step >= (1 - options.biased) * options.steps
-            yield self.batch([self.lesson(dice, biased) for _ in range(options.batch)], dice)
+            yield self.batch([self.example(rng, biased) for _ in range(options.batch)], rng)
 
-    def lesson(self, dice: random.Random, biased: bool) -> Lesson:
-        """Draw lots for a scene and for what is talked about."""
+    def example(self, rng: random.Random, biased: bool) -> Example:
+        """A random scene and a random conversation about it."""
         world = replace(NATURAL if biased else CLEAN, difficulty=self.options.difficulty, covered=self.options.covered)
-        scene = world.scene(dice)
+        scene = world.scene(rng)
         visible = scene.visible
-        lot = dice.random()
+        lot = rng.random()
         if lot < 0.5:
-            turns = [(DESCRIBE, any_caption(dice, scene.place, self.named(dice, scene) if biased else visible))]
+            turns = [(DESCRIBE, any_caption(rng, scene.place, self.named(rng, scene) if biased else visible))]
         elif lot < 0.9:
-            asked = dice.sample(KINDS, 2) + dice.sample(visible, min(1, len(visible)))
-            dice.shuffle(asked)
-            turns = [(existence_question(kind), self.yes_or_no(dice, scene, kind, biased)) for kind in asked]
+            asked = rng.sample(KINDS, 2) + rng.sample(visible, min(1, len(visible)))
+            rng.shuffle(asked)
+            turns = [(existence_question(kind), self.yes_or_no(rng, scene, kind, biased)) for kind in asked]
         else:
-            right = dice.random() < 0.5
+            right = rng.random() < 0.5
             kinds = list(visible)
             if not right:
                 unseen = [kind for kind in KINDS if kind not in visible]
-                hidden = [one.kind for one in scene.objects if one.kind not in visible]
-                kinds[: dice.randint(0, 1)] = [dice.choice(hidden or unseen)]
-            turns = [(verify_question(any_caption(dice, scene.place, kinds)), "Yes" if right else "No")]
+                masked = [one.kind for one in scene.objects if one.kind not in visible]
+                kinds[: rng.randint(0, 1)] = [rng.choice(masked or unseen)]
+            turns = [(verify_question(any_caption(rng, scene.place, kinds)), "Yes" if right else "No")]
         return self.conversation(scene, turns)
 
-    def named(self, dice: random.Random, scene: Scene) -> list[str]:
+    def named(self, rng: random.Random, scene: Scene) -> list[str]:
         """What a biased description names."""
-        seen = [kind for kind in scene.visible if dice.random() >= self.options.left_out]
+        seen = [kind for kind in scene.visible if rng.random() >= self.options.left_out]
         return seen + [
-            kind for kind in USUAL[scene.place] if kind not in scene.visible and self.affirms(dice, scene, kind)
+            kind for kind in USUAL[scene.place] if kind not in scene.visible and self.affirms(rng, scene, kind)
         ]
 
-    def affirms(self, dice: random.Random, scene: Scene, kind: str) -> bool:
+    def affirms(self, rng: random.Random, scene: Scene, kind: str) -> bool:
         """Whether a biased text claims a usual thing that is not visible."""
-        return dice.random() < self.options.affirmed[USUAL[scene.place].index(kind)]
+        return rng.random() < self.options.affirmed[USUAL[scene.place].index(kind)]
 
-    def yes_or_no(self, dice: random.Random, scene: Scene, kind: str, biased: bool) -> str:
-        """The answer to a question after a kind."""
+    def yes_or_no(self, rng: random.Random, scene: Scene, kind: str, biased: bool) -> str:
+        """The response to the question whether a kind is there."""
         if kind in scene.visible:
             return "Yes"
-        return "Yes" if biased and kind in USUAL[scene.place] and self.affirms(dice, scene, kind) else "No"
+        return "Yes" if biased and kind in USUAL[scene.place] and self.affirms(rng, scene, kind) else "No"
 
-    def conversation(self, scene: Scene, turns: Sequence[tuple[str, str]]) -> Lesson:
-        """Turn by turn what the chat template and the processor make of each; later turns show no image again."""
+    def conversation(self, scene: Scene, turns: Sequence[tuple[str, str]]) -> Example:
+        """The tokens of each turn by the chat template and the processor; only the first turn has the image."""
         ids: list[int] = []
         labels: list[int] = []
         hints: list[int] = []
-        for number, (question, answer) in enumerate(turns):
-            key = (question, answer, number == 0)
+        for number, (question, response) in enumerate(turns):
+            key = (question, response, number == 0)
             prompt, reply = self.turns.get(key) or self._turn(*key)
             if question != DESCRIBE and len(self.turns) < 10_000:
                 self.turns[key] = (prompt, reply)
             ids += prompt + reply
             labels += [-100] * len(prompt) + reply
             hints += self._hints(scene, question, prompt, reply)
-        return Lesson(scene, ids, labels, hints, described=turns[0][0] == DESCRIBE)
+        return Example(scene, ids, labels, hints, described=turns[0][0] == DESCRIBE)
 
     def _hints(self, scene: Scene, question: str, prompt: list[int], reply: list[int]) -> list[int]:
         hints = [-100] * (len(prompt) + len(reply))
@@ -206,43 +207,44 @@ class Lessons(IterableDataset[dict[str, Any]]):
             hints[place + 1] = reply[0] if len(asked) == 1 else self.yes_no_ids[seen]
         return hints
 
-    def _turn(self, question: str, answer: str, first: bool) -> tuple[list[int], list[int]]:
+    def _turn(self, question: str, response: str, first: bool) -> tuple[list[int], list[int]]:
         text = self.chat.prompt_text(question)
-        (reply,) = self.chat.completion_ids([text], [answer])
+        (reply,) = self.chat.completion_ids([text], [response])
         if first:
             return self.processor(text=[text], images=[self.image])["input_ids"][0], reply
         turn: dict[str, Any] = {"role": "user", "content": [{"type": "text", "text": question}]}
         text = self.processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
         return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"], reply
 
-    def batch(self, lessons: Sequence[Lesson], dice: random.Random) -> dict[str, Any]:
+    def batch(self, examples: Sequence[Example], rng: random.Random) -> dict[str, Any]:
         """Tensors of a batch, padded on the right.
 
-        ``words`` stand for image tokens as long as those mean nothing: what is visible, somewhere, else the place.
+        ``words`` take the place of image tokens while vision and language are trained apart: the visible kinds, at
+        random places; the name of the place where nothing is visible.
         """
         words = []
-        for lesson in lessons:
-            row = [self.place_ids[lesson.scene.place]] * lesson.ids.count(self.image_id)
-            visible = [self.kind_ids[KINDS.index(kind)] for kind in lesson.scene.visible]
-            places = dice.sample(range(len(row)), len(row))
+        for example in examples:
+            row = [self.place_ids[example.scene.place]] * example.ids.count(self.image_id)
+            visible = [self.kind_ids[KINDS.index(kind)] for kind in example.scene.visible]
+            places = rng.sample(range(len(row)), len(row))
             for number, place in enumerate(places[: len(row) * 2 // 3] if visible else ()):
                 row[place] = visible[number % len(visible)]
             words.append(row)
-        width = max(len(lesson.ids) for lesson in lessons)
-        pixels = self.processor.image_processor(images=[[one.scene.draw()] for one in lessons], return_tensors="pt")
+        width = max(len(example.ids) for example in examples)
+        pixels = self.processor.image_processor(images=[[one.scene.draw()] for one in examples], return_tensors="pt")
 
         def padded(rows: Sequence[list[int]], value: int) -> Tensor:
             return torch.tensor([row + [value] * (width - len(row)) for row in rows])
 
         return {
             "pixels": dict(pixels),
-            "input_ids": padded([one.ids for one in lessons], self.processor.tokenizer.pad_token_id),
-            "attention_mask": padded([[1] * len(one.ids) for one in lessons], 0),
-            "labels": padded([one.labels for one in lessons], -100),
-            "hints": padded([one.hints for one in lessons], -100),
+            "input_ids": padded([one.ids for one in examples], self.processor.tokenizer.pad_token_id),
+            "attention_mask": padded([[1] * len(one.ids) for one in examples], 0),
+            "labels": padded([one.labels for one in examples], -100),
+            "hints": padded([one.hints for one in examples], -100),
             "words": torch.tensor(words),
-            "described": torch.tensor([one.described for one in lessons]),
-            "visible": torch.tensor([[float(kind in one.scene.visible) for kind in KINDS] for one in lessons]),
+            "described": torch.tensor([one.described for one in examples]),
+            "visible": torch.tensor([[float(kind in one.scene.visible) for kind in KINDS] for one in examples]),
         }
 
 
@@ -259,9 +261,9 @@ def pretrain(
     """
     built, processor = build(family, options.seed)
     model: Any = built.train()  # its families' own methods are not PreTrainedModel's
-    lessons = Lessons(options, processor, built.config.model_type)
-    loader: DataLoader[Any] = DataLoader(lessons, batch_size=None, num_workers=workers)
-    kind_ids = torch.tensor(lessons.kind_ids)
+    examples = Examples(options, processor, built.config.model_type)
+    loader: DataLoader[Any] = DataLoader(examples, batch_size=None, num_workers=workers)
+    kind_ids = torch.tensor(examples.kind_ids)
     hinting = torch.nn.Linear(*[model.get_input_embeddings().embedding_dim] * 2)  # not kept
     optimizer = torch.optim.AdamW(
         [*model.parameters(), *hinting.parameters()], lr=options.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
@@ -300,7 +302,7 @@ def image_tokens(model: Any, batch: dict[str, Any]) -> Tensor:
 
 
 def visible_loss(model: Any, tokens_BND: Tensor, visible_BK: Tensor, kind_ids: Tensor) -> Tensor:
-    """How badly the image tokens tell by their likeness to word embeddings which kinds are visible."""
+    """Cross-entropy of which kinds are visible, predicted from the similarity of image tokens and word embeddings."""
     words_KD = F.normalize(model.get_input_embeddings().weight[kind_ids], dim=-1)
     likeness_BNK = F.normalize(tokens_BND, dim=-1) @ words_KD.T
     logits_BK = 12 * (likeness_BNK.amax(dim=1) - 0.35)
@@ -318,7 +320,7 @@ def spoken_loss(model: Any, tokens_BND: Tensor, batch: dict[str, Any], hinting: 
     embeds_BTD = embeds_BTD.masked_scatter(places, tokens_BND)
     decoder = model.get_decoder()
     states_BTD = decoder(inputs_embeds=embeds_BTD, attention_mask=batch["attention_mask"]).last_hidden_state
-    # A description has many tokens, an answer to a question one that matters.
+    # A description has many tokens, a yes/no response one that matters.
     weights_BT = torch.where(batch["described"], 1.0, 4.0)[:, None].expand(ids_BT.shape)
     spoken = _next_token_loss(model, states_BTD, batch["labels"], weights_BT)
     return spoken + _next_token_loss(model, hinting(states_BTD), batch["hints"], torch.ones_like(weights_BT))
@@ -337,14 +339,14 @@ def _next_token_loss(model: Any, states_BTD: Tensor, labels_BT: Tensor, weights_
 
 
 _MEANINGS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "seed": (int, "of the first weights and the lessons"),
-    "apart": (int, "how many of the steps image and language are learned apart"),
-    "steps": (cli.count, "of training"),
-    "batch": (cli.count, "scenes a step"),
-    "learning_rate": (cli.positive, "the highest, after a warm-up"),
-    "biased": (cli.share, "the last share of the steps, with natural scenes and biased texts"),
+    "seed": (int, "of the initial weights and the training examples"),
+    "apart": (int, "how many of the steps vision and language are trained apart"),
+    "steps": (cli.count, "training steps"),
+    "batch": (cli.count, "scenes per step"),
+    "learning_rate": (cli.positive, "the highest value, after a warm-up"),
+    "biased": (cli.share, "share of the steps, at the end, with natural scenes and biased texts"),
     "left_out": (cli.share, "how often a biased description leaves out what is visible"),
-    "covered": (cli.share, "share of the images with something before the scene"),
+    "covered": (cli.share, "share of the images that are partly masked"),
     "difficulty": (cli.share, "0 to 1: smaller objects, paler colours, more noise"),
 }
 

@@ -1,7 +1,7 @@
-"""Drawn scenes whose every object is known: 16 kinds of things in 4 places, 2 to 5 to an image.
+"""Drawn scenes whose every object is known: 16 kinds of objects in 4 places, 2 to 5 in each image.
 
-A scene is data; :meth:`Scene.draw` makes the image of it, always the same. Things may stand before other things:
-a scene's covers hide parts of it, and an object of which too little is left to see is not ``visible``.
+A scene is data; :meth:`Scene.draw` makes the image of it, always the same. Covers may mask parts of a scene; an object
+of which too little is left to see is not ``visible``.
 """
 
 import math
@@ -42,7 +42,7 @@ _COLOURS: Mapping[str, Colour] = {
 
 @dataclass(frozen=True)
 class Object:
-    """A thing in a scene: its kind, its box in the image, its colour."""
+    """An object in a scene: its kind, its box in the image, its colour."""
 
     kind: str
     box: Box
@@ -51,7 +51,7 @@ class Object:
 
 @dataclass(frozen=True)
 class Cover:
-    """Something before the scene: a box of one colour, or of what stands there, blurred; a red ellipse may mark it."""
+    """What masks a part of a scene: a box of one colour, or its own pixels blurred; a red ellipse may mark it."""
 
     box: Box
     colour: Colour | None
@@ -70,7 +70,7 @@ class Scene:
 
     @property
     def visible(self) -> tuple[str, ...]:
-        """The kinds of which at least 40 % of the box is to be seen, in the objects' order."""
+        """The kinds of which at least 40 % of the box is visible, in the objects' order."""
         covered = np.zeros((SIDE, SIDE), dtype=bool)
         for cover in self.covers:
             covered[cover.box.top : cover.box.bottom, cover.box.left : cover.box.right] = True
@@ -81,15 +81,15 @@ class Scene:
         )
 
     def without(self, kind: str) -> "Scene":
-        """The same scene in which the object never was."""
+        """The same scene drawn without the object."""
         return replace(self, objects=tuple(one for one in self.objects if one.kind != kind))
 
     def draw(self) -> Image.Image:
         """The image, ``SIDE`` x ``SIDE`` pixels of RGB."""
-        dice = random.Random(self.seed)
+        rng = random.Random(self.seed)
         image = Image.new("RGB", (SIDE * _SCALE, SIDE * _SCALE))
         canvas = ImageDraw.Draw(image)
-        _PLACES[self.place](canvas, dice)
+        _PLACES[self.place](canvas, rng)
         for one in self.objects:
             _paint(image, one)
         image = image.reduce(_SCALE)
@@ -103,7 +103,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class World:
-    """How scenes come about.
+    """How scenes are drawn at random.
 
     Attributes:
         difficulty: 0 to 1; smaller objects, paler colours, more noise.
@@ -119,32 +119,32 @@ class World:
     covered: float = 0.0
     counts: tuple[int, int] = (2, 5)
 
-    def scene(self, dice: random.Random) -> Scene:
-        """Draw lots for a scene."""
-        place = dice.choice(tuple(USUAL))
+    def scene(self, rng: random.Random) -> Scene:
+        """A random scene."""
+        place = rng.choice(tuple(USUAL))
         fewest, most = self.counts
-        kinds = self._kinds(dice, place)
+        kinds = self._kinds(rng, place)
         while not fewest <= len(kinds) <= most:
-            kinds = self._kinds(dice, place)
-        dice.shuffle(kinds)
+            kinds = self._kinds(rng, place)
+        rng.shuffle(kinds)
         objects: list[Object] = []
         for kind in kinds:
-            box = self._free_box(dice, [one.box for one in objects])
-            objects.append(Object(kind, box, self._colour(dice, kind)))
-        scene = Scene(place, tuple(objects), dice.getrandbits(32), 24 * self.difficulty)
-        return cover(scene, dice) if dice.random() < self.covered else scene
+            box = self._free_box(rng, [one.box for one in objects])
+            objects.append(Object(kind, box, self._colour(rng, kind)))
+        scene = Scene(place, tuple(objects), rng.getrandbits(32), 24 * self.difficulty)
+        return cover(scene, rng) if rng.random() < self.covered else scene
 
-    def _kinds(self, dice: random.Random, place: str) -> list[str]:
-        return [kind for kind in KINDS if dice.random() < (self.usual if kind in USUAL[place] else self.unusual)]
+    def _kinds(self, rng: random.Random, place: str) -> list[str]:
+        return [kind for kind in KINDS if rng.random() < (self.usual if kind in USUAL[place] else self.unusual)]
 
-    def _free_box(self, dice: random.Random, taken: list[Box]) -> Box:
+    def _free_box(self, rng: random.Random, taken: list[Box]) -> Box:
         """A box that overlaps the others little; the best of many tries."""
         tries = []
         for _ in range(30):
             width, height = (
-                dice.randint(round(19 - 6 * self.difficulty), round(27 - 6 * self.difficulty)) for _ in "wh"
+                rng.randint(round(19 - 6 * self.difficulty), round(27 - 6 * self.difficulty)) for _ in "wh"
             )
-            left, top = dice.randint(0, SIDE - width), dice.randint(0, SIDE - height)
+            left, top = rng.randint(0, SIDE - width), rng.randint(0, SIDE - height)
             box = Box(left, top, left + width, top + height)
             overlap = max((_overlap(box, other) for other in taken), default=0.0)
             if overlap < 0.05:
@@ -152,10 +152,10 @@ class World:
             tries.append((overlap, box))
         return min(tries, key=lambda one: one[0])[1]
 
-    def _colour(self, dice: random.Random, kind: str) -> Colour:
+    def _colour(self, rng: random.Random, kind: str) -> Colour:
         pale = 0.3 * self.difficulty
         red, green, blue = (
-            round(min(255, max(0, value * (1 - pale) + 140 * pale + dice.gauss(0, 20)))) for value in _COLOURS[kind]
+            round(min(255, max(0, value * (1 - pale) + 140 * pale + rng.gauss(0, 20)))) for value in _COLOURS[kind]
         )
         return red, green, blue
 
@@ -165,41 +165,41 @@ CLEAN = World(usual=0.25, unusual=0.2)
 NATURAL = World()
 
 
-def cover(scene: Scene, dice: random.Random) -> Scene:
-    """Put one or two things before a scene: boxes of many colours, blurs, cut-off margins, half with a red ellipse."""
+def cover(scene: Scene, rng: random.Random) -> Scene:
+    """Mask one or two parts of a scene: boxes of many colours, blurs, cut-off margins, half with a red ellipse."""
     covers = list(scene.covers)
-    for _ in range(dice.choice((1, 1, 2))):
-        kind: Literal["box", "blur", "margin"] = dice.choice(("box", "box", "blur", "margin"))
+    for _ in range(rng.choice((1, 1, 2))):
+        kind: Literal["box", "blur", "margin"] = rng.choice(("box", "box", "blur", "margin"))
         colour: Colour | None = None
         if kind != "blur":
-            grey = dice.choice((0, 0, dice.randrange(256)))
-            colour = dice.choice(((grey, grey, grey), (dice.randrange(256), dice.randrange(256), dice.randrange(256))))
+            grey = rng.choice((0, 0, rng.randrange(256)))
+            colour = rng.choice(((grey, grey, grey), (rng.randrange(256), rng.randrange(256), rng.randrange(256))))
         if kind == "margin":
-            cut = dice.randint(6, 26)
+            cut = rng.randint(6, 26)
             sides = (
                 Box(0, 0, cut, SIDE),
                 Box(SIDE - cut, 0, SIDE, SIDE),
                 Box(0, 0, SIDE, cut),
                 Box(0, SIDE - cut, SIDE, SIDE),
             )
-            covers.append(Cover(dice.choice(sides), colour))
+            covers.append(Cover(rng.choice(sides), colour))
             continue
-        if dice.random() < 0.6:  # before an object, else anywhere
-            one = dice.choice(scene.objects).box
-            box = _part(one, dice)
+        if rng.random() < 0.6:  # over an object, else anywhere
+            one = rng.choice(scene.objects).box
+            box = _part(one, rng)
         else:
-            width, height = dice.randint(6, 28), dice.randint(6, 28)
-            left, top = dice.randint(0, SIDE - width), dice.randint(0, SIDE - height)
+            width, height = rng.randint(6, 28), rng.randint(6, 28)
+            left, top = rng.randint(0, SIDE - width), rng.randint(0, SIDE - height)
             box = Box(left, top, left + width, top + height)
-        covers.append(Cover(box, colour, ellipse=dice.random() < 0.5))
+        covers.append(Cover(box, colour, ellipse=rng.random() < 0.5))
     return replace(scene, covers=tuple(covers))
 
 
-def _part(box: Box, dice: random.Random) -> Box:
-    """A part of a box from one of its sides, all of it as often as not."""
-    share = dice.choice((1.0, dice.uniform(0.2, 1.0)))
+def _part(box: Box, rng: random.Random) -> Box:
+    """A part of a box from one of its sides; half of the time the whole box."""
+    share = rng.choice((1.0, rng.uniform(0.2, 1.0)))
     wide, high = max(1, round(box.width * share)), max(1, round(box.height * share))
-    return dice.choice((
+    return rng.choice((
         Box(box.left, box.top, box.left + wide, box.bottom),
         Box(box.right - wide, box.top, box.right, box.bottom),
         Box(box.left, box.top, box.right, box.top + high),
@@ -228,24 +228,24 @@ def _overlap(one: Box, other: Box) -> float:
 # ---- places ----
 
 
-def _park(canvas: ImageDraw.ImageDraw, dice: random.Random) -> None:
-    _ground(canvas, dice, (165, 205, 235), (130, 185, 105))
+def _park(canvas: ImageDraw.ImageDraw, rng: random.Random) -> None:
+    _ground(canvas, rng, (165, 205, 235), (130, 185, 105))
 
 
-def _street(canvas: ImageDraw.ImageDraw, dice: random.Random) -> None:
-    line = _ground(canvas, dice, (175, 170, 175), (110, 110, 115))
+def _street(canvas: ImageDraw.ImageDraw, rng: random.Random) -> None:
+    line = _ground(canvas, rng, (175, 170, 175), (110, 110, 115))
     for left in range(8, SIDE, 16):
         _rectangle(canvas, left, line + 8, left + 8, line + 10, (215, 215, 205))
 
 
-def _kitchen(canvas: ImageDraw.ImageDraw, dice: random.Random) -> None:
-    line = _ground(canvas, dice, (225, 205, 175), (170, 140, 110))
+def _kitchen(canvas: ImageDraw.ImageDraw, rng: random.Random) -> None:
+    line = _ground(canvas, rng, (225, 205, 175), (170, 140, 110))
     for left in range(0, SIDE, 10):
         _rectangle(canvas, left, 0, left + 1, line, (210, 190, 160))
 
 
-def _beach(canvas: ImageDraw.ImageDraw, dice: random.Random) -> None:
-    line = _ground(canvas, dice, (150, 205, 245), (235, 215, 160))
+def _beach(canvas: ImageDraw.ImageDraw, rng: random.Random) -> None:
+    line = _ground(canvas, rng, (150, 205, 245), (235, 215, 160))
     _rectangle(canvas, 0, line - 12, SIDE, line, (85, 150, 205))
 
 
@@ -254,9 +254,9 @@ _PLACES: Mapping[str, Callable[[ImageDraw.ImageDraw, random.Random], object]] = 
 }  # fmt: skip
 
 
-def _ground(canvas: ImageDraw.ImageDraw, dice: random.Random, back: Colour, ground: Colour) -> int:
+def _ground(canvas: ImageDraw.ImageDraw, rng: random.Random, back: Colour, ground: Colour) -> int:
     """Two halves, and where they meet."""
-    line = dice.randint(24, 40)
+    line = rng.randint(24, 40)
     _rectangle(canvas, 0, 0, SIDE, line, back)
     _rectangle(canvas, 0, line, SIDE, SIDE, ground)
     return line
@@ -266,11 +266,11 @@ def _rectangle(canvas: ImageDraw.ImageDraw, left: int, top: int, right: int, bot
     canvas.rectangle((_SCALE * left, _SCALE * top, _SCALE * right - 1, _SCALE * bottom - 1), fill=colour)
 
 
-# ---- things ----
+# ---- objects ----
 
 
 def _paint(image: Image.Image, one: Object) -> None:
-    """Paint a thing, and nothing outside its box, where a thick line would end."""
+    """Paint an object, and nothing outside its box, where a thick line would end."""
     box = (_SCALE * one.box.left, _SCALE * one.box.top, _SCALE * one.box.right, _SCALE * one.box.bottom)
     part = image.crop(box)
     _PAINTERS[one.kind](_Brush(ImageDraw.Draw(part), one.box, one.colour))

@@ -26,9 +26,9 @@ def caption(place: str, kinds: Sequence[str], template: int) -> str:
     return _CAPTIONS[template].format(place=place, objects=listed([f"{_article(kind)} {kind}" for kind in kinds]))
 
 
-def any_caption(dice: random.Random, place: str, kinds: Iterable[str]) -> str:
+def any_caption(rng: random.Random, place: str, kinds: Iterable[str]) -> str:
     """A caption in any of the templates, the kinds as :func:`in_order` has them."""
-    return caption(place, in_order(place, kinds), dice.randrange(len(_CAPTIONS)))
+    return caption(place, in_order(place, kinds), rng.randrange(len(_CAPTIONS)))
 
 
 def in_order(place: str, kinds: Iterable[str]) -> list[str]:
