@@ -224,7 +224,7 @@ def test_one_report_counts_all_reasons_and_shows_three_of_each(tmp_path: Path, r
 def test_nothing_left_is_an_error_even_when_dropping(tmp_path: Path, root: Path) -> None:
     path = write_json(tmp_path / "p.json", [pair("no.png")])
     refused = refusal(path, root, ImageOnly(), on_bad_record="drop")
-    assert refused.endswith("no record is left: of 1, 1 are bad and 0 have no box to hide.")
+    assert refused.endswith("no record is left: of 1, 1 are bad and 0 have no box.")
     assert "no image" in refused
 
 

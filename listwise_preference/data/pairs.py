@@ -32,9 +32,9 @@ from listwise_preference.files import Row, read_rows
 
 @dataclass(frozen=True)
 class Pair:
-    """One preference: a prompt on an image with the better and the worse answer.
+    """One preference: a prompt on an image with the chosen and the rejected response.
 
-    ``img_path`` stands as the pairs file has it; ``id`` is the record number, from 1, where the file gives
+    ``img_path`` is as in the pairs file; ``id`` is the record number, from 1, where the file gives
     none.
     """
 
@@ -57,7 +57,7 @@ class Record:
 class Records:
     """The usable records in the file's order, and what became of the rest.
 
-    ``dropped`` were bad, ``without_box`` have an image list that hides nothing, ``excluded`` are the ids
+    ``dropped`` were bad, ``without_box`` have an image list without a box, ``excluded`` are the ids
     among those asked to leave out that were there; ``report`` is empty when nothing was bad.
     """
 
@@ -122,8 +122,8 @@ _ADVICE = {
     "image outside the image root": "set --image_root to a folder above all images",
     "text missing or unusable": 'give "prompt", "chosen" and "rejected" as text that is not blank',
     "conversation of another form": "give one user message as prompt and one assistant message "
-    "as each answer; system messages and earlier turns cannot be used",
-    "special token in the text": "take it out; the model would read it as an image's place or an answer's end",
+    "as each response; system messages and earlier turns cannot be used",
+    "special token in the text": "take it out; the model would read it as an image or as the end of a response",
     "image missing": "check --image_root and the path, or fetch the image",
     "image unreadable": "replace or convert the file (JPEG, PNG and WebP are safe)",
     "image outside the first ranked folder": "the first of --ranked_image_folders must "
@@ -151,7 +151,7 @@ class _Bad(Exception):
 
 @dataclass
 class _Candidate:
-    """A record on its way: what is known of it so far, and what is wrong with it."""
+    """A record while it is read: what is known of it so far, and what is wrong with it."""
 
     row: Row
     id: str | int | None = None
@@ -159,7 +159,7 @@ class _Candidate:
     texts: tuple[str, str, str] | None = None
     path: Path | None = None
     line: Row | None = None
-    hides_nothing: bool = False
+    without_box: bool = False
     images: RankedImages | None = None
     problems: list[tuple[str, str]] = field(default_factory=list)
 
@@ -208,7 +208,7 @@ def load_records(
 
 
 def read_entries(pairs_file: Path, image_root: Path, placeholders: tuple[str, ...] = ()) -> tuple[Entry, ...]:
-    """Every record of a pairs file, the bad ones with their problem; no image is looked at.
+    """Every record of a pairs file, bad ones with their problem; no image is opened.
 
     Raises:
         DataError: the file or the root cannot be used at all, or an id is given twice.
@@ -331,9 +331,9 @@ def _below(image_root: Path, img_path: str) -> Path:
 
 
 def _read_texts(value: dict[str, Any]) -> tuple[str, str, str]:
-    """(prompt, chosen, rejected), from plain texts or from TRL's lists of messages."""
-    chosen_prompt, chosen = _read_answer(value, "chosen")
-    rejected_prompt, rejected = _read_answer(value, "rejected")
+    """(prompt, chosen, rejected), from texts or from TRL's lists of messages."""
+    chosen_prompt, chosen = _read_response(value, "chosen")
+    rejected_prompt, rejected = _read_response(value, "rejected")
     prompts: dict[str, str] = {}
     for key in ("prompt", "question"):
         given = value.get(key)
@@ -354,8 +354,8 @@ def _read_texts(value: dict[str, Any]) -> tuple[str, str, str]:
     return next(iter(prompts.values())), chosen, rejected
 
 
-def _read_answer(value: dict[str, Any], key: str) -> tuple[str | None, str]:
-    """(the user message before the answer if there is one, the answer)."""
+def _read_response(value: dict[str, Any], key: str) -> tuple[str | None, str]:
+    """(the user message before the response if there is one, the response)."""
     given = value.get(key)
     if given is None:
         raise _Bad("text missing or unusable", f'no "{key}"')
@@ -381,7 +381,7 @@ def _message_text(message: Any, role: Literal["user", "assistant"], key: str) ->
     if kinds.count("image") > (role == "user"):
         raise _conversation(
             f'"{key}" has {kinds.count("image")} images in the "{role}" message; one is allowed '
-            "in the prompt and none in an answer"
+            "in the prompt and none in a response"
         )
     texts = []
     for kind, part in zip(kinds, content, strict=True):
@@ -441,7 +441,7 @@ def _match_lists(candidates: list[_Candidate], pairs_file: Path, lists_file: Pat
             continue
         line = candidate.line
         try:
-            candidate.hides_nothing = not _has_box(line.value)
+            candidate.without_box = not _has_box(line.value)
             _check_list_path(candidate, line, image_root)
         except _Bad as bad:
             candidate.add(bad, line.where)
@@ -491,13 +491,13 @@ def _match_by_position(
 
 
 def _has_box(line: Any) -> bool:
-    """False for a line that says there is nothing to hide; raises _Bad when it says neither."""
+    """False for a line that says there is no box; raises _Bad when it says neither."""
     if not isinstance(line, dict):
         raise _Bad("unusable image list", f"{_shown(line)} is not an object")
     if line.get("verdict") not in (None, "verified", "unverified"):
         return False
     if "box" not in line:
-        raise _Bad("unusable image list", 'no "box" (null means that there is nothing to hide)')
+        raise _Bad("unusable image list", 'no "box" (null means that there is none)')
     return line["box"] is not None
 
 
@@ -540,11 +540,11 @@ def _read_box(value: Any, size: tuple[int, int]) -> Box:
 def _check_images(candidates: list[_Candidate], source: ImageSource) -> None:
     """Check the files of every candidate and fill in ``images``.
 
-    A record whose list hides nothing is left out anyway, so its image is not looked at.
+    A record without a box is left out anyway, so its image is not opened.
     """
     paths: list[tuple[_Candidate, tuple[Path, ...]]] = []
     for candidate in candidates:
-        if candidate.path is None or candidate.hides_nothing:
+        if candidate.path is None or candidate.without_box:
             continue
         try:
             ranked = _ranked_paths(candidate.path, source.folders) if isinstance(source, Folders) else ()
@@ -612,7 +612,7 @@ def _sum_up(
     for candidate in candidates:
         if candidate.problems:
             continue
-        if candidate.hides_nothing:
+        if candidate.without_box:
             without_box += 1
             continue
         assert candidate.id is not None and candidate.img_path is not None
@@ -620,7 +620,7 @@ def _sum_up(
         records.append(Record(Pair(candidate.id, candidate.img_path, *candidate.texts), candidate.images))
     report = _report(bad, pairs_file, total) if bad else ""
     if not records:
-        counts = f"of {total}, {len(bad)} are bad and {without_box} have no box to hide"
+        counts = f"of {total}, {len(bad)} are bad and {without_box} have no box"
         if excluded:
             counts += f"; {len(excluded)} more are excluded"
         raise DataError(f"{report}\n{pairs_file}: no record is left: {counts}.".lstrip())

@@ -1,7 +1,7 @@
-"""One image and one box -> a list of images, best first: each hides more of the box than the one before.
+"""One image and one box -> a list of images, best first: each masks more of the box than the one before.
 
-Pure Pillow. Level k of a list of L hides k/(L-1) of the box (k = 0 .. L-1), under solid black unless ``Drawing``
-says otherwise, and marks the hidden part with the outline of a red ellipse; level 0 is the image itself.
+Pure Pillow. Level k of a list of L masks k/(L-1) of the box (k = 0 .. L-1), under solid black unless ``Drawing``
+says otherwise, and marks the masked part with the outline of a red ellipse; level 0 is the image itself.
 ``ImageFiles``, ``MaskedBox`` and ``ImageAndCrop`` say where the images of a record come from; nothing is opened
 before ``load()``.
 """
@@ -65,10 +65,10 @@ class Box:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How a list is drawn: images in a list, marker of the hidden part, direction in which it grows, what covers it.
+    """How a list is drawn: images in a list, marker of the masked part, direction in which it grows, fill.
 
     ``longer_side`` grows along the longer side of the box, from its left or top end (a square: from the
-    left). ``fill`` is solid black, as in the paper, the mean colour of the whole image, or the hidden part's own
+    left). ``fill`` is solid black, as in the paper, the mean colour of the whole image, or the masked part's own
     pixels, blurred (Gaussian) over an eighth of its longer side.
     """
 
@@ -89,10 +89,10 @@ class Drawing:
 
 
 def open_image(path: Path) -> Image.Image:
-    """The image upright (EXIF orientation applied), in RGB, without metadata; of several frames the first.
+    """The EXIF-transposed image in RGB, without metadata; of several frames the first.
 
     Transparent parts are laid on white: images with transparency are mostly made for white pages, and
-    black is what marks a hidden region here. 16-bit grey is scaled to 8 bits, 65535 to 255. Wider integers
+    black is the default fill of a mask here. 16-bit grey is scaled to 8 bits, 65535 to 255. Wider integers
     are taken as 16-bit when they fit, floats as 0..1, 0..255 or 0..65535, whichever is the first that holds
     them; values outside these ranges are stretched from lowest to highest.
 
@@ -132,10 +132,10 @@ def transposed_size(path: Path) -> tuple[int, int]:
 
 
 def masked_region(box: Box, level: int, drawing: Drawing) -> Box | None:
-    """The part of the box that ``level`` (0 .. list_size-1) hides, level/(list_size-1) of it, or None.
+    """The part of the box that ``level`` (0 .. list_size-1) masks, level/(list_size-1) of it, or None.
 
     It grows along one axis from the left or top end and has the box's full extent on the other. The number
-    of hidden columns or rows is rounded half up at every level alike, so each level contains the one before;
+    of masked columns or rows is rounded half up at every level alike, so each level contains the one before;
     None when that number is 0.
     """
     last = drawing.list_size - 1
@@ -143,22 +143,22 @@ def masked_region(box: Box, level: int, drawing: Drawing) -> Box | None:
         raise ValueError(f"level {level} is outside 0..{last}")
     across = drawing.grow == "left_to_right" or (drawing.grow == "longer_side" and box.width >= box.height)
     side = box.width if across else box.height
-    hidden = (2 * side * level + last) // (2 * last)
-    if hidden == 0:
+    masked = (2 * side * level + last) // (2 * last)
+    if masked == 0:
         return None
     if across:
-        return Box(box.left, box.top, box.left + hidden, box.bottom)
-    return Box(box.left, box.top, box.right, box.top + hidden)
+        return Box(box.left, box.top, box.left + masked, box.bottom)
+    return Box(box.left, box.top, box.right, box.top + masked)
 
 
 def ranked_images(image: Image.Image, box: Box, drawing: Drawing) -> tuple[Image.Image, ...]:
     """``drawing.list_size`` images, best first; the first is ``image`` itself, untouched.
 
-    No pixel outside a level's hidden region differs from ``image`` (mode RGB). The ellipse touches the
-    sides of the hidden rectangle from within. Its outline is 3 pixels wide on an image whose longer side
+    No pixel outside a level's masked region differs from ``image`` (mode RGB). The ellipse touches the
+    sides of the masked rectangle from within. Its outline is 3 pixels wide on an image whose longer side
     is 640 and scales with it, at least 1 and at most a quarter of the rectangle's shorter side, so that the
-    fill stays visible (a side of 1 or 2 pixels has no room for both: all of it is outline). The method gives
-    no width; this one is the project's choice.
+    fill stays visible (a side of 1 or 2 pixels has no room for both: all of it is outline). The paper gives no width;
+    this one is the project's choice.
 
     Raises:
         ValueError: the box does not lie inside the image.
@@ -166,7 +166,7 @@ def ranked_images(image: Image.Image, box: Box, drawing: Drawing) -> tuple[Image
     if not box.fits(*image.size):
         raise ValueError(f"{box} does not lie inside an image of {image.width} x {image.height} pixels")
     levels = (masked_region(box, level, drawing) for level in range(1, drawing.list_size))
-    return (image, *(_hide(image, region, drawing) for region in levels))
+    return (image, *(_mask(image, region, drawing) for region in levels))
 
 
 def random_crop(image: Image.Image, key: str) -> Image.Image:
@@ -174,7 +174,7 @@ def random_crop(image: Image.Image, key: str) -> Image.Image:
 
     Area 1 to 20 % and aspect 3/4 to 4/3 are drawn as in mDPO's RandomResizedCrop, whose fallback for long
     images (a central crop of any area) is replaced by cutting the crop to the image. The key decides
-    everything: the same key and size give the same crop. At least 1 x 1 pixel, which is more than 20 % of a
+    everything: the same key and size give the same crop. At least 1 x 1 pixel, which is more than 20 % of an
     image below 5 pixels.
     """
     draw = random.Random(key)
@@ -233,7 +233,7 @@ class ImageFiles:
 
 @dataclass(frozen=True)
 class MaskedBox:
-    """One image and the box that is hidden in it step by step."""
+    """One image and the box that is masked in it step by step."""
 
     path: Path
     box: Box
@@ -279,22 +279,22 @@ class ImageAndCrop:
         return image, random_crop(image, self.key)
 
 
-def _hide(image: Image.Image, region: Box | None, drawing: Drawing) -> Image.Image:
+def _mask(image: Image.Image, region: Box | None, drawing: Drawing) -> Image.Image:
     drawn = image.copy()
     if region is None:
         return drawn
     # Drawn on a rectangle of its own, the ellipse cannot reach a pixel outside it.
-    cover = _cover(image, region, drawing.fill)
+    patch = _fill(image, region, drawing.fill)
     if drawing.visual_prompt == "ellipse":
         scaled = round(3 * max(image.size) / 640)
-        outline = max(1, min(scaled, min(cover.size) // 4))
-        corners = (0, 0, cover.width - 1, cover.height - 1)
-        ImageDraw.Draw(cover).ellipse(corners, outline=_RED, width=outline)
-    drawn.paste(cover, (region.left, region.top))
+        outline = max(1, min(scaled, min(patch.size) // 4))
+        corners = (0, 0, patch.width - 1, patch.height - 1)
+        ImageDraw.Draw(patch).ellipse(corners, outline=_RED, width=outline)
+    drawn.paste(patch, (region.left, region.top))
     return drawn
 
 
-def _cover(image: Image.Image, region: Box, fill: Fill) -> Image.Image:
+def _fill(image: Image.Image, region: Box, fill: Fill) -> Image.Image:
     size = (region.width, region.height)
     match fill:
         case "black":
