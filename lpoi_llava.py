@@ -12,7 +12,7 @@ RECIPE = {
     "image_root": ".",
     "ranked_image_folders": [
         "data/images",
-        *(f"data/ours_cmask_until_list5/ours_cmask_until{hidden}" for hidden in (25, 50, 75, 100)),
+        *(f"data/ours_cmask_until_list5/ours_cmask_until{percent}" for percent in (25, 50, 75, 100)),
     ],
     "max_completion_length": 384,  # [R] cut there when a sample passes 512; here always, and prompts never
     # objective [A]: DPO + anchor + Plackett-Luce over the images, weights 1 1 1

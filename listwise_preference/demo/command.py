@@ -1,10 +1,10 @@
-"""See it work: scenes, pairs, image lists, LPOI training, answers and scores on a small model, in minutes, on a CPU.
+"""See it work: scenes, pairs, image lists, LPOI training, responses and scores on a small model, in minutes, on a CPU.
 
     python demo.py
 
 draws scenes whose every object is known, lets a model of one million parameters describe them, trains it by LPOI
-against what it made up, and leaves a page to look at all of it, demo/index.html. Every step is one of this project's
-programs with the arguments that are shown. Nothing is downloaded. Running it again starts afresh.
+against its own hallucinations, and writes a page to look at all of it, demo/index.html. Every step is one of this
+project's programs with the arguments that are shown. Nothing is downloaded. Running it again starts from the beginning.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-# Before transformers is imported: all that is needed is here, and bars are for work that takes time.
+# Before transformers is imported: nothing has to be downloaded, and loading takes no time worth a progress bar.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -38,7 +38,7 @@ from listwise_preference.small_world.texts import write_nltk_data
 from listwise_preference.training import command as train
 
 MODEL = "checkpoints/small-idefics2"
-# What makes a run take minutes and suits a model this small; all else is as in lpoi.py.
+# What makes a run take minutes and suits a model this small; everything else is as in lpoi.py.
 TRAINING_SCENES = 1000
 UNSEEN_SCENES = 150
 STEPS = 30
@@ -52,11 +52,11 @@ FILES = ("table.md", "log.txt", *demo_page.CHARTS)
 
 ON_8B = """\
 python lpoi.py                           # on the paper's data (data/README.md), one 48 GB GPU
-python generate-idefics-lpoi-amber.py    # its answers to AMBER's questions
+python generate-idefics-lpoi-amber.py    # its responses to AMBER's questions
 python score.py amber runs/idefics2-8b-lpoi-list5-10k-amber.json --data data/AMBER"""
 
 
-class Road:
+class Progress:
     """The steps: titles, commands and seconds, shown on the terminal and kept for the page."""
 
     def __init__(self, folder: Path, count: int) -> None:
@@ -66,7 +66,7 @@ class Road:
 
     @contextlib.contextmanager
     def step(self, name: str, title: str) -> Iterator[demo_page.Step]:
-        """One step of the road; what it says is printed at its end."""
+        """One step; its messages are printed at its end."""
         step = demo_page.Step(name, title)
         self.steps.append(step)
         print(f"\n[{len(self.steps)}/{self.count}] {title}", flush=True)
@@ -76,7 +76,7 @@ class Road:
         print(indented("\n".join(step.said)), flush=True)
 
     def run(self, program: str, main: Callable[[list[str]], None], *arguments: object) -> None:
-        """A program by its own main function; its bars go to the terminal, what it prints to log.txt."""
+        """Run a program by its own main function; its progress bars go to the terminal, its output to log.txt."""
         argv = list(map(str, arguments))
         command = shlex.join(["python", program, *argv])
         self.steps[-1].commands.append(command)
@@ -87,10 +87,10 @@ class Road:
 
 
 def main(recipe: Mapping[str, Any] | None = None) -> None:
-    """Walk the road with a training recipe's numbers; 2 for something the user can put right."""
+    """Run the demo with a training recipe's options; exits with code 2 on an error that the user can correct."""
     options = parse_arguments()
     run_program(
-        lambda: walk(
+        lambda: make_everything(
             recipe or {},
             options.model_name_or_path,
             options.output,
@@ -108,10 +108,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--model_name_or_path", default=MODEL, help=f"small model that knows such scenes (default {MODEL})")
-    add("--output", type=Path, default=Path("demo"), metavar="DIR", help="folder of all that is made (default demo)")
-    add("--scenes", type=int, default=TRAINING_SCENES, help=f"to train on (default {TRAINING_SCENES})")
-    add("--unseen_scenes", type=int, default=UNSEEN_SCENES, help=f"to score on (default {UNSEEN_SCENES})")
-    add("--steps", type=int, default=STEPS, help=f"of training, {BATCH} records each (default {STEPS})")
+    add("--output", type=Path, default=Path("demo"), metavar="DIR", help="folder to write to (default demo)")
+    add("--scenes", type=int, default=TRAINING_SCENES, help=f"scenes to train on (default {TRAINING_SCENES})")
+    add("--unseen_scenes", type=int, default=UNSEEN_SCENES, help=f"scenes to score on (default {UNSEEN_SCENES})")
+    add("--steps", type=int, default=STEPS, help=f"training steps, {BATCH} records each (default {STEPS})")
     options = parser.parse_args()
     for name in ("scenes", "unseen_scenes", "steps"):
         if vars(options)[name] < 1:
@@ -119,63 +119,63 @@ def parse_arguments() -> argparse.Namespace:
     return options
 
 
-def walk(
+def make_everything(
     recipe: Mapping[str, Any], model: str, folder: Path, training_count: int, unseen_count: int, steps: int
 ) -> None:
-    """Make everything, step by step.
+    """Run all steps and write the page.
 
     Raises:
-        DataError: no such model, a folder of something else, or no description that a pair could be made of.
+        DataError: no such model, a folder of something else, or no description that a pair can be made of.
     """
     demo_page.PAGE.check(folder)
     architecture, parameters = look_at(model)
     demo_page.PAGE.start(folder)
     clear(folder)
-    road = Road(folder, 8)
+    progress = Progress(folder, 8)
     training, unseen, answers, scores = (folder / name for name in ("training", "unseen", "answers", "scores"))
     pairs, unseen_pairs = (folder / "pairs" / f"{name}.json" for name in ("training", "unseen"))
     lists, unseen_lists = (folder / "lists" / f"{name}.jsonl" for name in ("training", "unseen"))
 
     def ask(adapter: str | Path, scenes: Path, questions: str, output: Path, *arguments: object) -> None:
-        road.run(
+        progress.run(
             "generate.py", lambda argv: generate.main({}, argv), "--model_name_or_path", model, "--dtype", "float32",
             "--adapter", adapter, "--benchmark", "amber", "--questions", scenes / "data" / "query" / questions,
             "--image_root", scenes / "image", "--output", output, *arguments,
         )  # fmt: skip
 
     def make_lists(scenes: Path, its_pairs: Path, output: Path, *arguments: object) -> None:
-        road.run(
+        progress.run(
             "make_image_lists.py", make_image_lists.main, "--detector", "annotations",
             "--annotations", scenes / "annotations.jsonl", "--pairs", its_pairs, "--image_root", scenes / "image",
             "--output", output, *arguments,
         )  # fmt: skip
 
     def lpoi(scenes: Path, *arguments: object) -> None:
-        road.run(
+        progress.run(
             "lpoi.py", lambda argv: train.main(recipe, argv), "--model_name_or_path", model, "--dtype", "float32",
             "--image_root", scenes / "image", *arguments, "--report_to", "none", "--dataloader_num_workers", 0,
             "--activation_checkpointing", "false",
         )  # fmt: skip
 
-    with road.step("scenes", "Draw scenes whose every object is known") as step:
+    with progress.step("scenes", "Draw scenes whose every object is known") as step:
         training_scenes = data.scenes(NATURAL, training_count, "demo, training")
         unseen_scenes = data.scenes(NATURAL, unseen_count, "demo, unseen")
         data.write_scenes(training, training_scenes)
         data.write_scenes(unseen, unseen_scenes)
-        step.say(f"{training_count:,} to train on, {unseen_count:,} that no training sees")
+        step.say(f"{training_count:,} to train on, {unseen_count:,} unseen ones to score on")
         step.say(f"the first: {training_scenes[0].place}, {', '.join(training_scenes[0].visible)}")
 
-    with road.step("pairs", "Let the model describe them; what it makes up is rejected") as step:
+    with progress.step("pairs", "Let the model describe them; its hallucinations become rejected responses") as step:
         ask("none", training, "query_generative.json", answers / "training.json", "--temperature", 1)
         count = write_pairs(pairs, training_scenes, answers / "training.json", matched=True)
-        step.say(f"{count:,} pairs, made-up description against right one, each naming as many things")
+        step.say(f"{count:,} pairs of a right and a hallucinated description, each naming the same number of objects")
         step.say(*demo_page.first_pair_lines(folder))
 
-    with road.step("lists", "Hide the object that each right description depends on, a little more each time") as step:
+    with progress.step("lists", "Mask the object that each right description depends on, step by step") as step:
         step.commands.append(use_nltk_data(folder / "nltk_data"))
         make_lists(training, pairs, lists, "--verifier", model, "--review", folder / "review")
 
-    with road.step("training", "Train by LPOI") as step:
+    with progress.step("training", "Train by LPOI") as step:
         lpoi(
             training, "--pairs", pairs, "--image_lists", lists, "--output_dir", folder / "adapter",
             "--max_steps", steps, "--per_device_train_batch_size", BATCH, "--gradient_accumulation_steps", 1,
@@ -184,45 +184,45 @@ def walk(
         step.say("loss {:.2f} at first, {:.2f} at last".format(*demo_page.first_and_last_loss(folder)))
 
     adapter = folder / "adapter" / "final"
-    with road.step("answers", "Ask the base model and the trained one about unseen scenes") as step:
+    with progress.step("answers", "Generate responses of the base model and the trained one to unseen scenes") as step:
         for name in demo_page.POLICIES:
             ask("none" if name == "base" else adapter, unseen, "query_all.json", answers / f"{name}.json")
         step.say(*demo_page.first_answer_lines(folder, unseen_scenes))
 
-    with road.step("scores", "Score their answers by AMBER's rules") as step:
+    with progress.step("scores", "Score their responses by AMBER's rules") as step:
         for name in demo_page.POLICIES:
-            road.run(
+            progress.run(
                 "score.py", score.main, "amber", answers / f"{name}.json", "--data", unseen, "--bootstrap", 1000,
                 "--output", scores / f"{name}.json", "--report", folder / "reports" / name,
                 "--image_root", unseen / "image",
             )  # fmt: skip
         results = [scores / f"{name}.json" for name in demo_page.POLICIES]
-        road.run("score.py", score.main, "compare", *results, "--markdown", folder / "table.md")
+        progress.run("score.py", score.main, "compare", *results, "--markdown", folder / "table.md")
         step.say(*demo_page.table_lines(folder))
 
-    with road.step("ranking", "How likely is the right description while its object is hidden?") as step:
+    with progress.step("ranking", "How likely is the right description as its object is masked?") as step:
         count = write_pairs(unseen_pairs, unseen_scenes, answers / "base.json", matched=False)
         make_lists(unseen, unseen_pairs, unseen_lists, "--verifier", "none")
         lpoi(
             unseen, "--do_train", "false", "--eval_pairs", unseen_pairs, "--image_lists", unseen_lists,
             "--init_adapter", adapter, "--output_dir", folder / "ranking", "--per_device_eval_batch_size", BATCH,
         )  # fmt: skip
-        step.say(f"asked on the {count:,} unseen scenes that the base model described wrongly")
+        step.say(f"measured on the {count:,} unseen scenes that the base model described wrongly")
 
-    with road.step("page", "Put it all on one page") as step:
+    with progress.step("page", "Write the page") as step:
         run = demo_page.Run(
-            model, architecture, parameters, training_scenes, unseen_scenes, Drawing(), road.steps, ON_8B
+            model, architecture, parameters, training_scenes, unseen_scenes, Drawing(), progress.steps, ON_8B
         )
         step.say(f"open {demo_page.finish(folder, run)} in a browser")
 
     print(f"""
-Done in {time.perf_counter() - road.begun:.0f} seconds. In {folder}/:
-  index.html             all of it to look at
-  ranking.png            how likely the right description is, over the hidden share of its object
+Done in {time.perf_counter() - progress.begun:.0f} seconds. In {folder}/:
+  index.html             the page that shows all of it
+  ranking.png            how likely the right description is, over the mask ratio of its object
   review/index.html      every image list, to accept or reject
-  reports/*/index.html   every answer to the unseen scenes, with AMBER's marks
-  table.md, scores/      base against trained
-  adapter/final/         what was trained
+  reports/*/index.html   every response to the unseen scenes, with AMBER's marks
+  table.md, scores/      base and trained compared
+  adapter/final/         the trained adapter
   log.txt                what the programs printed
 
 The same on Idefics2-8B:
@@ -233,7 +233,7 @@ def look_at(model: str) -> tuple[str, int]:
     """The model's class and number of parameters.
 
     Raises:
-        DataError: there is no such model; told before anything of an earlier run is taken away.
+        DataError: there is no such model; raised before anything of an earlier run is removed.
     """
     from listwise_preference.models import loading
 
@@ -244,7 +244,7 @@ def look_at(model: str) -> tuple[str, int]:
 
 
 def clear(folder: Path) -> None:
-    """Take away what an earlier run left, and nothing else."""
+    """Remove what an earlier run left, and nothing else."""
     for name in FOLDERS:
         if (folder / name).exists():
             shutil.rmtree(folder / name)
@@ -255,7 +255,7 @@ def clear(folder: Path) -> None:
 
 
 def use_nltk_data(folder: Path) -> str:
-    """Write what the tagger must know of the scenes' few words and have it used; returns the command for a shell."""
+    """Write the tagger's data for the scenes' few words and use it; returns the command for a shell."""
     import nltk
 
     write_nltk_data(folder)
@@ -264,20 +264,20 @@ def use_nltk_data(folder: Path) -> str:
 
 
 def write_pairs(file: Path, scenes: Sequence[Scene], answers: Path, *, matched: bool) -> int:
-    """Pairs of what is right and what the model said, where that names something absent; returns their number."""
+    """Pairs of a right description and the model's, where that names something absent; returns their number."""
     said = [(one["id"], one["response"]) for one in json.loads(answers.read_text(encoding="utf-8"))]
-    descriptions = [one for one in said if one[0] <= len(scenes)]  # yes/no answers come behind them
+    descriptions = [one for one in said if one[0] <= len(scenes)]  # yes/no responses come behind them
     pairs = data.preference_pairs(scenes, descriptions, matched=matched)
     if not pairs:
         raise DataError(
-            f"{answers}: nothing made up in {len(scenes)} descriptions that a pair can use; try more scenes"
+            f"{answers}: no hallucination in {len(scenes)} descriptions that a pair can use; try more scenes"
         )
     data.write_json(file, pairs)
     return len(pairs)
 
 
 def indented(text: str) -> str:
-    """Each line, two spaces in."""
+    """Each line indented by two spaces."""
     return "\n".join(f"  {line}" for line in text.splitlines())
 
 

@@ -1,4 +1,4 @@
-"""The demo's page: scenes, pairs, lists, training, ranking and answers of one run, made from the files that it left.
+"""The demo's page: scenes, pairs, lists, training, ranking and responses of one run, made from its files.
 
 ``start`` makes the folder with a page that says it is not finished, ``finish`` draws the charts and writes the data.
 The page opens from disk, without a server or network; its images are those of the run's folders beside it.
@@ -43,7 +43,7 @@ CHARTS = tuple(f"{name}{screen}.png" for name in ("ranking", "loss") for screen 
 
 @dataclass
 class Step:
-    """One step of the demo: its name on the page, the commands that do it, what came of it."""
+    """One step of the demo: its name on the page, its commands, its messages, its time."""
 
     name: str
     title: str
@@ -52,13 +52,13 @@ class Step:
     seconds: float = 0.0
 
     def say(self, *lines: str) -> None:
-        """Add to what came of it."""
+        """Add messages."""
         self.said += lines
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the files of a run do not tell."""
+    """What the files of a run do not hold."""
 
     model: str
     architecture: str
@@ -120,7 +120,7 @@ def finish(folder: Path, run: Run) -> Path:
     return PAGE.finish(folder, content)
 
 
-# What came of the steps
+# Messages of the steps
 
 
 def verdicts(lists: Path) -> dict[str, int]:
@@ -129,16 +129,16 @@ def verdicts(lists: Path) -> dict[str, int]:
 
 
 def first_pair_lines(folder: Path) -> list[str]:
-    """What the first pair prefers to what."""
+    """The chosen and the rejected response of the first pair."""
     pair = _read(folder / "pairs" / "training.json")[0]
     return [f"the first, on {pair['img_path']}:", f"  chosen    {pair['chosen']}", f"  rejected  {pair['rejected']}"]
 
 
 def first_answer_lines(folder: Path, unseen: Sequence[Scene]) -> list[str]:
-    """What is in an unseen scene and what each policy says of it; the first scene where they differ, if any."""
+    """The objects of an unseen scene and each policy's description; the first scene where they differ, if any."""
     said = _said(folder)
     other = [at for at in range(1, len(unseen) + 1) if len({said[name][at] for name in POLICIES}) > 1]
-    number, which = (other[0], "the first described otherwise") if other else (1, "all described alike; the first")
+    number, which = (other[0], "the first with different descriptions") if other else (1, "all are equal; the first")
     return [
         f"{which}, {image_name(number)}, shows {', '.join(unseen[number - 1].visible)}:",
         *(f"  {name:8}  {said[name][number]}" for name in POLICIES),
@@ -152,7 +152,7 @@ def first_and_last_loss(folder: Path) -> tuple[float, float]:
 
 
 def table(folder: Path) -> list[dict[str, Any]]:
-    """Base against trained by metric, with 95 % intervals, as ``score.py compare`` reads the scores files."""
+    """Base and trained by metric, with 95 % intervals, as ``score.py compare`` reads the scores files."""
     rows = [run_row(name, read_result(folder / "scores" / f"{name}.json")) for name in POLICIES]
     better = {column.key: column.better for column in COLUMNS["amber"]}
     return [
@@ -208,7 +208,7 @@ def _draw(folder: Path, name: str, panels: Sequence[_Panel]) -> dict[str, Any]:
 
 
 def _ranking(records: Sequence[Mapping[str, Any]], shares: Sequence[float], *, change: bool) -> _Panel:
-    """Means over the records with 95 % intervals (normal approximation); the rejected response stands second."""
+    """Means over the records with 95 % intervals (normal approximation); the rejected response is second."""
     series = []
     for name, key in zip(POLICIES, ("reference_logps", "policy_logps"), strict=True):
         chosen = [[record[key][0], *record[key][2:]] for record in records]
@@ -220,7 +220,7 @@ def _ranking(records: Sequence[Mapping[str, Any]], shares: Sequence[float], *, c
         intervals = [(mean - half, mean + half) for mean, half in zip(means, halves, strict=True)]
         series.append(Series(name, list(zip(shares, means, strict=True)), intervals, baseline=name == "base"))
     title = "Its change against the unmasked image" if change else "Log-probability of the right description"
-    return _Panel(title, "masked share of the object, %", series)
+    return _Panel(title, "mask ratio of the object, %", series)
 
 
 def _losses(history: Sequence[Mapping[str, float]]) -> list[_Panel]:
@@ -236,7 +236,7 @@ def _history(folder: Path) -> list[dict[str, float]]:
     return [one for one in state["log_history"] if "loss" in one]
 
 
-# Scenes, lists, answers
+# Scenes, lists, responses
 
 
 def _scene(number: int, scene: Scene) -> dict[str, Any]:
