@@ -35,7 +35,8 @@ from listwise_preference.image_lists.detectors.zero_shot import ZeroShotDetector
 from listwise_preference.image_lists.english.critical_object import candidate_phrases
 from listwise_preference.image_lists.export import Usable, write_images
 from listwise_preference.image_lists.options import Rules
-from listwise_preference.image_lists.verify import Check, Verifier
+from listwise_preference.image_lists.question import Check
+from listwise_preference.image_lists.verify import Verifier
 from listwise_preference.models.loading import DTYPES
 from listwise_preference.small_world.detector import save_small_detector
 from listwise_preference.small_world.model import save_small_model

@@ -1,8 +1,7 @@
 """Files, read and written in one way everywhere.
 
 Reading: JSON, and records as a JSON list or as JSON lines, with one :class:`DataError` that names file and line.
-Writing: whole or not at all. Long work: a :class:`ResumableStore`, finished items line by line in one file a process,
-beside the record of what decides the result, so that it can be stopped at any moment and continued.
+Writing: whole or not at all. Work that takes long writes through ``store``.
 """
 
 import contextlib
@@ -177,8 +176,3 @@ def cut_partial_line(file: Path) -> None:
     if file.exists():
         with file.open("r+b") as stream:
             stream.truncate(stream.read().rfind(b"\n") + 1)
-
-
-def complete_lines(file: Path) -> list[Any]:
-    """The JSON values of a file's lines; what follows the last newline is partial, or being written."""
-    return [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]]

@@ -17,7 +17,6 @@ import torch
 from listwise_preference.data.ranked_images import open_image
 from listwise_preference.errors import DataError, ModelError
 from listwise_preference.files import read_records
-from listwise_preference.generation.answer_files import AnswerFiles
 from listwise_preference.generation.command import main, parse
 from listwise_preference.generation.engine import Answer, Answerer, Decoding, plan
 from listwise_preference.generation.questions import (
@@ -430,7 +429,7 @@ def test_an_answers_file_is_written_and_not_made_twice(
     assert run["decides"]["adapter"] is None
     assert run["versions"]["torch"] == torch.__version__
     assert sum(run["answers_cut"].values()) > 0
-    assert not list(tmp_path.glob("*.partial*"))
+    assert not list(tmp_path.glob("*.parts"))
     before = output.stat().st_mtime_ns
     with caplog.at_level("INFO", logger="listwise_preference"):
         main({}, options(output, batch_size=3))
@@ -455,8 +454,8 @@ def test_other_settings_are_refused(
     with pytest.raises(SystemExit, match="2"):
         main({}, changed)
     printed = capsys.readouterr().err
-    assert "holds answers of another run" in printed
-    assert f"{option}: " in printed
+    assert "made with other options or from other inputs" in printed
+    assert f"  {option} was " in printed
     assert output.read_bytes() == before
     main({}, [*changed, "--restart"])
 
@@ -465,27 +464,48 @@ def test_other_questions_and_answers_of_unknown_origin_are_refused(
     tmp_path: Path, options: Callable[..., Options], query_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "answers.json"
-    (tmp_path / "answers.json.partial.jsonl").write_text('{"number": 1, "answer": "No", "cut": false}\n')
-    with pytest.raises(SystemExit, match="2"):
-        main({}, options(output))
-    assert "nobody knows what made it" in capsys.readouterr().err
+    output.write_text("[]")
+    for more in ([], ["--restart"]):
+        with pytest.raises(SystemExit, match="2"):
+            main({}, [*options(output), *more])
+        assert "nothing says what made it" in capsys.readouterr().err
+    assert output.read_text() == "[]"
+    output.unlink()
     query_file.write_text(json.dumps(amber_records()[:3]))
-    main({}, [*options(output), "--restart"])
+    main({}, options(output))
     query_file.write_text(json.dumps(amber_records()[:4]))
     with pytest.raises(SystemExit, match="2"):
         main({}, options(output))
-    assert "questions: " in capsys.readouterr().err
+    assert "questions was " in capsys.readouterr().err
 
 
-def test_a_torn_last_line_is_no_answer_and_is_repaired(tmp_path: Path) -> None:
-    files, other = AnswerFiles(tmp_path / "a.json"), AnswerFiles(tmp_path / "a.json", process_index=1)
-    files.partial.write_bytes(b'{"number": 1, "answer": "No", "cut": false}\n{"number": 2, "ans')
-    other.partial.write_bytes('{"number": 3, "answer": "caf\u00e9", "cut": true}\n{"numb'.encode())
-    assert sorted(files.read()) == [1, 3]
-    files.repair()
-    assert files.partial.read_bytes().endswith(b"}\n")
-    assert other.partial.read_bytes().endswith(b'{"numb')  # its own process repairs it
-    assert files.read()[3]["answer"] == "caf\u00e9"
+def test_an_unfinished_run_of_an_earlier_version_is_refused(
+    tmp_path: Path, options: Callable[..., Options], query_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Earlier versions kept unfinished answers in OUTPUT.partial.jsonl, OUTPUT.partial-1.jsonl ..."""
+    query_file.write_text(json.dumps(amber_records()[:3]))
+    partial = tmp_path / "answers.json.partial-1.jsonl"
+    partial.write_text('{"number": 1, "answer": "No", "cut": false}\n')
+    with pytest.raises(SystemExit, match="2"):
+        main({}, options(tmp_path / "answers.json"))
+    printed = capsys.readouterr().err
+    assert f"{partial} is of an unfinished run of an earlier version" in printed and "--restart" in printed
+    main({}, [*options(tmp_path / "answers.json"), "--restart"])
+    assert not partial.exists()
+
+
+def test_restart_keeps_the_older_answers(tmp_path: Path, options: Callable[..., Options], query_file: Path) -> None:
+    """In their place until the new ones are whole, then beside them."""
+    query_file.write_text(json.dumps(amber_records()[:3]))
+    output = tmp_path / "answers.json"
+    main({}, options(output))
+    older = output.read_bytes()
+    with pytest.raises(SystemExit, match="2"):
+        main({}, [*options(output, model_name_or_path=tmp_path / "nowhere"), "--restart"])
+    assert output.read_bytes() == older
+    main({}, [*options(output, max_new_tokens=1), "--restart"])
+    assert (tmp_path / "answers.json.old").read_bytes() == older != output.read_bytes()
+    assert not (tmp_path / "answers.json.parts").exists()
 
 
 def saved_adapter(checkpoint: Path, folder: Path, spread: float) -> Path:
@@ -525,7 +545,7 @@ def test_an_adapter_that_changes_nothing_is_refused(
     assert output.read_bytes() != (tmp_path / "base.json").read_bytes()
     with pytest.raises(SystemExit, match="2"):
         main({}, options(output))
-    assert "adapter: " in capsys.readouterr().err
+    assert "  adapter was " in capsys.readouterr().err
 
 
 def test_the_recipe_is_for_idefics2_on_amber_and_gives_way_to_the_command_line() -> None:
@@ -546,19 +566,19 @@ def test_the_recipe_is_for_idefics2_on_amber_and_gives_way_to_the_command_line()
 @pytest.mark.parametrize("family", ["llava", "idefics2"])
 def test_killed_ten_times_is_uninterrupted(tmp_path: Path, options: Callable[..., Options], family: str) -> None:
     """SIGKILL at ten random moments, also while a line is written: the same bytes in the end."""
-    whole, torn = tmp_path / "whole.json", tmp_path / "torn.json"
+    whole, stopped = tmp_path / "whole.json", tmp_path / "stopped.json"
     main({}, options(whole, family, batch_size=2))
-    partial = tmp_path / "torn.json.partial.jsonl"
+    part = tmp_path / "stopped.json.parts" / "0.jsonl"
 
     def lines() -> int:
-        return partial.read_bytes().count(b"\n") if partial.exists() else 0
+        return part.read_bytes().count(b"\n") if part.exists() else 0
 
     # Its children find everything imported: ten starts cost seconds instead of a minute.
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["listwise_preference.answering", "listwise_preference.generate"])
+    server.set_forkserver_preload(["listwise_preference.generation.engine"])
     draw = random.Random(family)
     for _ in range(10):
-        process = server.Process(target=main, args=({}, options(torn, family, batch_size=2)))
+        process = server.Process(target=main, args=({}, options(stopped, family, batch_size=2)))
         process.start()
         goal = lines() + draw.randint(1, 3)
         while process.is_alive() and lines() < goal:
@@ -566,11 +586,11 @@ def test_killed_ten_times_is_uninterrupted(tmp_path: Path, options: Callable[...
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL  # it was at work
-        with partial.open("r+b") as stream:  # as if the kill had come while the last line was written
+        with part.open("r+b") as stream:  # as if the kill had come while the last line was written
             stream.truncate(len(stream.read()) - draw.randint(0, 9))
     assert 0 < lines() < 60
-    main({}, options(torn, family, batch_size=2))
-    assert torn.read_bytes() == whole.read_bytes()
+    main({}, options(stopped, family, batch_size=2))
+    assert stopped.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.slow
@@ -583,10 +603,10 @@ def test_two_processes_write_what_one_does(
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
     run_program(*launch, "generate.py", *options(two, adapter=adapter, batch_size=2))
     assert two.read_bytes() == one.read_bytes()
-    assert not list(tmp_path.glob("*.partial*"))
+    assert not list(tmp_path.glob("*.parts"))
     refused = run_program(*launch, "generate.py", *options(two, batch_size=2), check=False)
     assert refused.returncode != 0
-    assert refused.stderr.count("holds answers of another run") == 1
+    assert refused.stderr.count("made with other options") == 1
 
 
 @pytest.mark.slow

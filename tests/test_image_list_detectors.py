@@ -128,7 +128,7 @@ def test_boxes_without_size_and_bad_lines_are_said_and_the_rest_is_kept(tmp_path
     )
     report = detector.report(["./a.png", "b.png"])
     assert "4 annotations cannot be used" in report
-    assert "line 2: box of no size, 0 x 30 pixels, on a.png" in report
+    assert "record 2: box of no size, 0 x 30 pixels, on a.png" in report
     assert "no boxes for 1 of 2 images: b.png" in report
     assert ask(detector, "dog", "cat", "bird") == {"cat": Box(10, 10, 30, 40), "bird": Box(0, 0, 20, 20)}
 
@@ -189,9 +189,9 @@ def test_boxes_of_a_image_of_another_size_are_not_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "line 1 is not valid JSON"),
-        ('{"img_path": "a.png"}', "no usable line"),
-        ("", "no usable line"),
+        ("{", "line 1, column 2: not valid JSON"),
+        ('{"img_path": "a.png"}', "no usable record"),
+        ("", "the file is empty"),
         ('{"annotations": [], "images": [{"file": 1}], "categories": []}', "not COCO instances"),
     ],
 )

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from listwise_preference.errors import ModelError
-from listwise_preference.image_lists.verify import QUESTION, Check, Verifier
+from listwise_preference.image_lists.question import QUESTION, Check
+from listwise_preference.image_lists.verify import Verifier
 from listwise_preference.models.chat_format import ChatFormat
 from listwise_preference.small_world.detector import save_small_detector
 from listwise_preference.small_world.model import FamilyName, save_small_model

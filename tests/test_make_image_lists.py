@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,27 +13,22 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from listwise_preference.cli import share
 from listwise_preference.data.pairs import BoxLists, Folders, load_records, read_exclusions
 from listwise_preference.data.ranked_images import Drawing
 from listwise_preference.errors import DataError
 from listwise_preference.image_lists.command import main
+from listwise_preference.image_lists.detectors import DETECTORS
+from listwise_preference.image_lists.detectors.detect import DetectorEntry, Failed, Found, Query, cut_box
 from listwise_preference.image_lists.store import ListStore
 from listwise_preference.image_lists.summary import summarize
 
+from .scoring_data import needs_nltk_data
+
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data" / "sample"
-NLTK_DATA = ROOT.parent / "shared" / "benchmarks" / "nltk_data"
 
-pytestmark = pytest.mark.skipif(not NLTK_DATA.is_dir(), reason=f"no NLTK data in {NLTK_DATA}")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def nltk_data() -> Iterator[None]:
-    data = pytest.importorskip("nltk.data")
-    data.path.insert(0, str(NLTK_DATA))
-    yield
-    data.path.remove(str(NLTK_DATA))
-
+pytestmark = needs_nltk_data
 
 Lines = list[dict[str, Any]]
 
@@ -66,7 +61,7 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def start(arguments: list[str], *launcher: str) -> "subprocess.Popen[str]":
-    environment = os.environ | {"NLTK_DATA": str(NLTK_DATA), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [*(launcher or (sys.executable,)), str(ROOT / "make_image_lists.py"), *arguments]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -84,8 +79,7 @@ def test_one_command_makes_lists_page_and_summary_of_the_sample_without_torch(tm
     code = "import sys; from listwise_preference.image_lists.command import main; main(sys.argv[1:]); "
     code += "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     arguments = sample(tmp_path / "lists.jsonl", "--review", tmp_path / "review")
-    environment = os.environ | {"NLTK_DATA": str(NLTK_DATA)}
-    subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, check=True, timeout=60)
 
     lines = read(tmp_path / "lists.jsonl")
     by_hand = read(SAMPLE / "image_lists.jsonl")
@@ -140,7 +134,7 @@ def pair(img_path: str, prompt: str, chosen: str, **more: Any) -> dict[str, Any]
 
 
 def test_every_bad_record_gets_a_verdict_and_nothing_else_is_lost(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = tmp_path / "root"
     root.mkdir()
@@ -174,7 +168,7 @@ def test_every_bad_record_gets_a_verdict_and_nothing_else_is_lost(
         ],
     )
     main(options(tmp_path / "lists.jsonl", pairs, root, "--review", tmp_path / "review"))
-    said = capsys.readouterr().err
+    said = caplog.text
     lines = read(tmp_path / "lists.jsonl")
     page = (tmp_path / "review" / "lists.js").read_text().removeprefix("window.REVIEW = ").removesuffix(";\n")
     shown = json.loads(page)["records"]
@@ -222,6 +216,8 @@ def test_annotations_of_another_data_set_are_refused(tmp_path: Path, capsys: pyt
         (["--max_box_share", "much"], "argument --max_box_share: much: must be a number from 0 to 1"),
         (["--threads", "1.5"], "argument --threads: 1.5: must be a whole number, 1 or more"),
         (["--export", "ms-swift"], "needs --write_pictures"),
+        (["--detector", "grounding-dino"], "--annotations is read with --detector annotations only"),
+        (["--output", str(SAMPLE / "pairs.json" / "lists.jsonl")], "cannot be written: Not a directory"),
         (["--exclude", "nowhere.json"], "No such file"),
         (["--pairs", "nowhere.json"], "no such file"),
         (["--write_pictures", str(SAMPLE)], "is the image root"),
@@ -251,7 +247,7 @@ def many_pairs(file: Path, count: int) -> Path:
     return write_json(file, records)
 
 
-def test_a_torn_line_is_repaired_and_a_finished_run_is_not_done_again(tmp_path: Path) -> None:
+def test_a_partial_line_is_cut_off_and_a_finished_run_is_not_done_again(tmp_path: Path) -> None:
     main(sample(tmp_path / "whole.jsonl"))
     whole = read(tmp_path / "whole.jsonl")
     main(sample(tmp_path / "lists.jsonl"))
@@ -286,12 +282,13 @@ def test_other_options_or_inputs_are_not_mixed_in(tmp_path: Path, capsys: pytest
     assert output.read_bytes() != before
     foreign = tmp_path / "foreign.jsonl"
     foreign.write_text("{}\n")
-    assert "nothing says how it was made" in refusal(sample(foreign), capsys)
-    assert "--restart does not replace it" in refusal(sample(foreign, "--restart"), capsys)
+    for more in ((), ("--restart",)):
+        assert "nothing says what made it" in refusal(sample(foreign, *more), capsys)
     assert foreign.read_text() == "{}\n"
 
 
-def test_restart_keeps_the_older_output_until_the_new_one_is_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("word", ['"replaces"', '"afresh"'])  # the second in folders of earlier versions
+def test_restart_keeps_the_older_output_until_the_new_one_is_whole(tmp_path: Path, word: str) -> None:
     output = tmp_path / "lists.jsonl"
     main(sample(output))
     older = output.read_bytes()
@@ -302,8 +299,10 @@ def test_restart_keeps_the_older_output_until_the_new_one_is_whole(tmp_path: Pat
     ids = [line["id"] for line in read(output)]
     store = ListStore(output, ids)
     store.begin(run, restart=True)
-    store.append(1, read(tmp_path / "wanted.jsonl")[0], 0.1)  # ... and here it is killed
+    store.add(1, read(tmp_path / "wanted.jsonl")[0], 0.1)  # ... and here it is killed
     assert output.read_bytes() == older
+    begun = store.folder / "run.json"
+    begun.write_text(begun.read_text().replace('"replaces"', word))
     main(wider)  # continued without --restart: nothing of the older output is in it
     assert output.read_bytes() == (tmp_path / "wanted.jsonl").read_bytes() != older
 
@@ -324,7 +323,7 @@ def test_nothing_that_is_read_is_overwritten(tmp_path: Path, capsys: pytest.Capt
     ):
         assert f"would overwrite {name}" in refusal([*options(output, pairs), *line], capsys)
     said = refusal([*options(tmp_path, pairs), *line], capsys)
-    assert "is a folder" in said and said.count("\n") <= 2  # after the line on --exclude
+    assert "is a folder" in said and said.count("\n") == 1
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
@@ -335,9 +334,9 @@ def test_a_finished_output_that_was_changed_is_not_trusted(tmp_path: Path, capsy
     rows = whole.splitlines(keepends=True)
     for changed, message in (
         ("".join(rows[:4] + rows[5:]), "30 lines for 31 records"),
-        ("".join([*rows[:4], rows[5], rows[4], *rows[6:]]), "line 5 is of record"),
-        ("".join([*rows[:4], "{torn\n", *rows[5:]]), "line 5 is damaged"),
-        ("".join([*rows[:4], "7\n", *rows[5:]]), "line 5 is damaged"),
+        ("".join([*rows[:4], rows[5], rows[4], *rows[6:]]), "line 5 is not that of record"),
+        ("".join([*rows[:4], "{partial\n", *rows[5:]]), "line 5 is not JSON"),
+        ("".join([*rows[:4], "7\n", *rows[5:]]), "line 5 is not that of record"),
         (whole[:-5], "31 lines for 31 records: it was changed"),
     ):
         output.write_text(changed)
@@ -401,15 +400,14 @@ def test_two_processes_write_the_file_of_one(tmp_path: Path) -> None:
 
 
 def test_excluded_records_keep_a_line_without_use_and_come_back(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     output = tmp_path / "lists.jsonl"
     main(sample(output))
     before = output.read_bytes()
     rejected = write_json(tmp_path / "rejected.json", {"rejected": ["cat-nose", "moose-animal", "nobody"]})
     main(sample(output, "--exclude", rejected))
-    said = capsys.readouterr().err
-    assert "leaves out 2 of 31 records" in said and "1 ids that no record has: nobody" in said
+    assert "leaves out 2 of 31 records" in caplog.text and "1 ids that no record has: nobody" in caplog.text
     lines = {line["id"]: line for line in read(output)}
     assert len(lines) == 31 and lines["cat-nose"]["verdict"] == lines["moose-animal"]["verdict"] == "excluded"
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -435,6 +433,53 @@ def test_training_leaves_out_the_rejected_records(tmp_path: Path) -> None:
     for content in ({"rejected": "cat"}, {"ids": []}, [1.5], "x", [True]):
         with pytest.raises(DataError, match="or a list of ids"):
             read_exclusions(write_json(tmp_path / "wrong.json", content))
+
+
+# A detector of one's own
+
+
+class Frame:
+    """What an image shows between its borders, whatever is asked for; ``border`` is a share of each side."""
+
+    def __init__(self, border: float) -> None:
+        self.border = border
+
+    def prepare(self, queries: Sequence[Query]) -> Sequence[Query]:
+        return queries
+
+    def detect(self, prepared: Sequence[Query]) -> list[list[Found] | Failed]:
+        answers: list[list[Found] | Failed] = []
+        for query in prepared:
+            width, height = query.image.size
+            edges = (self.border, self.border, 1 - self.border, 1 - self.border)
+            pixels = (edge * side for edge, side in zip(edges, (width, height) * 2, strict=True))
+            box = cut_box(*pixels, size=query.image.size)
+            answers.append([Found(phrase, box, 0.5) for phrase in query.phrases or ("anything",) if box])
+        return answers
+
+
+def test_a_detector_is_one_entry_of_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = DetectorEntry(
+        help="all but a border",
+        options={"border": {"type": share, "default": 0.25}},
+        load=lambda options, entries, dtype: Frame(options["border"]),
+    )
+    monkeypatch.setitem(DETECTORS, "frame", frame)
+    Image.new("RGB", (200, 100)).save(tmp_path / "a.png")
+    pairs = write_json(
+        tmp_path / "pairs.json", [pair("a.png", "What is it?", "A cat."), pair("a.png", "What?", "Yes.")]
+    )
+    line = ["--pairs", pairs, "--image_root", tmp_path, "--output", tmp_path / "lists.jsonl", "--verifier", "none"]
+    arguments = [*map(str, line), "--detector", "frame"]
+    main(arguments)
+    first, second = read(tmp_path / "lists.jsonl")
+    assert (first["phrase"], first["box"], first["box_share"], first["score"]) == ("cat", [50, 25, 150, 75], 0.25, 0.5)
+    assert (second["phrase"], second["source"]) == ("anything", "detected")
+    assert "--border was 0.25 and is 0.1" in refusal([*arguments, "--border", "0.1"], capsys)
+    main([*arguments, "--border", "0.1", "--restart"])
+    assert read(tmp_path / "lists.jsonl")[0]["box"] == [20, 10, 180, 90]
 
 
 # Images and other trainers
@@ -479,12 +524,12 @@ def test_training_on_written_pngs_and_on_boxes_gives_the_same_batch(tmp_path: Pa
     assert first["input_ids"].equal(second["input_ids"]) and first["targets"].equal(second["targets"])
 
 
-def test_jpegs_stay_jpegs_and_a_image_has_one_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_jpegs_stay_jpegs_and_an_image_has_one_list(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     images = tmp_path / "pictures"
     main(sample(tmp_path / "lists.jsonl", "--write_pictures", images, "--list_size", "3"))
     assert sorted(path.name for path in images.iterdir()) == ["100", "50", "made_by.json", "pairs.json"]
     assert Image.open(images / "50" / "images" / "cat.jpg").format == "JPEG"
-    assert "19 more records have an image that is there already" in capsys.readouterr().err
+    assert "19 more records have an image that is there already" in caplog.text
     assert len(json.loads((images / "pairs.json").read_text())) == 12
 
 
@@ -520,7 +565,7 @@ def test_exports_have_the_form_of_each_trainer(tmp_path: Path) -> None:
 
 
 def test_ms_swift_gets_every_text_pair_and_the_image_pairs_of_the_lists_that_are_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """31 records on 12 images; at three levels each written list gives two image pairs."""
     line = ["--write_pictures", tmp_path / "pictures", "--list_size", "3", "--export", "ms-swift"]
@@ -528,14 +573,14 @@ def test_ms_swift_gets_every_text_pair_and_the_image_pairs_of_the_lists_that_are
     rows = json.loads((tmp_path / "lists.ms-swift.json").read_text())
     assert sum("rejected_response" in row for row in rows) == 31
     assert sum("rejected_images" in row for row in rows) == 12 * 2
-    assert "image pairs of 12 of 31 records" in capsys.readouterr().err
+    assert "image pairs of 12 of 31 records" in caplog.text
 
 
 @pytest.mark.parametrize("images", ["100", "100/below", "."])
 def test_images_are_never_written_over_the_users_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], images: str
 ) -> None:
-    """X/100 holds the fully hidden images: with the image root there, each would replace its own original."""
+    """X/100 holds the fully masked images: with the image root there, each would replace its own original."""
     folder = tmp_path / "x"
     root = folder / images
     (root / "images").mkdir(parents=True)

@@ -15,7 +15,13 @@ from torch import Tensor
 
 from listwise_preference.errors import ModelError
 from listwise_preference.models.adapters import add_adapter, load_adapter
-from listwise_preference.models.loading import load_base_model, load_config, load_processor, weights_identity
+from listwise_preference.models.loading import (
+    load_base_model,
+    load_config,
+    load_processor,
+    processor_identity,
+    weights_identity,
+)
 
 
 def to_old_layout(key: str) -> str:
@@ -234,3 +240,16 @@ def test_weights_are_told_apart_by_their_content(small_checkpoints: dict[str, Pa
     tensors["language_model.lm_head.weight"][0, 0] += 1
     save_file(tensors, tmp_path / "copy" / "model.safetensors")
     assert weights_identity(str(tmp_path / "copy")) != weights_identity(str(original))
+
+
+def test_a_processor_stays_the_same_whatever_it_padded_and_changes_with_its_settings(checkpoint: Path) -> None:
+    """A tokenizer remembers the padding of its last call; a cache of reference values must not be missed for it."""
+    processor = load_processor(str(checkpoint))
+    identity, state = processor_identity(processor), processor.tokenizer.backend_tokenizer.to_str()
+    images = [[Image.new("RGB", (50, 40))]] * 2
+    processor(text=["<image> a b c", "<image> a"], images=images, padding=True, return_tensors="pt")
+    processor.tokenizer("a b c", truncation=True, max_length=2)
+    assert processor.tokenizer.backend_tokenizer.to_str() != state
+    assert processor_identity(processor) == identity == processor_identity(load_processor(str(checkpoint)))
+    processor.image_processor.image_mean = [0.5, 0.5, 0.4]
+    assert processor_identity(processor) != identity

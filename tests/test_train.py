@@ -214,7 +214,7 @@ def test_an_unchanged_run_computes_no_reference_again_and_a_changed_one_does(
     changed[3]["rejected"] += " Indeed."
     (tmp_path / "pairs.json").write_text(json.dumps(changed))
     assert computed() == 1
-    # an interruption tears a line: that record is computed again, and nothing else
+    # an interruption leaves a line partial: that record is computed again, and nothing else
     newest = max((tmp_path / "cache").glob("*.jsonl"), key=lambda file: file.stat().st_mtime_ns)
     newest.write_bytes(newest.read_bytes()[:-20])
     assert computed() == 1
@@ -249,12 +249,12 @@ def test_resuming_passes_over_a_checkpoint_that_was_cut_short(
 
 def test_processes_that_see_the_cache_at_different_times_share_the_work(tmp_path: Path) -> None:
     """Whoever reads the folder while another already writes there must not plan with other values: one run's files
-    are added to by nobody else, a torn line and a garbled one are no values."""
+    are added to by nobody else, a partial line and a garbled one are no values."""
     from listwise_preference.training.reference import ReferenceCache
 
     first, second = ReferenceCache(tmp_path), ReferenceCache(tmp_path)
-    first.append(["a"], [[1.5, -2.0]])
-    second.append(["b"], [[0.25]])
+    first.add(["a"], [[1.5, -2.0]])
+    second.add(["b"], [[0.25]])
     assert first.file != second.file
     with second.file.open("a") as stream:
         stream.write('garbled\n{"key": "c", "logps": [1')
@@ -279,7 +279,7 @@ def test_two_processes_are_one_with_the_same_global_batch(
     late.write_text(
         "import os, sys, time\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from listwise_preference import reference\n"
+        "from listwise_preference.training import reference\n"
         "from listwise_preference.training.command import main\n"
         "import lpoi_llava\n"
         "load = reference.ReferenceCache.load\n"

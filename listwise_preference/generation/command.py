@@ -148,7 +148,7 @@ def _run(settings: Settings, is_main: bool) -> None:
     if is_main:
         assert asked is not None
         try:
-            finished = files.begin(_run_record(settings, asked), settings.restart)
+            finished = files.begin(_run_record(settings, asked), restart=settings.restart)
         except (DataError, ModelError) as error:
             refusal = str(error)
     agreed = [asked, refusal, finished]
@@ -163,8 +163,7 @@ def _run(settings: Settings, is_main: bool) -> None:
         logger.info(f"{settings.output} is complete: nothing to do (--restart begins again)")
         return
 
-    files.repair()
-    done = files.read()
+    done = files.items()
     groups = plan(asked.questions, settings.batch_size)[state.process_index :: state.num_processes]
     left = [group for group in groups if any(question.number not in done for question in group)]
     if left:
@@ -208,7 +207,7 @@ def _run(settings: Settings, is_main: bool) -> None:
             for group in ahead(answerer.prepare, left):
                 for answers in answerer.answer(group, done):
                     new = [answer for answer in answers if answer.question.number not in done]
-                    files.append(new)
+                    files.add(new)
                     bar.update(len(new))
 
     state.wait_for_everyone()

@@ -1,4 +1,4 @@
-"""Records -> lines of image lists: for each record the first object whose hiding matters, with its box.
+"""Records -> lines of image lists: for each record the first object that matters to its answer, with its box.
 
 Detection and verification run in rounds over all open records of a window: every image is asked for the phrases of
 its text, then candidate after candidate is verified, those of all records side by side, and records that run out of
@@ -20,10 +20,11 @@ from PIL import Image
 from listwise_preference.data.pairs import Entry, Pair
 from listwise_preference.data.ranked_images import Box, Drawing, open_image, ranked_images, transposed_size
 from listwise_preference.errors import DataError, ImageError
+from listwise_preference.files import Record
 from listwise_preference.image_lists.detectors.detect import Detector, Failed, Found, Query, box_share, choose
 from listwise_preference.image_lists.english.critical_object import Phrase, candidate_phrases
 from listwise_preference.image_lists.options import Rules
-from listwise_preference.image_lists.store import Line
+from listwise_preference.image_lists.question import Check
 
 if TYPE_CHECKING:
     from listwise_preference.image_lists.verify import Verifier
@@ -106,7 +107,7 @@ class Builder:
     Args:
         verifier: None takes each record's first candidate as it is.
         rules: the options that decide which candidate is taken.
-        drawing: how the hidden image looks that the verifier sees.
+        drawing: how the masked image looks that the verifier sees.
         finished: is called with each record's number and line as soon as it is known.
     """
 
@@ -116,7 +117,7 @@ class Builder:
         verifier: "Verifier | None",
         rules: Rules,
         drawing: Drawing,
-        finished: Callable[[int, Line], None],
+        finished: Callable[[int, Record], None],
     ) -> None:
         self.detector = detector
         self.verifier = verifier
@@ -238,11 +239,9 @@ class Builder:
         return still_open + self._verify(to_verify, pools)
 
     def _verify(self, records: list[_Open], pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor]) -> list[_Open]:
-        """Show the verifier each record's first candidate hidden; returns the records that need another one."""
+        """Show the verifier each record's first candidate masked; returns the records that need another one."""
         if not records:
             return []
-        from listwise_preference.image_lists.verify import Check  # with torch
-
         verifier = self.verifier
         assert verifier is not None
         still_open = []
@@ -287,7 +286,7 @@ class Builder:
         return still_open
 
     def _finish(self, record: _Open, verdict: str, taken: _Candidate | None = None, reason: str | None = None) -> None:
-        line: Line = {"id": record.pair.id, "img_path": record.pair.img_path, **_NOTHING, "verdict": verdict}
+        line: Record = {"id": record.pair.id, "img_path": record.pair.img_path, **_NOTHING, "verdict": verdict}
         if taken is not None and taken.box is not None:
             line |= {
                 "box": _edges(taken.box),
@@ -306,13 +305,13 @@ class Builder:
 _NOTHING = dict.fromkeys(("box", "box_share", "phrase", "surface", "source", "score"))
 
 
-def error_line(entry: Entry, reason: str) -> Line:
+def error_line(entry: Entry, reason: str) -> Record:
     """The line of a record that cannot be used."""
     line = {"id": entry.id, "img_path": entry.img_path, **_NOTHING, "verdict": "error"}
     return {**line, "reason": reason, "tried": []}
 
 
-def excluded_line(entry: Entry) -> Line:
+def excluded_line(entry: Entry) -> Record:
     """The line of a record that the user leaves out before it was looked at."""
     return {"id": entry.id, "img_path": entry.img_path, **_NOTHING, "verdict": "excluded", "tried": []}
 

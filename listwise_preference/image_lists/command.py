@@ -1,36 +1,39 @@
-"""make_image_lists.py from its options to its files."""
+"""make_image_lists.py: options, all checks that need no model, then the lists and what is made of them."""
 
 import hashlib
 import json
+import logging
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
 from listwise_preference import __version__
-from listwise_preference.cli import run_program
+from listwise_preference.cli import is_main_process, run_program
 from listwise_preference.data.pairs import Entry, Pair, read_entries, read_exclusions
 from listwise_preference.data.ranked_images import Box
-from listwise_preference.errors import DataError
+from listwise_preference.errors import DataError, ModelError
+from listwise_preference.files import Record, write_json
 from listwise_preference.image_lists.build import WINDOW, Builder, excluded_line
-from listwise_preference.image_lists.detectors.annotations import Annotations
+from listwise_preference.image_lists.detectors import DETECTORS
 from listwise_preference.image_lists.detectors.detect import Detector
 from listwise_preference.image_lists.english.critical_object import candidate_phrases
+from listwise_preference.image_lists.export import EXPORTS, Usable, check_images_folder, export, write_images
 from listwise_preference.image_lists.options import Options, parse
-from listwise_preference.image_lists.store import Line, ListStore
+from listwise_preference.image_lists.review.review import ReviewItem, check_review, write_review
+from listwise_preference.image_lists.store import ListStore
 from listwise_preference.image_lists.summary import draw_histogram, summarize
 from listwise_preference.models.families import PLACEHOLDERS
 
-if TYPE_CHECKING:
-    from listwise_preference.image_lists.verify import Verifier
+logger = logging.getLogger("listwise_preference")
 
 _EXAMPLES = 3
 # Seconds between lines on the progress where no terminal shows a bar.
@@ -40,14 +43,44 @@ _MINUTE = 60
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the lists. Exits with code 2 and a message on what a user can mend."""
     options = parse(argv, sys.modules["__main__"].__doc__)
-    processes = Processes.from_environment()
-    run_program(
-        lambda: _run(options, processes), stopped="stopped; what is finished is kept, and the same command continues"
-    )
+    run_program(lambda: _run(options), stopped="stopped; what is finished is kept, and the same command continues")
 
 
-def _uses_models(options: Options) -> bool:
-    return options.detector != "annotations" or options.verifier is not None
+def _run(options: Options) -> None:
+    entries = read_entries(options.pairs, options.image_root, PLACEHOLDERS)
+    _check_images_are_there(entries, options)
+    store = ListStore(options.output, [entry.id for entry in entries], int(os.environ.get("RANK", "0")))
+    if is_main_process():
+        _check_destinations(options, entries, store)
+    excluded = _read_excluded(options, entries)
+    chosen = DETECTORS[options.detector]
+    detector = None if chosen.model else chosen.load(options.detector_options, entries, options.dtype)
+    if pair := next((entry.pair for entry in entries if entry.pair is not None), None):
+        candidate_phrases(pair, options.rules.prefer)  # is the tagger there?
+
+    # Nothing is wrong with options, records and folders: now the heavy part.
+    processes = Processes.join()
+    run: dict[str, Any] = {}
+    if is_main_process():
+        run = _what_decides(options, entries)
+        store.begin(run, restart=options.restart)
+    processes.wait_for_all()
+    done = _as_computed(store.lines())
+    processes.wait_for_all()  # no process appends before all have read
+    to_do = {entry.number for entry in entries if entry.number not in done and str(entry.id) not in excluded}
+    windows = [entries[start : start + WINDOW] for start in range(0, len(entries), WINDOW)]
+    mine = [window for window in windows[processes.index :: processes.count] if not to_do.isdisjoint(_numbers(window))]
+    clock: dict[str, float] = {}
+    if mine:
+        asked = [[entry for entry in window if str(entry.id) not in excluded] for window in mine]
+        clock = _make(options, detector, asked, store, to_do)
+    processes.wait_for_all()
+    if is_main_process():
+        lines = _all_lines(entries, _as_computed(store.lines()), excluded)
+        store.finish(lines, run, {**summarize(lines), "speed": _speed(store, clock, processes.count)})
+        draw_histogram(lines, store.histogram)
+        _report(lines, store)
+        _write_results(options, entries, lines)
 
 
 @dataclass(frozen=True)
@@ -59,99 +92,64 @@ class Processes:
     wait_for_all: Callable[[], None]
 
     @classmethod
-    def from_environment(cls) -> "Processes":
+    def join(cls) -> "Processes":
         """As the launcher says in RANK and WORLD_SIZE."""
-        count = int(os.environ.get("WORLD_SIZE", "1"))
-        if count == 1:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls(0, 1, lambda: None)
         import torch
         from accelerate import PartialState
 
         # The first one to finish may have to wait for long.
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
-        return cls(state.process_index, count, state.wait_for_everyone)
+        return cls(state.process_index, state.num_processes, state.wait_for_everyone)
 
 
-def _run(options: Options, processes: Processes) -> None:
-    is_main = processes.index == 0
-    say: Callable[[str], None] = (lambda text: print(text, file=sys.stderr)) if is_main else (lambda text: None)
-    entries = read_entries(options.pairs, options.image_root, PLACEHOLDERS)
-    _check_images_are_there(entries, options)
-    store = ListStore(options.output, [entry.id for entry in entries], processes.index)
-    if is_main:
-        _check_destinations(options, entries, store)
-    excluded = _read_excluded(options, entries, say)
-    detector: Detector | None = None
-    if options.annotations is not None:
-        detector = Annotations(options.annotations, (entry.img_path for entry in entries if entry.img_path))
-        readable = (entry.pair.img_path for entry in entries if entry.pair and entry.path and entry.path.exists())
-        if report := detector.report(readable):
-            say(report)
-    for entry in entries:
-        if entry.pair is not None:
-            candidate_phrases(entry.pair, options.rules.prefer)  # is the tagger there? before a model is loaded
-            break
+def _make(
+    options: Options, detector: Detector | None, windows: Sequence[Sequence[Entry]], store: ListStore, to_do: set[int]
+) -> dict[str, float]:
+    """Compute windows of records and append those that are to do; the seconds of the main thread.
 
-    run: dict[str, Any] = {}
-    if is_main:
-        run = _what_decides(options, entries)
-        store.begin(run, restart=options.restart)
-    processes.wait_for_all()
-    store.repair()
-    done = _as_computed(store.lines())
-    processes.wait_for_all()  # no process appends before all have read
+    Of a window that was interrupted all is computed, in the same batches.
+    """
+    detector = detector or DETECTORS[options.detector].load(options.detector_options, (), options.dtype)
+    verifier = None
+    if options.verifier is not None:
+        from listwise_preference.image_lists.verify import Verifier
+        from listwise_preference.models.loading import DTYPES, local_device
 
-    to_do = {entry.number for entry in entries if entry.number not in done and str(entry.id) not in excluded}
-    windows = [entries[start : start + WINDOW] for start in range(0, len(entries), WINDOW)]
-    mine = [window for window in windows[processes.index :: processes.count] if not to_do.isdisjoint(_numbers(window))]
+        verifier = Verifier.load(options.verifier, device=local_device(), dtype=DTYPES[options.dtype])
+    total = len(to_do & _numbers(*windows))
     verdicts: Counter[str] = Counter()
-    clock: dict[str, float] = {}
-    begun = last = said = 0.0
-    if mine:
-        verifier = None
-        if _uses_models(options):
-            detector, verifier = _load(options, detector)
-        assert detector is not None
-        mine_to_do = to_do & _numbers(*mine)
-        with tqdm(
-            total=len(mine_to_do), desc="Making lists", unit=" records", disable=None if is_main else True
-        ) as bar:
+    begun = last = said = time.perf_counter()
+    with tqdm(total=total, desc="Making lists", unit=" records", disable=None if is_main_process() else True) as bar:
 
-            def finished(number: int, line: Line) -> None:
-                nonlocal last, said
-                if number in to_do:  # of a window that was interrupted all is computed, in the same batches
-                    now = time.perf_counter()
-                    store.append(number, line, now - last)
-                    last = now
-                    verdicts[line["verdict"]] += 1
-                    bar.set_postfix(dict(verdicts), refresh=False)
-                    bar.update()
-                    if now - said > _MINUTE and not sys.stderr.isatty():
-                        said = now
-                        done_here = sum(verdicts.values())
-                        say(f"{done_here:,} of {len(mine_to_do):,} records, {done_here / (now - begun):.2f} a second")
+        def finished(number: int, line: Record) -> None:
+            nonlocal last, said
+            if number not in to_do:
+                return
+            now = time.perf_counter()
+            store.add(number, line, now - last)
+            last = now
+            verdicts[line["verdict"]] += 1
+            bar.set_postfix(dict(verdicts), refresh=False)
+            bar.update()
+            if now - said > _MINUTE and not sys.stderr.isatty():
+                said = now
+                done = verdicts.total()
+                logger.info(f"{done:,} of {total:,} records, {done / (now - begun):.2f} a second")
 
-            builder = Builder(detector, verifier, options.rules, options.drawing, finished)
-            begun = last = said = time.perf_counter()
-            for window in mine:
-                builder.run([entry for entry in window if str(entry.id) not in excluded])
-            clock = {name: round(seconds, 3) for name, seconds in asdict(builder.clock).items()}
-    processes.wait_for_all()
-    if is_main:
-        lines = _all_lines(entries, _as_computed(store.lines()), excluded)
-        speed = _speed(store, clock, processes.count)
-        store.finish(lines, run, {**summarize(lines), "speed": speed})
-        draw_histogram(lines, store.histogram)
-        _report(lines, store, say)
-        _write_results(options, entries, lines, say)
+        builder = Builder(detector, verifier, options.rules, options.drawing, finished)
+        for window in windows:
+            builder.run(window)
+    return {name: round(seconds, 3) for name, seconds in asdict(builder.clock).items()}
 
 
 def _speed(store: ListStore, clock: dict[str, float], processes: int) -> dict[str, Any]:
     """Of all runs that worked on this output; the seconds of the main thread and the processes are of the last one."""
-    before = store.made().get("speed", {})
+    before = store.earlier_speed()
     records, seconds = store.measured()
     if not records and before:
-        return dict(before)
+        return before
     records += before.get("records_computed", 0)
     seconds += before.get("seconds", 0.0)
     return {
@@ -184,42 +182,35 @@ def _check_images_are_there(entries: Sequence[Entry], options: Options) -> None:
 
 def _check_destinations(options: Options, entries: Sequence[Entry], store: ListStore) -> None:
     """Before any work: nothing that the user has is overwritten."""
-    inputs = {"--pairs": options.pairs, "--annotations": options.annotations, "--exclude": options.exclude}
-    outputs = [store.output, store.summary, store.histogram, *([] if options.export is None else [_export(options)])]
-    for output in outputs:
-        for name, file in inputs.items():
-            if file is not None and output.resolve() == file.resolve():
-                raise DataError(f"--output {options.output} would overwrite {name} {file}; name another file")
-    images = {entry.path.resolve() for entry in entries if entry.path is not None}
-    if any(output.resolve() in images for output in outputs):
+    outputs = {path.resolve() for path in (store.output, store.summary, store.histogram, options.export_file) if path}
+    for name, file in options.input_files().items():
+        if file.resolve() in outputs:
+            raise DataError(f"--output {options.output} would overwrite {name} {file}; name another file")
+    images = [entry.path for entry in entries if entry.path is not None]
+    if not outputs.isdisjoint(path.resolve() for path in images):
         raise DataError(f"--output {options.output} would overwrite an image of the pairs; name another file")
     store.check()
     if options.review is not None:
-        from listwise_preference.image_lists.review.review import check_review
-
         check_review(options.review)
     if options.write_pictures is not None:
-        from listwise_preference.image_lists.export import check_images_folder
-
-        paths = [entry.path for entry in entries if entry.path is not None]
-        check_images_folder(options.write_pictures, paths, options.image_root, options.drawing)
+        check_images_folder(options.write_pictures, images, options.image_root, options.drawing)
 
 
-def _read_excluded(options: Options, entries: Sequence[Entry], say: Callable[[str], None]) -> frozenset[str]:
+def _read_excluded(options: Options, entries: Sequence[Entry]) -> frozenset[str]:
     if options.exclude is None:
         return frozenset()
     asked = read_exclusions(options.exclude)
     found = asked & {str(entry.id) for entry in entries}
-    say(f"--exclude leaves out {len(found):,} of {len(entries):,} records")
+    logger.info(f"--exclude leaves out {len(found):,} of {len(entries):,} records")
     if unknown := sorted(asked - found):
         shown = ", ".join(unknown[:_EXAMPLES]) + (", ..." if len(unknown) > _EXAMPLES else "")
-        say(f"--exclude names {len(unknown):,} ids that no record has: {shown}")
+        logger.info(f"--exclude names {len(unknown):,} ids that no record has: {shown}")
     return found
 
 
 def _what_decides(options: Options, entries: Sequence[Entry]) -> dict[str, Any]:
     """All options and inputs that decide the lines, for refusing to mix results; images by name and size."""
-    rules = options.rules
+    rules, model = options.rules, DETECTORS[options.detector].model
     sizes = [
         [entry.img_path, entry.path.stat().st_size if entry.path is not None and entry.path.exists() else None]
         for entry in entries
@@ -237,33 +228,27 @@ def _what_decides(options: Options, entries: Sequence[Entry]) -> dict[str, Any]:
         "--detector": options.detector,
         "--verifier": options.verifier,
     }
-    if options.annotations is not None:
-        decides["--annotations"] = _sha256(options.annotations.read_bytes())
-    if not _uses_models(options):
-        return decides
-    decides |= {name: version(name) for name in ("torch", "transformers")}
-    decides["--dtype"] = options.dtype
-    if options.detector != "annotations":
-        decides |= {
-            "--detector_batch_size": rules.detector_batch_size,
-            "--detector_model": _identity(options.detector_model),
-            "--box_threshold": options.box_threshold,
-            "--text_threshold": options.text_threshold,
-        }
+    for name, value in options.detector_options.items():
+        decides[f"--{name}"] = _sha256(value.read_bytes()) if isinstance(value, Path) else value
+    if model is not None:
+        decides[f"--{model}"] = _weights(options.detector_options[model])
+        decides["--detector_batch_size"] = rules.detector_batch_size
     if options.verifier is not None:
         decides |= {
-            "--verifier": _identity(options.verifier),
+            "--verifier": _weights(options.verifier),
             "--verify_threshold": rules.verify_threshold,
             "--verifier_batch_size": rules.verifier_batch_size,
             "--max_candidates": rules.max_candidates,
             "--visual_prompt": options.drawing.visual_prompt,
             "--fill": options.drawing.fill,
         }
+    if model is not None or options.verifier is not None:
+        decides |= {name: version(name) for name in ("torch", "transformers")}
+        decides["--dtype"] = options.dtype
     return decides
 
 
-def _identity(model: str) -> str:
-    from listwise_preference.errors import ModelError
+def _weights(model: str) -> str:
     from listwise_preference.models.loading import weights_identity
 
     try:
@@ -276,32 +261,10 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _load(options: Options, detector: Detector | None) -> "tuple[Detector, Verifier | None]":
-    import torch
-
-    from listwise_preference.image_lists.detectors.zero_shot import ZeroShotDetector
-    from listwise_preference.image_lists.verify import Verifier
-    from listwise_preference.models.loading import DTYPES
-
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
-    dtype = DTYPES[options.dtype]
-    if detector is None:
-        detector = ZeroShotDetector.load(
-            options.detector_model,
-            device=device,
-            dtype=dtype,
-            box_threshold=options.box_threshold,
-            text_threshold=options.text_threshold,
-        )
-    verifier = Verifier.load(options.verifier, device=device, dtype=dtype) if options.verifier is not None else None
-    return detector, verifier
-
-
 # After them
 
 
-def _as_computed(lines: dict[int, Line]) -> dict[int, Line]:
+def _as_computed(lines: dict[int, Record]) -> dict[int, Record]:
     """Lines as they were before --exclude; records that were excluded from the start have none."""
     computed = {}
     for number, line in lines.items():
@@ -313,7 +276,7 @@ def _as_computed(lines: dict[int, Line]) -> dict[int, Line]:
     return computed
 
 
-def _all_lines(entries: Sequence[Entry], computed: dict[int, Line], excluded: frozenset[str]) -> list[Line]:
+def _all_lines(entries: Sequence[Entry], computed: dict[int, Record], excluded: frozenset[str]) -> list[Record]:
     """The lines in input order, with --exclude applied."""
     lines = []
     for entry in entries:
@@ -328,69 +291,56 @@ def _all_lines(entries: Sequence[Entry], computed: dict[int, Line], excluded: fr
     return lines
 
 
-def _report(lines: Sequence[Line], store: ListStore, say: Callable[[str], None]) -> None:
+def _report(lines: Sequence[Record], store: ListStore) -> None:
     counts = Counter(line["verdict"] for line in lines)
-    say(f"{store.output}: {', '.join(f'{count:,} {verdict}' for verdict, count in counts.most_common())}")
+    logger.info(f"{store.output}: {', '.join(f'{count:,} {verdict}' for verdict, count in counts.most_common())}")
     errors = [line for line in lines if line["verdict"] == "error"]
     for line in errors[:_EXAMPLES]:
-        say(f"  error: record {line['id']}: {line['reason']}")
+        logger.info(f"  error: record {line['id']}: {line['reason']}")
     if len(errors) > _EXAMPLES:
-        say(f"  ... and {len(errors) - _EXAMPLES:,} more errors, each with its reason in its line")
-    say(f"{store.summary} and {store.histogram} sum them up")
+        logger.info(f"  ... and {len(errors) - _EXAMPLES:,} more errors, each with its reason in its line")
+    logger.info(f"{store.summary} and {store.histogram} sum them up")
 
 
-def _write_results(
-    options: Options, entries: Sequence[Entry], lines: Sequence[Line], say: Callable[[str], None]
-) -> None:
-    from listwise_preference.image_lists.export import Usable, export, write_images, write_json
-
+def _write_results(options: Options, entries: Sequence[Entry], lines: Sequence[Record]) -> None:
     usable = [
         Usable(entry.pair, entry.path, Box(*line["box"]))
         for entry, line in zip(entries, lines, strict=True)
         if line["verdict"] in ("verified", "unverified") and entry.pair is not None and entry.path is not None
     ]
     if options.review is not None:
-        say(f"open {_write_review(options, entries, lines)} in a browser")
+        items = [_review_item(entry, line) for entry, line in zip(entries, lines, strict=True)]
+        logger.info(f"open {write_review(options.review, items, options.drawing, options.output.name)} in a browser")
     written: frozenset[Usable] = frozenset()
     if options.write_pictures is not None:
         folder = options.write_pictures
         done = write_images(folder, usable, options.image_root, options.drawing, options.rules.threads)
-        say(f"{folder}: the lists of {len(done.records):,} records, named in {folder / 'pairs.json'}")
+        logger.info(f"{folder}: the lists of {len(done.records):,} records, named in {folder / 'pairs.json'}")
         written = frozenset(done.records)
         if done.left_out:
-            say(
+            logger.info(
                 f"  {len(done.left_out):,} more records have an image that is there already with another's list:"
                 f" folders hold one list for each image (--image_lists {options.output} trains on all of them)"
             )
-    if options.export is not None:
-        rows = export(options.export, usable, options.image_root, options.write_pictures, written, options.drawing)
-        file = _export(options)
-        write_json(file, rows)
-        say(f"{file}: {len(rows):,} rows for {options.export}, text pairs of {len(usable):,} records")
-        if options.export == "ms-swift":
-            say(f"  and image pairs of {len(written):,} of {len(usable):,} records")
+    if options.export is not None and options.export_file is not None:
+        form = EXPORTS[options.export]
+        rows = export(form, usable, options.image_root, options.write_pictures, written, options.drawing)
+        write_json(options.export_file, rows)
+        said = f"{options.export_file}: {len(rows):,} rows for {options.export}, text pairs of {len(usable):,} records"
+        logger.info(said)
+        if form.needs_levels:
+            logger.info(f"  and image pairs of {len(written):,} of {len(usable):,} records")
 
 
-def _export(options: Options) -> Path:
-    return options.output.with_name(f"{options.output.stem}.{options.export}.json")
-
-
-def _write_review(options: Options, entries: Sequence[Entry], lines: Sequence[Line]) -> Path:
-    from listwise_preference.image_lists.review.review import ReviewItem, write_review
-
-    assert options.review is not None
-    items = [
-        ReviewItem(
-            pair=entry.pair or Pair(entry.id, entry.img_path or "", "", "", ""),
-            image=entry.path,
-            box=Box(*line["box"]) if line["box"] is not None else None,
-            phrase=line["phrase"],
-            surface=line["surface"],
-            source=line["source"] or "",
-            score=line["score"],
-            verdict=line["verdict"],
-            reason=line.get("reason"),
-        )
-        for entry, line in zip(entries, lines, strict=True)
-    ]
-    return write_review(options.review, items, options.drawing, options.output.name)
+def _review_item(entry: Entry, line: Mapping[str, Any]) -> ReviewItem:
+    return ReviewItem(
+        pair=entry.pair or Pair(entry.id, entry.img_path or "", "", "", ""),
+        image=entry.path,
+        box=Box(*line["box"]) if line["box"] is not None else None,
+        phrase=line["phrase"],
+        surface=line["surface"],
+        source=line["source"] or "",
+        score=line["score"],
+        verdict=line["verdict"],
+        reason=line.get("reason"),
+    )

@@ -1,21 +1,19 @@
 """The lists in other forms: images in the release's folders, and records for other trainers."""
 
-import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tqdm import tqdm
 
 from listwise_preference.data.pairs import Pair
 from listwise_preference.data.ranked_images import Box, Drawing, open_image, ranked_images
 from listwise_preference.errors import DataError, ImageError
-
-Trainer = Literal["trl", "ms-swift", "llama-factory"]
+from listwise_preference.files import Record, write_json
 
 # Says that a folder of images is this program's, to be written again.
 _MADE = "made_by.json"
@@ -39,7 +37,7 @@ class Written:
 
 
 def level_folders(folder: Path, drawing: Drawing) -> tuple[Path, ...]:
-    """The folders of the levels with something hidden, least first, named by percentage: 25, 50, 75, 100 for five."""
+    """The folders of the levels with something masked, least first, named by percentage: 25, 50, 75, 100 for five."""
     last = drawing.list_size - 1
     return tuple(folder / f"{100 * level / last:.4g}" for level in range(1, drawing.list_size))
 
@@ -106,39 +104,38 @@ def write_images(folder: Path, records: Sequence[Usable], image_root: Path, draw
     return Written(tuple(chosen), left_out)
 
 
+@dataclass(frozen=True)
+class Export:
+    """The form of another trainer.
+
+    Attributes:
+        help: what is in it, for --help.
+        rows: of a record and the images of its list, best first, by absolute path: the image alone where the others
+            are not written.
+        needs_levels: whether its rows hold images of other levels than the first.
+    """
+
+    help: str
+    rows: Callable[[Usable, Sequence[str]], list[Record]]
+    needs_levels: bool = False
+
+
 def export(
-    trainer: Trainer,
+    form: Export,
     records: Sequence[Usable],
     image_root: Path,
     images: Path | None,
     written: Collection[Usable],
     drawing: Drawing,
-) -> Any:
-    """The records in the form that ``trainer`` reads, as one JSON value; images by absolute path.
+) -> list[Record]:
+    """All rows of a form; ``images`` is the folder of ``write_images``, ``written`` the records with images there."""
+    folders = level_folders(images, drawing) if images is not None else ()
 
-    - trl (DPOTrainer): conversational prompt, chosen and rejected, one image for both. Text pairs only.
-    - llama-factory (ShareGPT form, ``"ranking": true``): one image for both. Text pairs only.
-    - ms-swift: the text pair, then for each two adjacent levels the chosen answer on the better against the chosen
-      answer on the worse image (``rejected_images``). ``images`` is the folder of ``write_images``; records that
-      are not among those ``written`` there have the text pair alone.
-    """
-    match trainer:
-        case "trl":
-            return [_trl(record) for record in records]
-        case "llama-factory":
-            return [_llama_factory(record) for record in records]
-        case "ms-swift":
-            assert images is not None
-            folders = level_folders(images, drawing)
-            return [
-                row for record in records for row in _ms_swift(record, image_root, folders if record in written else ())
-            ]
+    def levels(record: Usable) -> list[str]:
+        below = _below(record.path, image_root)
+        return [_absolute(path) for path in (record.path, *(folder / below for folder in folders if record in written))]
 
-
-def write_json(file: Path, value: Any) -> None:
-    """Indented JSON, readable in any language."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return [row for record in records for row in form.rows(record, levels(record))]
 
 
 def _plain(pair: Pair) -> dict[str, Any]:
@@ -151,40 +148,51 @@ def _plain(pair: Pair) -> dict[str, Any]:
     }
 
 
-def _trl(record: Usable) -> dict[str, Any]:
+def _trl(record: Usable, levels: Sequence[str]) -> list[Record]:
     def turn(role: str, text: str, *before: dict[str, str]) -> list[dict[str, Any]]:
         return [{"role": role, "content": [*before, {"type": "text", "text": text}]}]
 
-    return {
-        "images": [_absolute(record.path)],
+    row = {
+        "images": [levels[0]],
         "prompt": turn("user", record.pair.prompt, {"type": "image"}),
         "chosen": turn("assistant", record.pair.chosen),
         "rejected": turn("assistant", record.pair.rejected),
     }
+    return [row]
 
 
-def _llama_factory(record: Usable) -> dict[str, Any]:
-    return {
+def _llama_factory(record: Usable, levels: Sequence[str]) -> list[Record]:
+    row = {
         "conversations": [{"from": "human", "value": f"<image>{record.pair.prompt}"}],
         "chosen": {"from": "gpt", "value": record.pair.chosen},
         "rejected": {"from": "gpt", "value": record.pair.rejected},
-        "images": [_absolute(record.path)],
+        "images": [levels[0]],
     }
+    return [row]
 
 
-def _ms_swift(record: Usable, image_root: Path, folders: Sequence[Path]) -> list[dict[str, Any]]:
-    pair = record.pair
-    below = _below(record.path, image_root)
-    levels = [_absolute(record.path), *(_absolute(folder / below) for folder in folders)]
+def _ms_swift(record: Usable, levels: Sequence[str]) -> list[Record]:
     messages = [
-        {"role": "user", "content": f"<image>{pair.prompt}"},
-        {"role": "assistant", "content": pair.chosen},
+        {"role": "user", "content": f"<image>{record.pair.prompt}"},
+        {"role": "assistant", "content": record.pair.chosen},
     ]
-    text_pair = {"messages": messages, "images": levels[:1], "rejected_response": pair.rejected}
+    text_pair = {"messages": messages, "images": [levels[0]], "rejected_response": record.pair.rejected}
     image_pairs = [
         {"messages": messages, "images": [better], "rejected_images": [worse]} for better, worse in pairwise(levels)
     ]
     return [text_pair, *image_pairs]
+
+
+EXPORTS = {
+    "trl": Export("for its DPOTrainer, text pairs only, since a row has one image for both responses", _trl),
+    "ms-swift": Export(
+        "a text pair, and an image pair of each two adjacent levels with the chosen response (its rows hold two images,"
+        " not a list), which needs --write_pictures",
+        _ms_swift,
+        needs_levels=True,
+    ),
+    "llama-factory": Export("ShareGPT form of ranking, text pairs only as for trl", _llama_factory),
+}
 
 
 def _below(path: Path, image_root: Path) -> str:

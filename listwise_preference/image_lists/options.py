@@ -1,13 +1,15 @@
 """The options of make_image_lists.py."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from listwise_preference.cli import Parser, count, share
-from listwise_preference.data.ranked_images import Drawing
+from listwise_preference.data.ranked_images import Drawing, Fill, Grow, VisualPrompt
+from listwise_preference.image_lists.detectors import DETECTORS
+from listwise_preference.image_lists.export import EXPORTS
 
 Prefer = Literal["order", "contrast"]
 
@@ -29,30 +31,38 @@ class Rules:
 
 @dataclass(frozen=True)
 class Options:
-    """A whole command line."""
+    """A whole command line; ``detector_options`` are those of the chosen detector's own entry."""
 
     pairs: Path
     image_root: Path
     output: Path
     exclude: Path | None
     restart: bool
-    detector: Literal["grounding-dino", "annotations"]
-    annotations: Path | None
-    detector_model: str
-    box_threshold: float
-    text_threshold: float
+    detector: str
+    detector_options: Mapping[str, Any]
     verifier: str | None
     dtype: str
     rules: Rules
     drawing: Drawing
     review: Path | None
     write_pictures: Path | None
-    export: Literal["trl", "ms-swift", "llama-factory"] | None
+    export: str | None
+
+    @property
+    def export_file(self) -> Path | None:
+        """What --export writes."""
+        return None if self.export is None else self.output.with_name(f"{self.output.stem}.{self.export}.json")
+
+    def input_files(self) -> dict[str, Path]:
+        """The files that are read, by option."""
+        given = {"pairs": self.pairs, "exclude": self.exclude, **self.detector_options}
+        return {f"--{name}": value for name, value in given.items() if isinstance(value, Path)}
 
 
 def parse(argv: Sequence[str] | None = None, description: str | None = None) -> Options:
     """The command line's options; exits with code 2 and one line on a wrong one."""
     parser = Parser(description)
+
     add = parser.group("records")
     add(
         "--pairs",
@@ -62,190 +72,63 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
         help="JSON or JSONL of {img_path, prompt, chosen, rejected}",
     )
     add("--image_root", type=Path, default=Path(), metavar="DIR", help="folder that img_path is relative to")
-    add(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help=(
-            "image lists to write, JSONL, a line per record; summary.json and box_share.png, a histogram, go beside it"
-            " (<name>.summary.json and <name>.box_share.png where others have these names)"
-        ),
-    )
-    add(
-        "--exclude",
-        type=Path,
-        metavar="FILE",
-        help=(
-            'records to leave out: JSON {"rejected": [ids]}, as the review page saves it, or a list of ids; they '
-            'keep a line, with the verdict "excluded"'
-        ),
-    )
-    add(
-        "--restart",
-        action="store_true",
-        help="begin again where --output holds something made with other options or from other inputs",
-    )
+    add("--output", type=Path, required=True, metavar="FILE", help="image lists to write, JSONL, a line per record; "
+        "summary.json and box_share.png, a histogram, go beside it (<name>.summary.json and <name>.box_share.png where "
+        "others have these names)")  # fmt: skip
+    add("--exclude", type=Path, metavar="FILE", help='records to leave out: JSON {"rejected": [ids]}, as the review '
+        'page saves it, or a list of ids; they keep a line, with the verdict "excluded"')  # fmt: skip
+    add("--restart", action="store_true", help="begin again where --output holds something made with other options or "
+        "from other inputs")  # fmt: skip
 
-    add = parser.group("object", "What in the image is hidden.")
-    add(
-        "--prefer",
-        choices=("order", "contrast"),
-        default=Rules.prefer,
-        help=(
-            "order: objects as the paper takes them, first sentence of the chosen answer, prompt, rest of the "
-            "chosen answer; contrast: before these, objects of the chosen answer that the rejected one does not "
-            "name"
-        ),
-    )
-    add(
-        "--detector",
-        choices=("grounding-dino", "annotations"),
-        default="grounding-dino",
-        help="grounding-dino: --detector_model finds the boxes; annotations: they are in the file --annotations",
-    )
-    add(
-        "--annotations",
-        type=Path,
-        metavar="FILE",
-        help="COCO instances JSON, or JSONL of {img_path, label, box: [left, top, right, bottom]}",
-    )
-    add(
-        "--detector_model",
-        default="IDEA-Research/grounding-dino-tiny",
-        metavar="MODEL",
-        help="any zero-shot detector of transformers: a folder or a name on the hub",
-    )
-    add(
-        "--box_threshold",
-        type=share,
-        default=0.3,
-        help="score that a box must exceed, 0 to 1; 0.3 is that of Grounding DINO's own demo",
-    )
-    add(
-        "--text_threshold",
-        type=share,
-        default=0.25,
-        help="what the score of each token of a phrase must exceed, 0 to 1 (Grounding DINO only)",
-    )
-    add(
-        "--min_box_share",
-        type=share,
-        default=Rules.min_box_share,
-        help="smaller boxes, as a share of the image, are dropped",
-    )
-    add(
-        "--max_box_share",
-        type=share,
-        default=Rules.max_box_share,
-        help="larger boxes, as a share of the image, are dropped",
-    )
-    add(
-        "--seed",
-        type=int,
-        default=Rules.seed,
-        help="decides which of the detected objects is taken when the texts name none",
-    )
+    add = parser.group("object", "What in the image is masked.")
+    add("--prefer", choices=get_args(Prefer), default=Rules.prefer, help="order: objects as the paper takes them, "
+        "first sentence of the chosen response, prompt, rest of the chosen response; contrast: before these, objects "
+        "of the chosen response that the rejected one does not name")  # fmt: skip
+    add("--detector", choices=tuple(DETECTORS), default="grounding-dino", help="what finds the boxes: "
+        + "; ".join(f"{name}: {entry.help}" for name, entry in DETECTORS.items()))  # fmt: skip
+    for entry in DETECTORS.values():
+        for name, settings in entry.options.items():
+            add(f"--{name}", **settings)
+    add("--min_box_share", type=share, default=Rules.min_box_share, help="smaller boxes, as a share of the image, are "
+        "dropped")  # fmt: skip
+    add("--max_box_share", type=share, default=Rules.max_box_share, help="larger boxes, as a share of the image, are "
+        "dropped")  # fmt: skip
+    add("--seed", type=int, default=Rules.seed, help="decides which of the detected objects is taken when the texts "
+        "name none")  # fmt: skip
 
-    add = parser.group(
-        "verification",
-        (
-            "A model sees the image with the object hidden; if it still calls the chosen answer right, another "
-            "object is tried."
-        ),
-    )
-    add(
-        "--verifier",
-        default="HuggingFaceM4/idefics2-8b",
-        metavar="MODEL",
-        help=(
-            "any image-text model of transformers: a folder or a name on the hub; none takes the first object as it is"
-        ),
-    )
-    add(
-        "--verify_threshold",
-        type=share,
-        default=Rules.verify_threshold,
-        help="probability of yes, against no, from which on the answer counts as still right",
-    )
-    add(
-        "--max_candidates",
-        type=count,
-        default=Rules.max_candidates,
-        help="objects tried before the record is given up as not_hideable",
-    )
+    add = parser.group("verification", "A model sees the image with the object masked; if it still calls the chosen "
+        "response right, another object is tried.")  # fmt: skip
+    add("--verifier", default="HuggingFaceM4/idefics2-8b", metavar="MODEL", help="any image-text model of "
+        "transformers: a folder or a name on the hub; none takes the first object as it is")  # fmt: skip
+    add("--verify_threshold", type=share, default=Rules.verify_threshold, help="probability of yes, against no, from "
+        "which on the response counts as still right")  # fmt: skip
+    add("--max_candidates", type=count, default=Rules.max_candidates, help="objects tried before the record is given "
+        "up as not_hideable")  # fmt: skip
 
-    add = parser.group(
-        "drawing",
-        (
-            "As in training; for --review, --write_pictures and --export, and the look of the hidden part for the"
-            " verifier."
-        ),
-    )
-    add(
-        "--list_size",
-        type=int,
-        default=Drawing.list_size,
-        help="images in a list, 2 or more; L hide 0, 1/(L-1) ... 1 of the box",
-    )
-    add(
-        "--visual_prompt", choices=("ellipse", "none"), default=Drawing.visual_prompt, help="what marks the hidden part"
-    )
-    add(
-        "--grow",
-        choices=("longer_side", "left_to_right", "top_to_bottom"),
-        default=Drawing.grow,
-        help="how the hidden part grows",
-    )
-    add(
-        "--fill",
-        choices=("black", "mean", "blur"),
-        default=Drawing.fill,
-        help="what covers the hidden part: black, the image's mean colour, or its own pixels blurred",
-    )
+    add = parser.group("drawing", "As in training; for --review, --write_pictures and --export, and the look of the "
+        "masked region for the verifier.")  # fmt: skip
+    add("--list_size", type=int, default=Drawing.list_size, help="images in a list, 2 or more; L mask 0, 1/(L-1) ... 1 "
+        "of the box")  # fmt: skip
+    add("--visual_prompt", choices=get_args(VisualPrompt), default=Drawing.visual_prompt, help="what marks the masked "
+        "region")  # fmt: skip
+    add("--grow", choices=get_args(Grow), default=Drawing.grow, help="how the masked region grows")
+    add("--fill", choices=get_args(Fill), default=Drawing.fill, help="what covers the masked region: black, the "
+        "image's mean colour, or its own pixels blurred")  # fmt: skip
 
     add = parser.group("results besides the lists")
-    add(
-        "--review",
-        type=Path,
-        metavar="DIR",
-        help="write a page to look at the lists and to reject bad ones: open DIR/index.html",
-    )
-    add(
-        "--write_pictures",
-        type=Path,
-        metavar="DIR",
-        help=(
-            "write the hidden images as the paper's release has them, DIR/<percent hidden>/<path below the "
-            "image root>, one list for each image, that of its first record, and the records they belong to,"
-            " DIR/pairs.json"
-        ),
-    )
-    add(
-        "--export",
-        choices=("trl", "ms-swift", "llama-factory"),
-        help=(
-            "write the records for another trainer beside --output. ms-swift: a text pair, and an image pair of "
-            "each two adjacent levels with the chosen answer (its rows hold two images, not a list), which "
-            "needs --write_pictures; trl and llama-factory: text pairs only, since their rows have one image "
-            "for both answers"
-        ),
-    )
+    add("--review", type=Path, metavar="DIR", help="write a page to look at the lists and to reject bad ones: open "
+        "DIR/index.html")  # fmt: skip
+    add("--write_pictures", type=Path, metavar="DIR", help="write the masked images as the paper's release has them, "
+        "DIR/<percent masked>/<path below the image root>, one list for each image, that of its first record, and the "
+        "records they belong to, DIR/pairs.json")  # fmt: skip
+    add("--export", choices=tuple(EXPORTS), help="write the records for another trainer beside --output: "
+        + "; ".join(f"{name}: {entry.help}" for name, entry in EXPORTS.items()))  # fmt: skip
 
-    add = parser.group(
-        "speed",
-        (
-            "These leave the choices as they are, up to rounding: another --dtype or batch size moves scores in their"
-            " last decimals, so a run is continued only with the same. --threads and the number of processes change"
-            " nothing. Several GPUs: accelerate launch make_image_lists.py ..."
-        ),
-    )
-    add(
-        "--dtype",
-        choices=("bfloat16", "float16", "float32"),
-        default="bfloat16",
-        help="of the models on a GPU; a CPU computes in float32",
-    )
+    add = parser.group("speed", "These leave the choices as they are, up to rounding: another --dtype or batch size "
+        "moves scores in their last decimals, so a run is continued only with the same. --threads and the number of "
+        "processes change nothing. Several GPUs: accelerate launch make_image_lists.py ...")  # fmt: skip
+    add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of the models on a GPU; a CPU "
+        "computes in float32")  # fmt: skip
     add("--detector_batch_size", type=count, default=Rules.detector_batch_size, help="images at once")
     add("--verifier_batch_size", type=count, default=Rules.verifier_batch_size, help="images at once")
     add("--threads", type=count, default=min(8, os.cpu_count() or 1), help="that read images ahead")
@@ -253,18 +136,25 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
 
 
 def _options(parser: Parser, given: dict[str, Any]) -> Options:
-    rules = Rules(**{name: given.pop(name) for name in Rules.__dataclass_fields__})
-    given["verifier"] = None if given["verifier"].lower() == "none" else given["verifier"]
-    try:
-        drawing = Drawing(**{name: given.pop(name) for name in Drawing.__dataclass_fields__})
-    except ValueError as error:
-        parser.error(str(error))
+    rules = Rules(**{field.name: given.pop(field.name) for field in fields(Rules)})
     if rules.min_box_share > rules.max_box_share:
         parser.error("--min_box_share is above --max_box_share: no box could be taken")
-    if given["detector"] == "annotations" and given["annotations"] is None:
-        parser.error("--detector annotations needs --annotations FILE")
-    if given["detector"] != "annotations" and given["annotations"] is not None:
-        parser.error("--annotations is read with --detector annotations only")
-    if given["export"] == "ms-swift" and given["write_pictures"] is None:
-        parser.error("--export ms-swift needs --write_pictures DIR: it writes pairs of images")
-    return Options(**given, rules=rules, drawing=drawing)
+    try:
+        drawing = Drawing(**{field.name: given.pop(field.name) for field in fields(Drawing)})
+    except ValueError as error:
+        parser.error(str(error))
+    own: dict[str, Any] = {}
+    for detector, entry in DETECTORS.items():
+        values = {name: given.pop(name) for name in entry.options}
+        for name, settings in entry.options.items():
+            needed = "default" not in settings
+            if needed and detector == given["detector"] and values[name] is None:
+                parser.error(f"--detector {detector} needs --{name} {settings.get('metavar', 'VALUE')}")
+            if needed and detector != given["detector"] and values[name] is not None:
+                parser.error(f"--{name} is read with --detector {detector} only")
+        own |= values if detector == given["detector"] else {}
+    if given["verifier"].lower() == "none":
+        given["verifier"] = None
+    if given["export"] and EXPORTS[given["export"]].needs_levels and given["write_pictures"] is None:
+        parser.error(f"--export {given['export']} needs --write_pictures DIR: it writes pairs of images")
+    return Options(**given, detector_options=own, rules=rules, drawing=drawing)

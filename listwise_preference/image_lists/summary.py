@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from listwise_preference.image_lists.store import Line
+from listwise_preference.files import Record
 from listwise_preference.pages.charts import chart
 
 VERDICTS = ("verified", "unverified", "no_object", "not_hideable", "error", "excluded")
@@ -13,7 +13,7 @@ _TOP_PHRASES = 50
 _BINS = 20
 
 
-def summarize(lines: Sequence[Line]) -> dict[str, Any]:
+def summarize(lines: Sequence[Record]) -> dict[str, Any]:
     """Counts over all lines of an image lists file.
 
     Of phrases and sources only lines with a box to train on count. ``no_text_phrase_found`` are records whose texts
@@ -45,7 +45,7 @@ def summarize(lines: Sequence[Line]) -> dict[str, Any]:
     }
 
 
-def draw_histogram(lines: Sequence[Line], file: Path) -> None:
+def draw_histogram(lines: Sequence[Record], file: Path) -> None:
     """A PNG of how many boxes have which share of their image, in steps of 5 %; raises DataError."""
     shares = _box_shares(lines)
     with chart(file, size=(4.8, 2.4)) as (axis,):
@@ -60,7 +60,7 @@ def draw_histogram(lines: Sequence[Line], file: Path) -> None:
         axis.grid(axis="x", visible=False)
 
 
-def _box_shares(lines: Iterable[Line]) -> list[float]:
+def _box_shares(lines: Iterable[Record]) -> list[float]:
     return sorted(line["box_share"] for line in lines if line["verdict"] in ("verified", "unverified"))
 
 

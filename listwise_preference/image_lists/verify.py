@@ -1,6 +1,6 @@
-"""Would the chosen answer still be given if its object were hidden? A vision-language model is asked.
+"""Would the chosen response still be given if its object were masked? A vision-language model is asked.
 
-The model sees the image with the whole box hidden and ``QUESTION``. The answer is not generated: the model's
+The model sees the image with the whole box masked and ``QUESTION``. The answer is not generated: the model's
 probabilities of "Yes" and "No" decide.
 """
 
@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -21,26 +20,10 @@ from transformers import (
 )
 
 from listwise_preference.errors import DataError, ModelError
+from listwise_preference.image_lists.question import QUESTION, YES_AND_NO, Check
 from listwise_preference.models.chat_format import ChatFormat
 from listwise_preference.models.families import FAMILIES
 from listwise_preference.models.loading import load_base_model, load_processor
-
-# The method gives no wording; this one is the project's choice.
-QUESTION = (
-    "Question: {prompt}\n"
-    "Answer: {chosen}\n"
-    "Judging only by what can be seen in the image, is this answer correct? Reply with Yes or No."
-)
-YES_AND_NO = ("Yes", "No")
-
-
-@dataclass(frozen=True)
-class Check:
-    """An image with the object hidden, and the pair that is put to the test on it."""
-
-    image: Image.Image
-    prompt: str
-    chosen: str
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """A checkpoint's config, processor and weights, and what identifies them."""
 
+import copy
 import hashlib
 import json
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -116,6 +118,13 @@ def load_base_model(
         raise ModelError(f"cannot load the model {name_or_path}: {error}") from error
 
 
+def local_device() -> torch.device:
+    """The GPU of this process among those that a launcher started, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
 def weights_identity(name_or_path: str, revision: str | None = None) -> str:
     """What tells one set of base weights from another: a folder's content hash, or a hub name and its commit."""
     folder = Path(name_or_path)
@@ -127,11 +136,17 @@ def weights_identity(name_or_path: str, revision: str | None = None) -> str:
 
 
 def processor_identity(processor: ProcessorMixin) -> str:
-    """A hash of all that turns a text and an image into tensors."""
+    """A hash of all that turns a text and an image into tensors.
+
+    Padding and truncation are not among it: the tokenizer remembers those of its last call, and each call gives them.
+    """
+    tokenizer = copy.deepcopy(processor.tokenizer.backend_tokenizer)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
     settings = {
         "image_processor": [type(processor.image_processor).__name__, processor.image_processor.to_dict()],
         "processor": processor.to_dict(),
         "chat_template": processor.chat_template,
-        "tokenizer": processor.tokenizer.backend_tokenizer.to_str(),
+        "tokenizer": tokenizer.to_str(),
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()

@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from listwise_preference.image_lists.verify import QUESTION as VERIFY
+from listwise_preference.image_lists.question import QUESTION as VERIFY
 from listwise_preference.small_world.scenes import KINDS, USUAL
 
 DESCRIBE = "Describe this image."  # AMBER's own words, as are those of the question below

@@ -1,8 +1,8 @@
 """The reference's log-probabilities, computed once and kept in a folder.
 
 Each value stands under a key made of everything it depends on: base weights, precision, processor, layout, library
-versions, and the record's text, images and drawing. A changed run has other keys, so a stale value is never used;
-an unchanged run finds all of its keys and computes nothing.
+versions, and the record's text, images and drawing. So there is no ``run.json`` to compare: a changed run has other
+keys and never uses a stale value, an unchanged run finds all of its keys and computes nothing.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from listwise_preference.files import sha256_of
+from listwise_preference.store import ResumableStore
 from listwise_preference.training.batch import ListwiseDataset
 
 LogPs = tuple[float, ...]
@@ -41,33 +42,19 @@ def record_keys(dataset: ListwiseDataset, run_identity: str, *, with_rejected: b
     return keys
 
 
-class ReferenceCache:
-    """Values by key in a folder of JSONL files, each line ``{"key", "logps"}``.
+class ReferenceCache(ResumableStore):
+    """Values by key in a folder, an item each, ``{"key", "logps"}``.
 
-    Lines are appended and flushed as they are computed, so that an interrupted computation continues. Every process of
-    every run writes a file of its own, so that runs may share a folder.
+    Every process of every run writes a file of its own, so that runs may share a folder.
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
-        self.file = folder / f"reference-{uuid.uuid4().hex}.jsonl"
+        super().__init__(folder, "key", f"reference-{uuid.uuid4().hex}")
 
     def load(self) -> dict[str, LogPs]:
-        """All whole lines of all files; a line torn by an interruption is no value and is computed again."""
-        values: dict[str, LogPs] = {}
-        for file in sorted(self.folder.glob("reference-*.jsonl")):
-            with file.open(encoding="utf-8") as lines:
-                for line in lines:
-                    try:
-                        entry = json.loads(line)
-                    except json.JSONDecodeError:
-                        continue
-                    values[entry["key"]] = tuple(entry["logps"])
-        return values
+        """All values that are finished, of all runs."""
+        return {key: tuple(item["logps"]) for key, item in self.items().items() if "logps" in item}
 
-    def append(self, keys: Sequence[str], logps: Sequence[Sequence[float]]) -> None:
-        """Write values and flush them."""
-        with self.file.open("a", encoding="utf-8") as stream:
-            for key, values in zip(keys, logps, strict=True):
-                stream.write(json.dumps({"key": key, "logps": list(values)}) + "\n")
+    def add(self, keys: Sequence[str], logps: Sequence[Sequence[float]]) -> None:
+        """Append values and flush them."""
+        self.append({"key": key, "logps": list(values)} for key, values in zip(keys, logps, strict=True))

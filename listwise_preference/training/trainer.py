@@ -183,7 +183,7 @@ class ListwiseTrainer(Trainer):
                 logps_BA = self._reference(model, batch)
             batch_keys = [keys[index] for index in batch["record"].tolist()]
             values = [tuple(row) for row in logps_BA.tolist()]
-            cache.append(batch_keys, values)
+            cache.add(batch_keys, values)
             computed += zip(batch_keys, values, strict=True)
             bar.update(len(values))
         bar.close()

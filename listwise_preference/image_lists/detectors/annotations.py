@@ -1,20 +1,24 @@
-"""Boxes that the user already has, as a detector: COCO instances JSON, or JSONL of {"img_path", "label", "box"}.
+"""``--detector annotations``: boxes that the user has, COCO instances JSON or JSONL of {"img_path", "label", "box"}.
 
 A JSONL box is [left, top, right, bottom] in pixels of the EXIF-transposed image, right and bottom exclusive; a COCO
 bbox is [left, top, width, height].
 """
 
-import json
+import logging
 import os
 import posixpath
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from listwise_preference.data.pairs import Entry
 from listwise_preference.errors import DataError
-from listwise_preference.image_lists.detectors.detect import Failed, Found, Query, cut_box
+from listwise_preference.files import parse_json, read_rows, read_text
+from listwise_preference.image_lists.detectors.detect import DetectorEntry, Failed, Found, Query, cut_box
+
+logger = logging.getLogger("listwise_preference")
 
 # A word -> labels of broader meaning. A phrase and a label match when either is a meaning of the other: the phrase
 # "person" finds boxes labelled "man", and "man" those labelled "person"; "man" never finds "woman". The broader words
@@ -208,7 +212,7 @@ class Annotations:
 
     def _read_lines(self, rows: Iterable[tuple[int, Any]]) -> None:
         for number, row in rows:
-            where = f"line {number}"
+            where = f"record {number}"
             if not isinstance(row, dict) or not isinstance(row.get("img_path"), str):
                 self.problems.append(f'{where} has no "img_path"')
             elif not isinstance(row.get("label"), str) or not _plain(row["label"]):
@@ -219,7 +223,7 @@ class Annotations:
                 self._add(where, row["img_path"], _plain(row["label"]), box)
         if not self._images:
             raise DataError(
-                f"--annotations {self.file}: no usable line ({'; '.join(self.problems[:_EXAMPLES])}); write COCO"
+                f"--annotations {self.file}: no usable record ({'; '.join(self.problems[:_EXAMPLES])}); write COCO"
                 ' instances JSON, or lines of {"img_path", "label", "box": [left, top, right, bottom]}'
             )
 
@@ -278,23 +282,34 @@ def _numbers(value: Any) -> tuple[float, float, float, float] | None:
 
 
 def _read(file: Path) -> Any:
-    """One JSON value, or the lines of JSONL with their numbers."""
+    """One JSON object, or records with their numbers."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"--annotations {file}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise DataError(f"--annotations {file}: not UTF-8") from None
-    try:
-        value = json.loads(text)
-        return list(enumerate(value, start=1)) if isinstance(value, list) else value
-    except ValueError:
-        pass  # lines, then
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append((number, json.loads(line)))
-            except ValueError:
-                raise DataError(f"--annotations {file}: line {number} is not valid JSON") from None
-    return rows
+        value = parse_json(read_text(file), file)
+    except DataError:  # lines, or a file that the other reader complains of
+        value = None
+    if isinstance(value, dict):
+        return value
+    return (
+        list(enumerate(value, 1)) if isinstance(value, list) else [(row.number, row.value) for row in read_rows(file)]
+    )
+
+
+def _load(options: Mapping[str, Any], entries: Sequence[Entry], dtype: str) -> Annotations:
+    annotations = Annotations(options["annotations"], (entry.img_path for entry in entries if entry.img_path))
+    readable = (entry.pair.img_path for entry in entries if entry.pair and entry.path and entry.path.exists())
+    if report := annotations.report(readable):
+        logger.info(report)
+    return annotations
+
+
+ENTRY = DetectorEntry(
+    help="they are in the file --annotations",
+    options={
+        "annotations": {
+            "type": Path,
+            "metavar": "FILE",
+            "help": "COCO instances JSON, or JSONL of {img_path, label, box: [left, top, right, bottom]}",
+        }
+    },
+    load=_load,
+)

@@ -1,15 +1,13 @@
-"""What a detector is asked and what it answers, and which of its boxes is taken.
-
-Two detectors have this shape: ``annotations.Annotations`` (boxes the user has) and ``zero_shot.ZeroShotDetector``.
-"""
+"""What a detector is asked and what it answers, how it is chosen and loaded, and which of its boxes is taken."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from PIL import Image
 
+from listwise_preference.data.pairs import Entry
 from listwise_preference.data.ranked_images import Box
 
 
@@ -17,7 +15,7 @@ from listwise_preference.data.ranked_images import Box
 class Query:
     """Objects to look for in one image; without phrases: whatever the detector can name.
 
-    ``img_path`` is the image's path as the pairs have it, ``image`` is upright.
+    ``img_path`` is the image's path as the pairs have it, ``image`` is EXIF-transposed.
     """
 
     img_path: str
@@ -54,6 +52,24 @@ class Detector(Protocol):
     def detect(self, prepared: Any) -> list[list[Found] | Failed]:
         """Per query the objects found, in no order."""
         ...
+
+
+@dataclass(frozen=True)
+class DetectorEntry:
+    """A detector in the table ``DETECTORS``, by the name that ``--detector`` has for it; importing it loads no model.
+
+    Attributes:
+        help: what finds the boxes, in a few words.
+        load: the detector, from the values of ``options``, the records and --dtype.
+        options: its own options, name -> settings of ``add_argument``. Those without a default must be given. All
+            decide the lists: a :class:`~pathlib.Path` is a file that is read and counts by its content.
+        model: the option that names its checkpoint. It is loaded after all checks; a detector without one before them.
+    """
+
+    help: str
+    load: Callable[[Mapping[str, Any], Sequence[Entry], str], Detector]
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    model: str | None = None
 
 
 @dataclass(frozen=True)
