@@ -1,18 +1,17 @@
 """What the objectives do to hallucination in the small world: DPO, mDPO and LPOI side by side, with error bars.
 
-    pip install -r requirements-dev.txt      # matplotlib, for the figures
     python benchmarks/objectives.py          # into docs/evidence; an hour and a half on two cores
 
-For every seed a small Idefics2 is pre-trained, describes scenes, and its own descriptions become the rejected answers
+For every seed a small Idefics2 is pre-trained, describes scenes, and its own descriptions become the rejected responses
 of the pairs. A method is trained on the same pairs by ``lpoi.py``'s code at each learning rate of a grid, its
 checkpoints answer the validation scenes by ``generate.py``'s code and are scored by ``score.py``'s. The learning rate
 and the number of steps with the best F of precision (1 - CHAIR) and Cover, averaged over the first two seeds, are the
 method's; the test scenes are answered only by runs at that learning rate.
 
-All work is kept below ``--work``: a stopped run continues, and what is there is not made again.
+All work is kept below ``--work``: a stopped run continues, and what is there is not made again. What was measured, seed
+by seed, goes into results.json, from which ``objectives_report.py`` makes tables and figures.
 """
 
-import argparse
 import contextlib
 import json
 import multiprocessing
@@ -34,6 +33,26 @@ sys.path.insert(0, str(ROOT))  # runs from a clone without installing
 # Models this small only lose by threads that wait for each other; before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import nltk  # noqa: E402
+from objectives_report import report  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+import lpoi  # noqa: E402
+from listwise_preference import cli  # noqa: E402
+from listwise_preference.data.pairs import BoxLists, load_records  # noqa: E402
+from listwise_preference.data.ranked_images import Box, Drawing, open_image, ranked_images  # noqa: E402
+from listwise_preference.files import read_records, write_atomic  # noqa: E402
+from listwise_preference.generation import command as generation  # noqa: E402
+from listwise_preference.image_lists import command as image_lists  # noqa: E402
+from listwise_preference.image_lists.detectors.annotations import Annotations  # noqa: E402
+from listwise_preference.probe.measure import ModelScorer, Summary, background_box, measure, plan, summarize  # noqa: E402
+from listwise_preference.scoring import amber  # noqa: E402
+from listwise_preference.scoring.similarity import load_similarity  # noqa: E402
+from listwise_preference.scoring.words import load_lemmas  # noqa: E402
+from listwise_preference.small_world import data  # noqa: E402
+from listwise_preference.small_world.scenes import NATURAL  # noqa: E402
+from listwise_preference.small_world.texts import DESCRIBE, any_caption  # noqa: E402
 
 SEEDS = (0, 1, 2, 3, 4)
 CHOICE_SEEDS = (0, 1)
@@ -57,7 +76,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "lpoi-5 /(L-1)": {"loss_weights": [1.0, 1.0, 0.25]},
     "lpoi-5 /(L-1) mean": {"loss_weights": [1.0, 1.0, 0.25], "fill": "mean", "visual_prompt": "none"},
 }
-# One image more, tied with the clean one: an equally large box hidden where nothing is.
+# One image more, tied with the clean one: an equally large box masked where nothing is.
 DISTRACTOR = "lpoi-5 /(L-1) distractor"
 RECIPES: Mapping[str, Mapping[str, Any]] = {**METHODS, DISTRACTOR: {"loss_weights": [1.0, 1.0, 0.2]}}
 
@@ -65,7 +84,6 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {**METHODS, DISTRACTOR: {"loss_weight
 FEW = ("dpo+anchor", "mdpo", "lpoi-5", "lpoi-5 /(L-1)")
 FEW_SEEDS = (0, 1, 2)
 BETAS = (0.03, 0.3)
-
 
 SETTINGS: Mapping[str, Any] = {
     "seeds": SEEDS,
@@ -120,10 +138,7 @@ class Bench:
 
     def is_of(self, settings: Mapping[str, Any]) -> bool:
         """Whether what is here was made under these settings; an empty folder takes them on."""
-        file = self.work / "settings.json"
-        if not file.is_file():
-            _write(file, settings)
-        return bool(json.loads(file.read_text()) == json.loads(json.dumps(settings)))
+        return bool(kept(self.work / "settings.json", lambda: settings) == json.loads(json.dumps(settings)))
 
     # ---- bases and data ----
 
@@ -144,46 +159,44 @@ class Bench:
 
     def scenes(self, what: str, seed: int, count: int) -> Path:
         """Scenes with their images, questions and truth; validation and test scenes share none with others."""
-        from listwise_preference.small_world.data import scenes, write_scenes
-        from listwise_preference.small_world.scenes import NATURAL
-
         folder = self.work / "scenes" / f"{what}-{seed}"
         if not (folder / "done").is_file():
-            write_scenes(folder, scenes(NATURAL, count, f"{what} {seed}"), seed)
+            data.write_scenes(folder, data.scenes(NATURAL, count, f"{what} {seed}"), seed)
             (folder / "done").touch()
         return folder
 
-    def pairs(self, run: Run) -> tuple[Path, Path, Path]:
-        """Image root, pairs (at most ``PAIRS``) and image lists of a run; the rejected answers are its base's own."""
-        from listwise_preference.small_world.data import preference_pairs, scenes, write_json
-        from listwise_preference.small_world.scenes import NATURAL
+    def evaluation_scenes(self, what: str, seed: int) -> Path:
+        """Validation or test scenes."""
+        return self.scenes(what, seed, {"validation": VALIDATION_SCENES, "test": TEST_SCENES}[what])
 
+    def pairs(self, run: Run) -> tuple[Path, Path, Path]:
+        """Image root, pairs (at most ``PAIRS``) and lists of a run; the rejected responses are its base's own."""
         what = f"train{run.pair_set}"
         folder = self.scenes(what, run.seed, TRAINING_SCENES)
         stem = f"{run.base}-{run.pairs}"
         pairs, lists = folder / f"pairs-{stem}.json", folder / f"lists-{stem}.jsonl"
         if not lists.is_file():
-            said: list[tuple[int, str]] = []
+            descriptions: list[tuple[int, str]] = []
             for draw in range(2):
                 output = folder / f"said-{run.base}-{draw}.json"
-                self._answer(
-                    self.base(run.base, run.seed), None, folder, "generative", output, temperature=1.0, seed=draw
-                )
-                said += [(one["id"], one["response"]) for one in json.loads(output.read_text())]
-            made = preference_pairs(
-                scenes(NATURAL, TRAINING_SCENES, f"{what} {run.seed}"),
-                said,
-                matched=run.pairs == "matched",
-                seed=run.seed,
-            )
+                base = self.base(run.base, run.seed)
+                self._answer(base, None, folder, "generative", output, temperature=1.0, seed=draw)
+                descriptions += [(one["id"], one["response"]) for one in json.loads(output.read_text())]
+            scenes = data.scenes(NATURAL, TRAINING_SCENES, f"{what} {run.seed}")
+            made = data.preference_pairs(scenes, descriptions, matched=run.pairs == "matched", seed=run.seed)
             if len(made) < PAIRS // 2:
-                raise RuntimeError(f"{pairs}: only {len(made)} pairs; the base makes too little up")
-            write_json(pairs, made[:PAIRS])
-            from listwise_preference.image_lists.command import main
-
-            with self._nltk_data(folder):
-                main(self._list_options(folder, pairs, lists))
+                raise RuntimeError(f"{pairs}: only {len(made)} pairs; the base hallucinates too little")
+            data.write_json(pairs, made[:PAIRS])
+            self._make_lists(folder, pairs, lists)
         return folder / "image", pairs, lists
+
+    def _make_lists(self, folder: Path, pairs: Path, lists: Path, *options: str) -> None:
+        paths = {"pairs": pairs, "image_root": folder / "image", "annotations": folder / "annotations.jsonl"}
+        given = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
+        with nltk_data(folder):
+            image_lists.main(
+                [*given, "--output", str(lists), "--detector", "annotations", "--verifier", "none", *options]
+            )
 
     # ---- training and answering, by the programs' own code ----
 
@@ -191,7 +204,6 @@ class Bench:
         """The run's folder with its checkpoints."""
         folder = self.work / "runs" / run.name
         if not (folder / "final" / "adapter_model.safetensors").is_file():
-            import lpoi
             from listwise_preference.training.command import main
 
             image_root, pairs, lists = self.pairs(run)
@@ -229,10 +241,6 @@ class Bench:
 
     def _with_distractors(self, run: Run) -> Mapping[str, Any]:
         """Folders of ranked images; which of the two best comes first changes from record to record: a tie."""
-        from listwise_preference.data.ranked_images import Box, Drawing, open_image, ranked_images
-        from listwise_preference.image_lists.detectors.annotations import Annotations
-        from listwise_preference.probe.measure import background_box
-
         image_root, _, lists = self.pairs(run)
         annotations = Annotations(image_root.parent / "annotations.jsonl", [path.name for path in image_root.iterdir()])
         folders = [lists.parent / f"distractors-{run.base}-{run.pairs}" / str(level) for level in range(1, 7)]
@@ -251,158 +259,115 @@ class Bench:
                 level.save(folder / record["img_path"])
         return {"image_lists": None, "image_root": str(folders[0]), "ranked_image_folders": [*map(str, folders)]}
 
+    def _answer(
+        self, base: Path, adapter: Path | None, scenes: Path, questions: str, output: Path, **changes: Any
+    ) -> None:
+        options = {
+            "model_name_or_path": str(base),
+            "adapter": "none" if adapter is None else str(adapter),
+            "benchmark": "amber",
+            "questions": str(scenes / "data" / "query" / f"query_{questions}.json"),
+            "image_root": str(scenes / "image"),
+            "output": str(output),
+            "batch_size": 64,
+            "max_new_tokens": 40,
+            "dtype": "float32",
+        }
+        generation.main({**options, "temperature": 0.0, "seed": 0, **changes}, [])
+
+    # ---- scores: AMBER's counters ----
+
     def scores(self, run: Run, what: str) -> list[dict[str, float]]:
         """The counters of every checkpoint on ``validation`` or ``test`` scenes, the base's first (step 0)."""
-        file = self.work / "scores" / what / f"{run.name}.json"
-        if not file.is_file():
-            scenes = self.evaluation_scenes(what, run.seed)
-            folder = self.train(run)
-            counters = [self.base_scores(run.base, run.seed, what)]
-            for step in range(SAVE_EVERY, STEPS + 1, SAVE_EVERY):
-                counters.append({"step": step} | self._score(run, folder / f"checkpoint-{step}", scenes, "generative"))
-            file.parent.mkdir(parents=True, exist_ok=True)
-            _write(file, counters)
-        result: list[dict[str, float]] = json.loads(file.read_text())
+
+        def made() -> list[dict[str, float]]:
+            scenes, folder = self.evaluation_scenes(what, run.seed), self.train(run)
+            return [self.base_scores(run.base, run.seed, what)] + [
+                {"step": step} | self._score(run, folder / f"checkpoint-{step}", scenes, "generative")
+                for step in range(SAVE_EVERY, STEPS + 1, SAVE_EVERY)
+            ]
+
+        result: list[dict[str, float]] = kept(self.work / "scores" / what / f"{run.name}.json", made)
         return result
 
     def yes_no(self, run: Run, step: int) -> dict[str, float]:
-        """The counters of a checkpoint's yes/no answers on the test scenes; step 0 is the base."""
-        file = self.work / "scores" / "yes_no" / f"{run.name if step else f'base-{run.base}-{run.seed}'}-{step}.json"
-        if not file.is_file():
-            adapter = self.train(run) / f"checkpoint-{step}" if step else None
-            file.parent.mkdir(parents=True, exist_ok=True)
-            scenes = self.evaluation_scenes("test", run.seed)
-            _write(file, self._score(run, adapter, scenes, "discriminative"))
-        result: dict[str, float] = json.loads(file.read_text())
-        return result
+        """The counters of a checkpoint's yes/no responses on the test scenes; step 0 is the base."""
 
-    def evaluation_scenes(self, what: str, seed: int) -> Path:
-        """Validation or test scenes."""
-        return self.scenes(what, seed, {"validation": VALIDATION_SCENES, "test": TEST_SCENES}[what])
+        def made() -> dict[str, float]:
+            adapter = self.train(run) / f"checkpoint-{step}" if step else None
+            return self._score(run, adapter, self.evaluation_scenes("test", run.seed), "discriminative")
+
+        name = run.name if step else f"base-{run.base}-{run.seed}"
+        result: dict[str, float] = kept(self.work / "scores" / "yes_no" / f"{name}-{step}.json", made)
+        return result
 
     def base_scores(self, base: str, seed: int, what: str) -> dict[str, float]:
         """The counters of a base's own descriptions."""
-        file = self.work / "scores" / what / f"base-{base}-{seed}.json"
-        if not file.is_file():
-            file.parent.mkdir(parents=True, exist_ok=True)
+
+        def made() -> dict[str, float]:
             run = Run("dpo", seed, 0.0, base=base)
-            _write(file, {"step": 0} | self._score(run, None, self.evaluation_scenes(what, seed), "generative"))
-        result: dict[str, float] = json.loads(file.read_text())
+            return {"step": 0} | self._score(run, None, self.evaluation_scenes(what, seed), "generative")
+
+        result: dict[str, float] = kept(self.work / "scores" / what / f"base-{base}-{seed}.json", made)
         return result
 
     def _score(self, run: Run, adapter: Path | None, scenes: Path, questions: str) -> dict[str, float]:
-        from listwise_preference.files import read_records
-        from listwise_preference.scoring import amber
-        from listwise_preference.scoring.similarity import load_similarity
-        from listwise_preference.scoring.words import load_lemmas
-
         output = self.work / "answers" / f"{os.getpid()}.json"
         output.parent.mkdir(parents=True, exist_ok=True)
         for left in output.parent.glob(f"{output.name}*"):
             left.unlink()
         self._answer(self.base(run.base, run.seed), adapter, scenes, questions, output)
-        data = amber.load_amber(scenes)
-        answers, problems = amber.check(read_records(output), data)
+        benchmark = amber.load_amber(scenes)
+        answers, problems = amber.check(read_records(output), benchmark)
         problems.refuse_unless(False, output)
-        similarity, lemmas = load_similarity(None, data.vocabulary, None), load_lemmas(None, "lemma_forms.json")
-        with self._nltk_data(scenes):
-            scores = amber.score_answers(amber.judge_answers(answers, data, similarity, lemmas, "word"))
+        similarity, lemmas = load_similarity(None, benchmark.vocabulary, None), load_lemmas(None, "lemma_forms.json")
+        with nltk_data(scenes):
+            scores = amber.score_answers(amber.judge_answers(answers, benchmark, similarity, lemmas, "word"))
         sums: Counter[str] = Counter()
         for counts in scores.images.values():
             sums.update(counts)  # keeps a count of 0, as adding Counters does not
         return dict(sums)
 
-    @contextlib.contextmanager
-    def _nltk_data(self, scenes: Path) -> Iterator[None]:
-        """The world's own tagger data, so that nothing has to be downloaded and all runs read the same."""
-        import nltk
-
-        nltk.data.path.insert(0, str(scenes / "nltk_data"))
-        try:
-            yield
-        finally:
-            nltk.data.path.pop(0)
-
-    def _answer(
-        self,
-        base: Path,
-        adapter: Path | None,
-        scenes: Path,
-        questions: str,
-        output: Path,
-        *,
-        temperature: float = 0.0,
-        seed: int = 0,
-    ) -> None:
-        from listwise_preference.generation.command import main
-
-        main(
-            {
-                "model_name_or_path": str(base),
-                "adapter": "none" if adapter is None else str(adapter),
-                "benchmark": "amber",
-                "questions": str(scenes / "data" / "query" / f"query_{questions}.json"),
-                "image_root": str(scenes / "image"),
-                "output": str(output),
-                "batch_size": 64,
-                "max_new_tokens": 40,
-                "dtype": "float32",
-                "temperature": temperature,
-                "seed": seed,
-            },
-            [],
-        )
-
     # ---- does it look at the object? ----
 
     def probe(self, run: Run, step: int) -> dict[str, Any]:
-        """The awareness of a checkpoint on unseen scenes with faithful descriptions."""
+        """The awareness of a checkpoint on unseen scenes with right descriptions."""
         file = self.work / "probes" / f"{run.name}-{step}.json"
-        if not file.is_file():
-            from listwise_preference.data.pairs import BoxLists, load_records
-            from listwise_preference.data.ranked_images import Drawing
-            from listwise_preference.image_lists.detectors.annotations import Annotations
-            from listwise_preference.models import adapters, loading
-            from listwise_preference.probe.measure import ModelScorer, measure, plan, summarize
+        result: dict[str, Any] = kept(file, lambda: asdict(self._probe(run, step)))
+        return result
 
-            folder, pairs, lists = self.probe_data(run.seed)
-            recipe = RECIPES[run.method]
-            drawing = Drawing(2, recipe.get("visual_prompt", "ellipse"), fill=recipe.get("fill", "black"))
-            records = load_records(pairs, folder / "image", BoxLists(lists, drawing)).records
-            annotations = Annotations(folder / "annotations.jsonl", {record.pair.img_path for record in records})
-            base = loading.load_base_model(str(self.base(run.base, run.seed)), dtype=loading.DTYPES["float32"])
-            policy = adapters.load_adapter(base, self.train(run) / f"checkpoint-{step}").eval()
-            processor = loading.load_processor(str(self.base(run.base, run.seed)))
-            probes = plan(records, annotations=annotations, removed_root=folder / "removed")
-            result = summarize(measure(probes, ModelScorer(policy, processor, batch_size=32)), resamples=1000, seed=0)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            _write(file, asdict(result))
-        result_: dict[str, Any] = json.loads(file.read_text())
-        return result_
+    def _probe(self, run: Run, step: int) -> Summary:
+        from listwise_preference.models import adapters, loading
+
+        folder, pairs, lists = self.probe_data(run.seed)
+        recipe = RECIPES[run.method]
+        drawing = Drawing(2, recipe.get("visual_prompt", "ellipse"), fill=recipe.get("fill", "black"))
+        records = load_records(pairs, folder / "image", BoxLists(lists, drawing)).records
+        annotations = Annotations(folder / "annotations.jsonl", {record.pair.img_path for record in records})
+        checkpoint = str(self.base(run.base, run.seed))
+        base = loading.load_base_model(checkpoint, dtype=loading.DTYPES["float32"])
+        policy = adapters.load_adapter(base, self.train(run) / f"checkpoint-{step}").eval()
+        scorer = ModelScorer(policy, loading.load_processor(checkpoint), batch_size=32)
+        probes = plan(records, annotations=annotations, removed_root=folder / "removed")
+        return summarize(measure(probes, scorer), resamples=1000, seed=0)
 
     def probe_data(self, seed: int) -> tuple[Path, Path, Path]:
         """Scenes, a pair and a list for each, and the images in which the listed object never was."""
-        from listwise_preference.image_lists.command import main
-        from listwise_preference.small_world.data import image_name, scenes, write_json
-        from listwise_preference.small_world.scenes import NATURAL
-        from listwise_preference.small_world.texts import DESCRIBE, any_caption
-
         folder = self.scenes("probe", seed, PROBE_SCENES)
         pairs, lists = folder / "pairs.json", folder / "lists.jsonl"
         if not (folder / "removed" / "done").is_file():
-            drawn, rng = scenes(NATURAL, PROBE_SCENES, f"probe {seed}"), random.Random(seed)
+            drawn, rng = data.scenes(NATURAL, PROBE_SCENES, f"probe {seed}"), random.Random(seed)
             records = [
                 {
-                    "img_path": image_name(number),
+                    "img_path": data.image_name(number),
                     "prompt": DESCRIBE,
                     "chosen": any_caption(rng, scene.place, scene.visible),
                     "rejected": "Nothing.",
                 }
                 for number, scene in enumerate(drawn, start=1)
             ]
-            write_json(pairs, records)
-            with self._nltk_data(folder):
-                main(["--restart", *self._list_options(folder, pairs, lists)])
+            data.write_json(pairs, records)
+            self._make_lists(folder, pairs, lists, "--restart")
             (folder / "removed").mkdir(exist_ok=True)
             for scene, line in zip(drawn, lists.read_text().splitlines(), strict=True):
                 record = json.loads(line)
@@ -410,11 +375,22 @@ class Bench:
             (folder / "removed" / "done").touch()
         return folder, pairs, lists
 
-    def _list_options(self, folder: Path, pairs: Path, lists: Path) -> list[str]:
-        return [
-            *("--pairs", str(pairs), "--image_root", str(folder / "image"), "--output", str(lists)),
-            *("--detector", "annotations", "--annotations", str(folder / "annotations.jsonl"), "--verifier", "none"),
-        ]
+
+def kept(file: Path, make: Callable[[], Any]) -> Any:
+    """What the JSON file holds; where there is none, what ``make`` returns, which is written first."""
+    if not file.is_file():
+        write_atomic(file, json.dumps(make()) + "\n")
+    return json.loads(file.read_text())
+
+
+@contextlib.contextmanager
+def nltk_data(scenes: Path) -> Iterator[None]:
+    """The world's own tagger data, so that nothing has to be downloaded and all runs read the same."""
+    nltk.data.path.insert(0, str(scenes / "nltk_data"))
+    try:
+        yield
+    finally:
+        nltk.data.path.pop(0)
 
 
 # ---- the plan ----
@@ -500,7 +476,6 @@ def _do(work: Path, task: Task) -> None:
 
 def carry_out(pool: ProcessPoolExecutor, work: Path, tasks: Iterable[Task], what: str) -> None:
     """All tasks, several at a time; the first that fails ends the program."""
-    from tqdm import tqdm
 
     running = [pool.submit(_do, work, task) for task in dict.fromkeys(tasks)]
     for done in tqdm(as_completed(running), desc=what, total=len(running), unit="task"):
@@ -509,17 +484,11 @@ def carry_out(pool: ProcessPoolExecutor, work: Path, tasks: Iterable[Task], what
 
 def main() -> None:
     """Do what is not done yet, and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--work", type=Path, default=Path("runs/objectives"), help="what is made on the way")
-    parser.add_argument("--output", type=Path, default=Path("docs/evidence"), help="tables and figures")
-    parser.add_argument("--workers", type=int, default=2, help="processes, each on one core (default 2)")
+    parser.add_argument("--output", type=Path, default=Path("docs/evidence"), help="results, tables and figures")
+    parser.add_argument("--workers", type=cli.count, default=2, help="processes, each on one core")
     args = parser.parse_args()
-    if args.workers < 1:
-        parser.error("--workers must be 1 or more")
-    try:
-        from objectives_report import report
-    except ImportError as error:
-        parser.error(f"{error}; the figures need it: pip install -r requirements-dev.txt")
     args.work.mkdir(parents=True, exist_ok=True)
     bench = Bench(args.work.resolve())
     if not bench.is_of(SETTINGS):
@@ -537,7 +506,8 @@ def main() -> None:
             pool.shutdown(wait=False, cancel_futures=True)
             print(f"objectives.py: error: {error}", file=sys.stderr)
             sys.exit(1)
-    report(bench, args.output)
+    write_atomic(args.output / "results.json", json.dumps(collect(bench), indent=1) + "\n")
+    report(args.output)
 
 
 def work(bench: Bench, do: Callable[..., None]) -> None:
@@ -567,10 +537,7 @@ def choose_step(bench: Bench, run: Run) -> int:
     return choose(bench, "lpoi-5 /(L-1)" if run.method == DISTRACTOR else run.method).step
 
 
-def _write(file: Path, content: object) -> None:
-    from listwise_preference.files import write_atomic
-
-    write_atomic(file, json.dumps(content) + "\n")
+# ---- what was measured ----
 
 
 def summary(counters: Mapping[str, float]) -> dict[str, float]:
@@ -578,6 +545,94 @@ def summary(counters: Mapping[str, float]) -> dict[str, float]:
     chair = 100 * counters.get("chair_score", 0) / max(counters.get("chair_num", 0), 1)
     cover = 100 * counters.get("safe_cover_score", 0) / counters["safe_cover_num"]
     return {"chair": chair, "cover": cover, "f": 2 * (100 - chair) * cover / (100 - chair + cover)}
+
+
+def at_step(curve: Sequence[Mapping[str, float]], step: int, yes_no: Mapping[str, float]) -> dict[str, float]:
+    """All percentages of one checkpoint, the yes/no ones from their own counters."""
+
+    counters = next(point for point in curve if point["step"] == step)
+    official = amber.metrics_of_sums({**counters, **yes_no})
+    return summary(counters) | {
+        "hal": official["generative"]["hal"],
+        "cog": official["generative"]["cog"],
+        "yes/no accuracy": official["existence"]["accuracy"],
+        "yes/no F1": official["existence"]["f1"],
+    }
+
+
+def by_name(seeds: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """The values of every name, one a seed."""
+    return {name: [of[name] for of in seeds] for name in seeds[0]}
+
+
+def of_runs(bench: Bench, runs: Sequence[Run]) -> dict[str, Any]:
+    """One method on several seeds: every percentage at its step, and CHAIR, Cover and F over training."""
+    curves = [bench.scores(run, "test") for run in runs]
+    step = choose_step(bench, runs[0])
+    points = [at_step(curve, step, bench.yes_no(run, step)) for run, curve in zip(runs, curves, strict=True)]
+    return {
+        "learning_rate": runs[0].learning_rate,
+        "step": step,
+        "seeds": [run.seed for run in runs],
+        "at step": by_name(points),
+        "curve": [
+            {"step": int(same[0]["step"]), **by_name([summary(point) for point in same])}
+            for same in zip(*curves, strict=True)
+        ],
+    }
+
+
+def validation(bench: Bench, method: str) -> list[dict[str, Any]]:
+    """What the choice was made from: F of each learning rate and step, one a choice seed."""
+    runs = [(run.learning_rate, bench.scores(run, "validation")[1:]) for run in grid(method)]
+    return [
+        {"learning_rate": rate, "step": points[0]["step"], "f": [summary(same)["f"] for same in points]}
+        for rate in LEARNING_RATES
+        for points in zip(*(curve for of, curve in runs if of == rate), strict=True)
+    ]
+
+
+def collect(bench: Bench) -> dict[str, Any]:
+    """Everything that is reported, seed by seed."""
+    bases = {}
+    for kind, seeds in (("robust", SEEDS), ("naive", FEW_SEEDS)):
+        yes_no = [bench.yes_no(Run("dpo", seed, 0.0, base=kind), 0) for seed in seeds]
+        scores = [bench.base_scores(kind, seed, "test") for seed in seeds]
+        bases[kind] = by_name([at_step([one], 0, other) for one, other in zip(scores, yes_no, strict=True)])
+    others: dict[str, Any] = {name: {} for name in variations(bench)}
+    for name, runs in variations(bench).items():
+        for method, beta in dict.fromkeys((run.method, run.beta) for run in runs):
+            title = f"{method}, beta {beta:g}" if name == "beta" else method
+            others[name][title] = of_runs(bench, [run for run in runs if (run.method, run.beta) == (method, beta)])
+    return {
+        "settings": SETTINGS,
+        "validation": {method: validation(bench, method) for method in METHODS},
+        "bases": bases,
+        "methods": {method: of_runs(bench, final_runs(bench, [method], SEEDS)) for method in METHODS},
+        "variations": others,
+        "probes": probes(bench),
+        "choices": {method: asdict(choose(bench, method)) for method in METHODS},
+    }
+
+
+def probes(bench: Bench) -> dict[str, Any]:
+    """The change of the log-ratio under each condition, and the artefact ratio, one a seed."""
+    runs = {("robust", method): final_runs(bench, [method], FEW_SEEDS) for method in RECIPES}
+    naive = variations(bench)["naive"]
+    runs |= {("naive", run.method): [one for one in naive if one.method == run.method] for run in naive}
+    result: dict[str, Any] = {"robust": {}, "naive": {}}
+    for (base, method), same in runs.items():
+        found = [bench.probe(run, choose_step(bench, run)) for run in same]
+
+        def changes(quantity: str, found: Sequence[Mapping[str, Any]] = found) -> dict[str, list[float]]:
+            means = [{name: of["mean"] for name, of in one["changes"][quantity].items()} for one in found]
+            return by_name(means)
+
+        ratios = [one["artefact"]["log_ratio"]["ratio"] for one in found]
+        result[base][method] = {**changes("log_ratio"), "background / hidden": ratios}
+        if method == "lpoi-5":  # masked as in the paper
+            result[base]["the base itself"] = changes("reference")
+    return result
 
 
 if __name__ == "__main__":

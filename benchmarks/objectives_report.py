@@ -1,38 +1,69 @@
-"""From the results of ``objectives.py`` to tables, figures and one JSON file; called by it at the end."""
+"""Tables and figures from ``results.json``, in which ``objectives.py`` keeps what it measured, seed by seed.
 
-import json
+python benchmarks/objectives_report.py [FOLDER, docs/evidence by default]
+"""
+
 import math
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from objectives import (
-    DISTRACTOR,
-    FEW,
-    FEW_SEEDS,
-    LEARNING_RATES,
-    METHODS,
-    RECIPES,
-    SEEDS,
-    SETTINGS,
-    Bench,
-    Run,
-    choose,
-    choose_step,
-    final_runs,
-    grid,
-    summary,
-    variations,
-)
 
-from listwise_preference.files import write_atomic
-from listwise_preference.scoring.amber import metrics_of_sums
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # runs from a clone without installing
 
-DROPS = (2.0, 4.0)  # points of CHAIR below the base at which the methods' Cover is compared
+from listwise_preference.cli import run_program  # noqa: E402
+from listwise_preference.files import read_json, write_atomic  # noqa: E402
+from listwise_preference.pages.charts import LIGHT, chart  # noqa: E402
+
+DROPS = (2, 4)  # points of CHAIR below the base at which the methods' Cover is compared
 AGAINST = ("dpo+anchor", "mdpo", "lpoi-5")
+CHANGED = ("chair", "cover", "f")
+HEADINGS = {"chair": "CHAIR", "cover": "Cover", "f": "F", "hal": "Hal", "cog": "Cog"}
+CONDITIONS = ("hidden", "background", "blur", "mean", "black", "removed")
+TITLES = {
+    "naive": "Naive bases, at the learning rates and steps chosen on robust ones (three seeds)",
+    "distractor": "With a distractor: another image, an equal box masked where nothing is (three seeds)",
+    "natural pairs": "Natural pairs: whatever the base hallucinated, not matched in length (three seeds)",
+    "beta": "Other betas, at the learning rate and step chosen for 0.1 (three seeds)",
+    "other pairs": "Pairs from other scenes (three seeds)",
+}
+LEGEND = """Made by `python benchmarks/objectives.py`. CHAIR, Cover, Hal, Cog and yes/no scores in per cent by
+`score.py amber`'s rules; F is the harmonic mean of 100 - CHAIR and Cover. In brackets 95 % intervals of Student's t
+over seeds: five, or three where it says so; those of percentages are cut off at 0 and 100. lr and step were chosen by
+F on validation scenes of seeds 0 and 1. p values are of single paired t tests, not corrected for their number.
+
+"""
+# Methods that are shown together, and the colour of each in every figure.
+OBJECTIVES = ("dpo", "dpo+anchor", "mdpo", "lpoi-3", "lpoi-5", "lpoi-5 /(L-1)")
+MASKS = ("mdpo", "lpoi-5", "lpoi-5 no ellipse", "lpoi-5 mean", "lpoi-5 blur", "lpoi-5 /(L-1)", "lpoi-5 /(L-1) mean")
+NAIVE = (*AGAINST, "lpoi-5 /(L-1)", "lpoi-5 mean", "lpoi-5 /(L-1) mean", "lpoi-5 /(L-1) distractor")
+_BLUE, _ORANGE, _GREEN, _PURPLE, _TEAL, _MAGENTA, _OLIVE, _BROWN = LIGHT.lines
+COLOURS = {
+    "dpo": LIGHT.quiet,
+    "dpo+anchor": _ORANGE,
+    "mdpo": _GREEN,
+    "lpoi-3": _OLIVE,
+    "lpoi-5": _BLUE,
+    "lpoi-5 no ellipse": _OLIVE,
+    "lpoi-5 mean": _MAGENTA,
+    "lpoi-5 blur": _BROWN,
+    "lpoi-5 /(L-1)": _PURPLE,
+    "lpoi-5 /(L-1) mean": _TEAL,
+    "lpoi-5 /(L-1) distractor": _BROWN,
+}
+
+# What one method gave on some seeds: learning_rate, step, seeds; "at step": values of each percentage, one a seed;
+# "curve": the same of CHAIR, Cover and F at every checkpoint, the base's first.
+Method = Mapping[str, Any]
+Values = Sequence[float]
+
+
+# ---- statistics ----
 
 
 def t_upper(df: int, t: float) -> float:
@@ -53,377 +84,241 @@ def t_quantile(df: int, upper: float = 0.025) -> float:
     return low
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, 95 % interval by Student's t, two-sided p of a mean of 0, and the values, one a seed."""
+@dataclass(frozen=True)
+class Spread:
+    """A mean over seeds, its 95 % interval by Student's t, and the two-sided p of a mean of 0."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def spread(values: Values) -> Spread:
+    """Of two values or more."""
     array = np.array(values, dtype=float)
-    result: dict[str, Any] = {"mean": float(array.mean()), "values": [float(value) for value in array]}
-    if len(array) > 1:
-        error = float(array.std(ddof=1)) / math.sqrt(len(array))
-        half = t_quantile(len(array) - 1) * error
-        result |= {"low": result["mean"] - half, "high": result["mean"] + half}
-        result["p"] = 2 * t_upper(len(array) - 1, abs(result["mean"]) / error) if error else float(result["mean"] == 0)
-    return result
+    mean, error = float(array.mean()), float(array.std(ddof=1)) / math.sqrt(len(array))
+    half = t_quantile(len(array) - 1) * error
+    p = 2 * t_upper(len(array) - 1, abs(mean) / error) if error else float(mean == 0)
+    return Spread(mean, mean - half, mean + half, p)
 
 
-def cover_after(curve: Sequence[Mapping[str, float]], drop: float) -> float | None:
+def minus(one: Values, other: Values) -> list[float]:
+    """The differences, seed by seed."""
+    return [a - b for a, b in zip(one, other, strict=True)]
+
+
+def cover_after(chair: Values, cover: Values, drop: float) -> float | None:
     """Cover, minus the base's, where training first has CHAIR this much below the base's, linearly between checkpoints.
 
-    None where it never has.
+    Args:
+        chair, cover: of one seed at every checkpoint, the base's first.
+
+    Returns:
+        None where CHAIR never falls so far.
     """
-    points = [summary(point) for point in curve]
-    chair = points[0]["chair"] - drop
-    for before, after in pairwise(points):
-        if before["chair"] > chair >= after["chair"]:
-            share = (before["chair"] - chair) / (before["chair"] - after["chair"])
-            return before["cover"] + share * (after["cover"] - before["cover"]) - points[0]["cover"]
+    wanted = chair[0] - drop
+    for (chair_1, cover_1), (chair_2, cover_2) in pairwise(zip(chair, cover, strict=True)):
+        if chair_1 > wanted >= chair_2:
+            return cover_1 + (chair_1 - wanted) / (chair_1 - chair_2) * (cover_2 - cover_1) - cover[0]
     return None
 
 
-def at_step(curve: Sequence[Mapping[str, float]], step: int, yes_no: Mapping[str, float]) -> dict[str, float]:
-    """All percentages of one checkpoint, the yes/no ones from their own counters."""
-    counters = next(point for point in curve if point["step"] == step)
-    official = metrics_of_sums({**counters, **yes_no})
-    return summary(counters) | {
-        "hal": official["generative"]["hal"],
-        "cog": official["generative"]["cog"],
-        "yes/no accuracy": official["existence"]["accuracy"],
-        "yes/no F1": official["existence"]["f1"],
-    }
+def covers_after(method: Method, drop: float) -> list[float | None]:
+    """The same of every seed of a method."""
+    chairs, covers = (zip(*(point[name] for point in method["curve"]), strict=True) for name in ("chair", "cover"))
+    return [cover_after(chair, cover, drop) for chair, cover in zip(chairs, covers, strict=True)]
 
 
-def of_runs(bench: Bench, runs: Sequence[Run]) -> dict[str, Any]:
-    """One method on several seeds: every percentage at its step, Cover at equal gains, and the whole curve."""
-    curves = [bench.scores(run, "test") for run in runs]
-    step = choose_step(bench, runs[0])
-    points = [at_step(curve, step, bench.yes_no(run, step)) for run, curve in zip(runs, curves, strict=True)]
-    result: dict[str, Any] = {
-        "learning_rate": runs[0].learning_rate,
-        "step": step,
-        "seeds": [run.seed for run in runs],
-        "at step": {name: spread([point[name] for point in points]) for name in points[0]},
-        "curve": [
-            {"step": int(same[0]["step"])}
-            | {name: spread([summary(point)[name] for point in same]) for name in ("chair", "cover", "f")}
-            for same in zip(*curves, strict=True)
-        ],
-    }
-    for drop in DROPS:
-        result[after(drop)] = [cover_after(curve, drop) for curve in curves]
-    return result
+def changes(method: Method) -> dict[str, list[float]]:
+    """What training changed at the method's step, seed by seed."""
+    return {name: minus(method["at step"][name], method["curve"][0][name]) for name in CHANGED}
 
 
-def paired(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """One method minus another, seed by seed."""
-    result: dict[str, Any] = {}
-    for name in ("chair", "cover", "f"):
-        mine, theirs = one["at step"][name]["values"], other["at step"][name]["values"]
-        result[name] = spread([a - b for a, b in zip(mine, theirs, strict=True)])
-    for name in map(after, DROPS):
-        both = [a - b for a, b in zip(one[name], other[name], strict=True) if a is not None and b is not None]
-        result[name] = spread(both) if len(both) > 2 else None
-    return result
-
-
-def change(bench: Bench, runs: Sequence[Run]) -> dict[str, Any]:
-    """What training changed, seed by seed."""
-    curves = [bench.scores(run, "test") for run in runs]
-    step = choose_step(bench, runs[0])
-    pairs = [(summary(curve[0]), summary(next(point for point in curve if point["step"] == step))) for curve in curves]
-    return {name: spread([last[name] - first[name] for first, last in pairs]) for name in ("chair", "cover", "f")}
-
-
-def validation(bench: Bench, method: str) -> list[dict[str, Any]]:
-    """What the choice was made from: mean F of each learning rate and step over the choice seeds."""
-    runs = [(run.learning_rate, bench.scores(run, "validation")[1:]) for run in grid(method)]
-    return [
-        {"learning_rate": rate, "step": point["step"], "f": [summary(same)["f"] for same in points]}
-        for rate in LEARNING_RATES
-        for points in zip(*(curve for of, curve in runs if of == rate), strict=True)
-        for point in points[:1]
-    ]
-
-
-def collect(bench: Bench) -> dict[str, Any]:
-    """Everything that is reported."""
-    methods = {method: of_runs(bench, final_runs(bench, [method], SEEDS)) for method in METHODS}
-    bases = {}
-    for kind, seeds in (("robust", SEEDS), ("naive", FEW_SEEDS)):
-        points = [
-            at_step([bench.base_scores(kind, seed, "test")], 0, bench.yes_no(Run("dpo", seed, 0.0, base=kind), 0))
-            for seed in seeds
-        ]
-        bases[kind] = {name: spread([point[name] for point in points]) for name in BASE_COLUMNS}
-    others: dict[str, Any] = {}
-    for name, runs in variations(bench).items():
-        kinds = dict.fromkeys((run.method, run.beta) for run in runs)
-        others[name] = {
-            f"{method}, beta {beta:g}" if name == "beta" else method: of_runs(
-                bench, [run for run in runs if (run.method, run.beta) == (method, beta)]
-            )
-            for method, beta in kinds
-        }
-    naive = others["naive"]
-    first = {method: of_runs(bench, final_runs(bench, [method], FEW_SEEDS)) for method in METHODS}
+def of_first_seeds(method: Method, count: int) -> Method:
+    """A method as if only its first seeds had been run."""
     return {
-        "settings": SETTINGS,
-        "validation": {method: validation(bench, method) for method in METHODS},
-        "bases": bases,
-        "methods": methods,
-        "change from the base": {method: change(bench, final_runs(bench, [method], SEEDS)) for method in METHODS},
-        "paired": {
-            against: {method: paired(one, methods[against]) for method, one in methods.items() if method != against}
-            for against in AGAINST
-        },
-        "paired, naive": {
-            against: {method: paired(one, naive[against]) for method, one in naive.items() if method != against}
-            for against in ("mdpo", "lpoi-5")
-        },
-        "robust base, first seeds": first,
-        "variations": others,
-        "probes": probes(bench),
-    }  # fmt: skip
-
-
-def probes(bench: Bench) -> dict[str, Any]:
-    """The change of the log-ratio under each condition, and the artefact ratio, a spread over seeds each."""
-    runs = {("robust", method): final_runs(bench, [method], FEW_SEEDS) for method in (*METHODS, DISTRACTOR)}
-    runs |= {("naive", method): final_runs(bench, [method], FEW_SEEDS, base="naive") for method in NAIVE}
-    result: dict[str, Any] = {"robust": {}, "naive": {}}
-    for (base, method), same in runs.items():
-        found = [bench.probe(run, choose_step(bench, run)) for run in same]
-        changes = [one["changes"]["log_ratio"] for one in found]
-        result[base][method] = {name: spread([one[name]["mean"] for one in changes]) for name in changes[0]}
-        ratios = [one["artefact"]["log_ratio"]["ratio"] for one in found]
-        result[base][method]["background / hidden"] = ratios
-        if method == "lpoi-5":  # hidden as in the paper
-            reference = [one["changes"]["reference"] for one in found]
-            itself = {name: spread([one[name]["mean"] for one in reference]) for name in reference[0]}
-            result[base]["the base itself"] = itself
-    return result
-
-
-TITLES = {
-    "naive": "Naive bases, at the learning rates and steps chosen on robust ones (three seeds)",
-    "distractor": "With a distractor: another image, an equal box hidden where nothing is (three seeds)",
-    "natural pairs": "Natural pairs: whatever the base made up, not matched in length (three seeds)",
-    "beta": "Other betas, at the learning rate and step chosen for 0.1 (three seeds)",
-    "other pairs": "Pairs from other scenes (three seeds)",
-}
-LEGEND = """Made by `python benchmarks/objectives.py`. CHAIR, Cover, Hal, Cog and yes/no scores in per cent by
-`score.py amber`'s rules; F is the harmonic mean of 100 - CHAIR and Cover. In brackets 95 % intervals of Student's t
-over seeds: five, or three where it says so. lr and step were chosen by F on validation scenes of seeds 0 and 1.
-p values are of single paired t tests, not corrected for their number.
-
-"""
-NAIVE = (*FEW, "lpoi-5 mean", "lpoi-5 /(L-1) mean", DISTRACTOR)
-BASE_COLUMNS = ("chair", "cover", "f", "hal", "cog", "yes/no accuracy", "yes/no F1")
+        **method,
+        "seeds": method["seeds"][:count],
+        "at step": {name: values[:count] for name, values in method["at step"].items()},
+        "curve": [{"step": point["step"], **{of: point[of][:count] for of in CHANGED}} for point in method["curve"]],
+    }
 
 
 # ---- tables ----
 
 
-def interval(value: Mapping[str, Any] | None, signed: bool = False) -> str:
-    """``12.3 [11.0, 13.6]``."""
-    if value is None:
-        return "-"
-    sign = "+" if signed else ""
-    text = f"{value['mean']:{sign}.1f} [{value['low']:{sign}.1f}, {value['high']:{sign}.1f}]"
-    return text if len(value["values"]) in (len(SEEDS), len(FEW_SEEDS)) else f"{text}, {len(value['values'])} seeds"
+def percentage(values: Values) -> str:
+    """``12.3 [11.0, 13.6]``, the interval within 0 and 100."""
+    of = spread(values)
+    return f"{of.mean:.1f} [{max(0.0, of.low):.1f}, {min(100.0, of.high):.1f}]"
+
+
+def difference(values: Values) -> str:
+    """``+1.3 [-0.2, +2.8]``."""
+    of = spread(values)
+    return f"{of.mean:+.1f} [{of.low:+.1f}, {of.high:+.1f}]"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows))
 
 
-def after(drop: float) -> str:
-    """A column's name."""
-    return f"Cover, CHAIR {drop:g} lower"
-
-
-def reached(values: Sequence[float | None]) -> str:
-    """Mean and interval where at least three seeds got there, and how many did."""
-    known = [value for value in values if value is not None]
-    count = f"{len(known)} of {len(values)}"
-    return f"{interval(spread(known), True)}, {count}" if len(known) > 2 else f"- ({count})"
-
-
-def paired_table(methods: Mapping[str, Any]) -> str:
-    """Differences, and the p of F's."""
-    names = ("chair", "cover", "f", *map(after, DROPS))
-    rows = [
-        [method, *(interval(one[name], True) for name in names), f"{one['f']['p']:.3f}"]
-        for method, one in methods.items()
+def methods_table(methods: Mapping[str, Method], bases: Mapping[str, Mapping[str, Values]] | None = None) -> str:
+    """The percentages of bases and methods."""
+    columns = list(next(iter(methods.values()))["at step"])
+    rows = [[f"base, {name}", "", "", *map(percentage, of.values())] for name, of in (bases or {}).items()]
+    rows += [
+        [name, f"{of['learning_rate']:g}", str(of["step"]), *(percentage(of["at step"][column]) for column in columns)]
+        for name, of in methods.items()
     ]
-    return table(["", "CHAIR", "Cover", "F", *names[3:], "p of F"], rows)
+    return table(["", "lr", "step", *(HEADINGS.get(name, name) for name in columns)], rows)
+
+
+def changes_table(methods: Mapping[str, Mapping[str, Values]]) -> str:
+    """Differences of CHAIR, Cover and F, and the p of F's."""
+    rows = [
+        [name, *(difference(of[column]) for column in CHANGED), f"{spread(of['f']).p:.3f}"]
+        for name, of in methods.items()
+    ]
+    return table(["", *(HEADINGS[name] for name in CHANGED), "p of F"], rows)
+
+
+def paired_table(methods: Mapping[str, Method], against: str) -> str:
+    """Each method minus one of them, seed by seed."""
+    rows = []
+    for name, of in methods.items():
+        if name != against:
+            found = {column: minus(of["at step"][column], methods[against]["at step"][column]) for column in CHANGED}
+            after = []
+            for drop in DROPS:
+                both = zip(covers_after(of, drop), covers_after(methods[against], drop), strict=True)
+                after.append([a - b for a, b in both if a is not None and b is not None])
+            texts = [
+                "-" if len(known) < 3 else difference(known) + _few(known, of["seeds"], ", {} seeds") for known in after
+            ]
+            rows.append([name, *map(difference, found.values()), *texts, f"{spread(found['f']).p:.3f}"])
+    head = [*(HEADINGS[name] for name in CHANGED), *(f"Cover, CHAIR {drop} lower" for drop in DROPS), "p of F"]
+    return table(["", *head], rows)
+
+
+def _few(known: Sequence[Any], seeds: Sequence[int], text: str) -> str:
+    return "" if len(known) == len(seeds) else text.format(len(known))
+
+
+def drops_table(methods: Mapping[str, Method]) -> str:
+    """Mean and interval where at least three seeds got there, and how many did."""
+
+    def reached(values: Sequence[float | None]) -> str:
+        known = [value for value in values if value is not None]
+        return f"{difference(known) if len(known) > 2 else '-'} ({len(known)} of {len(values)})"
+
+    rows = [[name, *(reached(covers_after(of, drop)) for drop in DROPS)] for name, of in methods.items()]
+    return table(["", *(f"{drop} points" for drop in DROPS)], rows)
+
+
+def awareness_table(methods: Mapping[str, Mapping[str, Any]]) -> str:
+    """The change of the log-ratio under each condition, and the artefact ratios."""
+    rows = [
+        [
+            name,
+            *(difference(of[condition]) if condition in of else "-" for condition in CONDITIONS),
+            ", ".join("-" if ratio is None else f"{ratio:.2f}" for ratio in of.get("background / hidden", ())),
+        ]
+        for name, of in methods.items()
+    ]
+    return table(["", "masked", *CONDITIONS[1:], "background / masked, by seed"], rows)
 
 
 def markdown(results: Mapping[str, Any]) -> str:
     """All tables."""
-    columns = BASE_COLUMNS
-    bases = [
-        [f"base, {kind}", "", "", *(interval(of[name]) for name in columns)] for kind, of in results["bases"].items()
-    ]
-
-    def rows(methods: Mapping[str, Any]) -> list[list[str]]:
-        return [
-            [
-                name,
-                f"{one['learning_rate']:g}",
-                str(one["step"]),
-                *(interval(one["at step"][column]) for column in columns),
-            ]
-            for name, one in methods.items()
-        ]
-
-    head = ["", "lr", "step", "CHAIR", "Cover", "F", "Hal", "Cog", "yes/no accuracy", "yes/no F1"]
-    parts = ["## Methods, robust bases, test scenes", table(head, [*bases, *rows(results["methods"])])]
-    changes = results["change from the base"]
-    parts += [
-        "## What training changed, seed by seed",
-        table(
-            ["", "CHAIR", "Cover", "F", "p of F"],
-            [
-                [name, *(interval(one[column], True) for column in ("chair", "cover", "f")), f"{one['f']['p']:.3f}"]
-                for name, one in changes.items()
-            ],
+    methods, naive = results["methods"], results["variations"]["naive"]
+    few = len(results["settings"]["seeds of the variations"])
+    first = {name: of_first_seeds(of, few) for name, of in methods.items()}
+    both = [(name, changes(naive[name]), changes(first[name])) for name in naive if name in first]
+    parts = {
+        "Methods, robust bases, test scenes": methods_table(methods, results["bases"]),
+        "What training changed, seed by seed": changes_table({name: changes(of) for name, of in methods.items()}),
+        "The change on naive bases minus that on robust ones (three seeds)": changes_table(
+            {name: {of: minus(one[of], other[of]) for of in CHANGED} for name, one, other in both}
         ),
-    ]
-    parts += [
-        "## Change of Cover where training first has CHAIR so many points below the base, and how many seeds get there",
-        table(
-            ["", *(f"{drop:g} points" for drop in DROPS)],
-            [[name, *(reached(one[after(drop)]) for drop in DROPS)] for name, one in results["methods"].items()],
-        ),
-    ]
-    for against, methods in results["paired"].items():
-        parts += [f"## Minus {against}, seed by seed", paired_table(methods)]
-    for against, methods in results["paired, naive"].items():
-        parts += [f"## Naive bases, minus {against}, seed by seed", paired_table(methods)]
-    for name, methods in results["variations"].items():
-        parts += [f"## {TITLES[name]}", table(head, rows(methods))]
-    parts += [
-        "## For comparison: robust bases, matched pairs, the same seeds as the variations",
-        table(head, rows(results["robust base, first seeds"])),
-    ]
-    for base, methods in results["probes"].items():
-        conditions = ("hidden", "background", "blur", "mean", "black", "removed")
-        parts += [
-            f"## Awareness, {base} bases: change of the log-ratio in nats (of log p for the base itself)",
-            table(
-                ["", *conditions, "background / hidden, by seed"],
-                [
-                    [
-                        name,
-                        *(interval(one.get(condition), True) for condition in conditions),
-                        ", ".join(
-                            "-" if ratio is None else f"{ratio:.2f}" for ratio in one.get("background / hidden", ())
-                        ),
-                    ]
-                    for name, one in methods.items()
-                ],
-            ),
-        ]
-    return "\n\n".join(parts) + "\n"
+        "Change of Cover where training first has CHAIR so many points below the base, and how many seeds get there":
+            drops_table(methods),
+        **{f"Minus {against}, seed by seed": paired_table(methods, against) for against in AGAINST},
+        **{f"Naive bases, minus {one}, seed by seed": paired_table(naive, one) for one in ("mdpo", "lpoi-5")},
+        **{title: methods_table(results["variations"][name]) for name, title in TITLES.items()},
+        "For comparison: robust bases, matched pairs, the same seeds as the variations": methods_table(first),
+    }  # fmt: skip
+    for base, of in results["probes"].items():
+        title = f"Awareness, {base} bases: change of the log-ratio in nats (of log p for the base itself)"
+        parts[title] = awareness_table(of)
+    return "\n\n".join(f"## {title}\n\n{text}" for title, text in parts.items()) + "\n"
 
 
 # ---- figures ----
 
 
-def frontier(file: Path, groups: Mapping[str, Mapping[str, Any]]) -> None:
+def frontier(file: Path, groups: Mapping[str, Mapping[str, Method]]) -> None:
     """CHAIR against Cover over training, one panel a group, one curve a method."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, len(groups), figsize=(7 * len(groups), 6), sharex=True, sharey=True, squeeze=False)
-    for axis, (title, methods) in zip(axes[0], groups.items(), strict=True):
-        for name, one in methods.items():
-            colour = plt.get_cmap("tab20")([*RECIPES].index(name))
-            x, y = ([_minus(point[key], one["curve"][0][key]) for point in one["curve"]] for key in ("chair", "cover"))
-            axis.plot([at["mean"] for at in x], [at["mean"] for at in y], "-o", markersize=3, color=colour, label=name)
-            at_x, at_y = next((x[n], y[n]) for n, point in enumerate(one["curve"]) if point["step"] == one["step"])
-            axis.errorbar(
-                at_x["mean"], at_y["mean"], xerr=at_x["high"] - at_x["mean"], yerr=at_y["high"] - at_y["mean"],
-                color=colour, marker="D", markersize=6, capsize=2, linewidth=1,
-            )  # fmt: skip
-        axis.set(
-            title=title,
-            xlabel="CHAIR minus the base's (lower is better)",
-            ylabel="Cover minus the base's (higher is better)",
-        )
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    figure.suptitle(
-        "Over training, the base at 0, 0. Diamonds: the step chosen on validation scenes, 95 % intervals over seeds"
-    )
-    figure.tight_layout()
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+    with chart(file, across=len(groups), size=(6.4, 5.0), shared=True) as axes:
+        for axis, (title, methods) in zip(axes, groups.items(), strict=True):
+            for name, of in methods.items():
+                base, colour = of["curve"][0], COLOURS[name]
+                x, y = ([spread(minus(at[key], base[key])) for at in of["curve"]] for key in ("chair", "cover"))
+                axis.plot([at.mean for at in x], [at.mean for at in y], "-o", markersize=3, color=colour, label=name)
+                at_x, at_y = next((x[n], y[n]) for n, at in enumerate(of["curve"]) if at["step"] == of["step"])
+                axis.errorbar(
+                    at_x.mean, at_y.mean, xerr=at_x.high - at_x.mean, yerr=at_y.high - at_y.mean,
+                    color=colour, marker="D", markersize=6, linewidth=1,
+                )  # fmt: skip
+            axis.set_title(title)
+            note = "Over training, from the base at 0, 0; diamonds: the chosen step, with 95 % intervals over seeds"
+            axis.set_xlabel(f"CHAIR minus the base's (lower is better)\n\n{note}")
+            axis.set_ylabel("Cover minus the base's (higher is better)")
+            axis.legend()
 
 
-def _minus(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """The spread of the difference, seed by seed."""
-    return spread([a - b for a, b in zip(one["values"], other["values"], strict=True)])
-
-
-def awareness(file: Path, results: Mapping[str, Any]) -> None:
+def awareness(file: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     """The change of the log-ratio by condition, one panel for each sort of base."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    conditions = ("hidden", "background", "blur", "mean", "removed")
-    figure, axes = plt.subplots(1, 2, figsize=(15, 5.5), sharey=True, squeeze=False)
-    for axis, (base, methods) in zip(axes[0], results.items(), strict=True):
-        shown = [name for name in NAIVE if name in methods]
-        for place, name in enumerate(shown):
-            values = [methods[name].get(condition) for condition in conditions]
-            measured = [at for at, value in enumerate(values) if value]  # its own way to hide is "hidden"
-            x = np.array(measured) + 0.8 * (place / len(shown) - 0.5)
-            axis.bar(
-                x,
-                [values[at]["mean"] for at in measured],
-                yerr=[values[at]["high"] - values[at]["mean"] for at in measured],
-                width=0.8 / len(shown),
-                label=name,
-                color=plt.get_cmap("tab20")([*RECIPES].index(name)),
-                error_kw={"linewidth": 0.8},
-            )
-        axis.axhline(0, color="black", linewidth=0.8)
-        axis.set_xticks(np.arange(len(conditions)), conditions)
-        axis.set(title=f"{base} bases", ylabel="change of the chosen answer's log-ratio, nats")
-        axis.legend(fontsize=8, loc="lower right")
-    figure.tight_layout()
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+    conditions = [name for name in CONDITIONS if name != "black"]
+    with chart(file, across=len(results), size=(6.8, 4.4), shared=True) as axes:
+        for axis, (base, methods) in zip(axes, results.items(), strict=True):
+            for place, name in enumerate(NAIVE):
+                # Where a condition is the method's own way to mask, it is the first one.
+                measured = {at: spread(methods[name][of]) for at, of in enumerate(conditions) if of in methods[name]}
+                axis.bar(
+                    [at + 0.8 * ((place + 0.5) / len(NAIVE) - 0.5) for at in measured],
+                    [of.mean for of in measured.values()],
+                    yerr=[of.high - of.mean for of in measured.values()],
+                    width=0.8 / len(NAIVE),
+                    label=name,
+                    color=COLOURS[name],
+                    error_kw={"linewidth": 0.8, "ecolor": LIGHT.ink, "capsize": 0},
+                )
+            axis.axhline(0, color=LIGHT.ink, linewidth=0.8)
+            axis.set_xticks(range(len(conditions)), ["masked", *conditions[1:]])
+            axis.grid(axis="x", visible=False)
+            axis.set_title(f"{base} bases")
+            axis.set_ylabel("change of the chosen response's log-ratio, nats")
+            axis.legend(loc="lower right")
 
 
-def report(bench: Bench, output: Path) -> None:
-    """Write results.json, tables.md and the figures."""
-    output.mkdir(parents=True, exist_ok=True)
-    results = collect(bench)
-    results["choices"] = {method: asdict(choose(bench, method)) for method in METHODS}
-    write_atomic(output / "results.json", json.dumps(results, indent=1) + "\n")
-    write_atomic(output / "tables.md", LEGEND + markdown(results))
-    methods = results["methods"]
-    plain = ("dpo", "dpo+anchor", "mdpo", "lpoi-3", "lpoi-5", "lpoi-5 /(L-1)")
-    ways = ("mdpo", "lpoi-5", "lpoi-5 no ellipse", "lpoi-5 mean", "lpoi-5 blur", "lpoi-5 /(L-1)", "lpoi-5 /(L-1) mean")
+def report(folder: Path) -> None:
+    """Write tables.md and the figures beside results.json."""
+    results = read_json(folder / "results.json")
+    methods, naive = results["methods"], results["variations"]["naive"]
+    write_atomic(folder / "tables.md", LEGEND + markdown(results))
+    groups = {"Objectives": OBJECTIVES, "Ways to mask": MASKS}
+    frontier(folder / "frontier.png", {title: {name: methods[name] for name in of} for title, of in groups.items()})
+    robust = {name: of_first_seeds(methods[name], 3) for name in NAIVE if name in methods}
     frontier(
-        output / "frontier.png",
-        {"Objectives": {name: methods[name] for name in plain}, "Ways to hide": {name: methods[name] for name in ways}},
+        folder / "naive.png",
+        {"Robust bases (three seeds)": robust, "Naive bases, pre-trained without occlusion (three seeds)": naive},
     )
-    frontier(
-        output / "naive.png",
-        {
-            "Robust bases (three seeds)": {
-                name: results["robust base, first seeds"][name] for name in NAIVE if name in METHODS
-            },
-            "Naive bases: nothing ever stood before anything": results["variations"]["naive"],
-        },
-    )
-    awareness(output / "awareness.png", results["probes"])
-    print(f"wrote {output}/results.json, tables.md, frontier.png, naive.png and awareness.png")
+    awareness(folder / "awareness.png", results["probes"])
+    print(f"wrote {folder}/tables.md, frontier.png, naive.png and awareness.png")
+
+
+if __name__ == "__main__":
+    run_program(lambda: report(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "docs" / "evidence")))

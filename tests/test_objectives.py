@@ -41,19 +41,47 @@ def test_the_interval_of_a_mean() -> None:
     from objectives_report import spread
 
     found = spread([1.0, 2.0, 3.0])
-    assert (found["mean"], found["low"], found["high"]) == pytest.approx((2.0, 2 - 2.4841, 2 + 2.4841), abs=1e-3)
+    assert (found.mean, found.low, found.high) == pytest.approx((2.0, 2 - 2.4841, 2 + 2.4841), abs=1e-3)
     # t = 2 / 0.5774 = 3.4641 with 2 degrees of freedom, where P(T > t) = 1/2 - t / (2 sqrt(2 + t^2))
-    assert found["p"] == pytest.approx(1 - 3.4641 / (2 + 3.4641**2) ** 0.5, abs=1e-4)
+    assert found.p == pytest.approx(1 - 3.4641 / (2 + 3.4641**2) ** 0.5, abs=1e-4)
 
 
 def test_cover_is_compared_on_the_line_between_two_checkpoints() -> None:
     """CHAIR falls from 14 to 10 and 6. 6 below the base is 8, halfway between 78 and 70: 74, or 6 under the base."""
     from objectives_report import cover_after
 
-    curve = [counters(0, 14, 80), counters(6, 10, 78), counters(12, 6, 70)]
-    assert cover_after(curve, 6) == pytest.approx(-6)
-    assert cover_after(curve, 4) == pytest.approx(-2)
-    assert cover_after(curve, 9) is None
+    chair, cover = [14, 10, 6], [80, 78, 70]
+    assert cover_after(chair, cover, 6) == pytest.approx(-6)
+    assert cover_after(chair, cover, 4) == pytest.approx(-2)
+    assert cover_after(chair, cover, 9) is None
+
+
+def test_an_interval_of_a_percentage_ends_where_percentages_end() -> None:
+    """98, 99, 100: 99 +- 2.4841, which would reach 101.5; a difference of as much may."""
+    from objectives_report import difference, percentage
+
+    assert percentage([98.0, 99.0, 100.0]) == "99.0 [96.5, 100.0]"
+    assert percentage([0.0, 1.0, 2.0]) == "1.0 [0.0, 3.5]"
+    assert difference([98.0, 99.0, 100.0]) == "+99.0 [+96.5, +101.5]"
+
+
+def test_the_tables_shown_are_those_of_the_results_shown() -> None:
+    from objectives_report import LEGEND, markdown
+
+    folder = ROOT / "docs" / "evidence"
+    assert (folder / "tables.md").read_text() == LEGEND + markdown(json.loads((folder / "results.json").read_text()))
+
+
+def test_methods_are_compared_seed_by_seed() -> None:
+    """CHAIR 10, 12, 14 against 11, 13, 15: -1 on every seed, and no interval about it."""
+    from objectives_report import paired_table
+
+    def method(chair: list[float]) -> dict[str, Any]:
+        values = {"chair": chair, "cover": [80.0] * 3, "f": [85.0] * 3}
+        return {"seeds": [0, 1, 2], "at step": values, "curve": [{"step": 0, **values}]}
+
+    row = paired_table({"a": method([10, 12, 14]), "b": method([11, 13, 15])}, "b").splitlines()[2]
+    assert row == "| a | -1.0 [-1.0, -1.0] | +0.0 [+0.0, +0.0] | +0.0 [+0.0, +0.0] | - | - | 1.000 |"
 
 
 def test_f_is_the_harmonic_mean_of_precision_and_cover() -> None:

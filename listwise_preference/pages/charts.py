@@ -34,11 +34,11 @@ class Palette:
 
 LIGHT = Palette(
     "#ffffff", "#1c1e21", "#62676d", "#e0e0db",
-    ("#2b5fc7", "#c2571a", "#24744a", "#8a4fb5", "#1193a5", "#c03a7e", "#94831a"),
+    ("#2b5fc7", "#c2571a", "#24744a", "#8a4fb5", "#1193a5", "#c03a7e", "#94831a", "#7a5a3c"),
 )  # fmt: skip
 DARK = Palette(
     "#1b1d20", "#e3e4e6", "#9ba1a8", "#34373c",
-    ("#82a8f5", "#eb9a5f", "#6cc493", "#c196ea", "#58c4d3", "#ec86b8", "#cdbb55"),
+    ("#82a8f5", "#eb9a5f", "#6cc493", "#c196ea", "#58c4d3", "#ec86b8", "#cdbb55", "#c9a37e"),
 )  # fmt: skip
 
 
