@@ -314,7 +314,7 @@ def report(folder: Path) -> None:
     robust = {name: of_first_seeds(methods[name], 3) for name in NAIVE if name in methods}
     frontier(
         folder / "naive.png",
-        {"Robust bases (three seeds)": robust, "Naive bases, pre-trained without occlusion (three seeds)": naive},
+        {"Robust bases (three seeds)": robust, "Naive bases, which never saw a masked image (three seeds)": naive},
     )
     awareness(folder / "awareness.png", results["probes"])
     print(f"wrote {folder}/tables.md, frontier.png, naive.png and awareness.png")
