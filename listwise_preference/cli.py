@@ -5,6 +5,7 @@ A program's ``command.py`` builds a :class:`Parser`, reads options by :func:`par
 """
 
 import argparse
+import dataclasses
 import difflib
 import json
 import logging
@@ -12,9 +13,10 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from listwise_preference.errors import DataError, UserError
 from listwise_preference.files import read_text
@@ -164,6 +166,56 @@ def _file_options(parser: Parser, file: Path, names: set[str]) -> list[str]:
     return tokens
 
 
+# ---- options as the fields of a dataclass ----
+
+
+def option(default: Any, help: str, choices: Collection[str] | None = None) -> Any:
+    """A field of a dataclass that :func:`add_options` makes an option of."""
+    # argparse formats help texts with %, so that a literal one is doubled.
+    about = {"help": help.replace("%", "%%"), "choices": choices}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=about)
+    return dataclasses.field(default=default, metadata=about)
+
+
+def add_options(parser: Parser, title: str, group: type) -> None:
+    """Options in a group of their own, one for each field of a dataclass, read as transformers' HfArgumentParser does.
+
+    ``--a_field`` may also be spelled ``--a-field``. A bool takes true or false and is true alone; where true is its
+    default there is ``--no_a_field`` too. A list takes several values, a dict JSON or the name of a file.
+    """
+    add = parser.group(title)
+    hints = get_type_hints(group)
+    for field in dataclasses.fields(group):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        settings = {name: value for name, value in field.metadata.items() if value is not None}
+        settings = _how_to_read(hints[field.name]) | settings
+        add(*_spellings(field.name), default=default, **settings)
+        if settings.get("type") is boolean and default is True:
+            no = {"dest": field.name, "action": "store_false", "default": argparse.SUPPRESS}
+            add(*_spellings(f"no_{field.name}"), help=f"the same as --{field.name} false", **no)
+
+
+def _spellings(name: str) -> list[str]:
+    return list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
+
+
+def _how_to_read(hint: Any) -> dict[str, Any]:
+    """``add_argument``'s settings for values of a type; of a union its first type counts."""
+    if get_origin(hint) in (Union, UnionType):
+        kinds = [kind for kind in get_args(hint) if kind is not NoneType]
+        if kinds == [bool, str]:
+            return {"type": str, "nargs": "?", "const": True}
+        hint = kinds[0]
+    if get_origin(hint) is list:
+        return _how_to_read(get_args(hint)[0]) | {"nargs": "+"}
+    if get_origin(hint) is Literal:
+        return {"choices": get_args(hint)}
+    if get_origin(hint) is dict:
+        return {"type": json_or_file}
+    return {"type": boolean, "nargs": "?", "const": True} if hint is bool else {"type": hint}
+
+
 # ---- values ----
 
 
@@ -202,6 +254,16 @@ def boolean(text: str) -> bool:
     if lower in ("no", "false", "f", "n", "0"):
         return False
     raise argparse.ArgumentTypeError(f"{text}: must be true or false")
+
+
+def json_or_file(text: str) -> str:
+    """A JSON object, checked, or the name of a file, as it stands."""
+    if text.startswith("{"):
+        try:
+            json.loads(text)
+        except json.JSONDecodeError as error:
+            raise argparse.ArgumentTypeError(f"{text}: not valid JSON: {error.msg}") from None
+    return text
 
 
 def folder(text: str) -> Path:

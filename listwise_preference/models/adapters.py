@@ -1,18 +1,19 @@
-"""LoRA adapters: made, loaded whole or refused."""
+"""LoRA adapters: made, loaded whole or refused. torch and peft are imported where they are needed."""
+
+from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from peft import set_peft_model_state_dict as load_into_adapter
-from safetensors.torch import load_file
-from torch import Tensor
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from listwise_preference.errors import ModelError
 from listwise_preference.models.families import FAMILIES, Family
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 
 def add_adapter(
@@ -30,6 +31,8 @@ def add_adapter(
         target_modules: module name endings, or ``["all-linear"]`` for every linear layer but the vocabulary projection.
         frozen_module: a module whose layers get no adapter, e.g. the vision tower.
     """
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(
         r=r,
         lora_alpha=alpha,
@@ -68,6 +71,9 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
     Raises:
         ModelError: no adapter there; or tensors that are left over, missing, or of another shape, each named.
     """
+    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
     file = adapter_file(folder)
     config = PeftConfig.from_pretrained(str(folder))
     config.inference_mode = not trainable
@@ -99,7 +105,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
         problems.append("  two keys of the file name the same parameter")
     if problems:
         raise ModelError("\n".join([f"{file} is not a whole adapter for this model:", *problems]))
-    load_into_adapter(adapted, tensors)
+    set_peft_model_state_dict(adapted, tensors)
     loaded = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     changed = {key for key, tensor in tensors.items() if not _same_values(loaded[key], tensor)}
     if changed:
@@ -120,6 +126,8 @@ def _key_report(what: str, keys: set[str]) -> list[str]:
 
 def _about_equal(weights: Tensor | None, copy: Tensor) -> bool:
     """Equal but for rounding to another precision, bfloat16 being the coarsest."""
+    import torch
+
     return (
         weights is not None
         and weights.shape == copy.shape
@@ -128,4 +136,6 @@ def _about_equal(weights: Tensor | None, copy: Tensor) -> bool:
 
 
 def _same_values(loaded: Tensor, saved: Tensor) -> bool:
+    import torch
+
     return torch.equal(loaded.cpu(), saved.to(loaded.dtype))

@@ -1,7 +1,6 @@
-"""What the training programs share: options -> data, both checked, and then the heavy part.
+"""Train by a recipe, evaluate, or both: python lpoi.py [--option value ...], or lpoi-train, which has no recipe.
 
-from listwise_preference.training.command import main
-main(RECIPE)
+A recipe is a dict of options: ``main(RECIPE)``. Options and data are read and checked before torch is imported.
 """
 
 import hashlib
@@ -11,7 +10,8 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import Any
 
 from listwise_preference.cli import run_program
 from listwise_preference.data.pairs import (
@@ -26,33 +26,48 @@ from listwise_preference.data.pairs import (
     read_exclusions,
 )
 from listwise_preference.data.ranked_images import Drawing
-from listwise_preference.errors import DataError, ImageError
+from listwise_preference.errors import DataError, ImageError, ModelError
+from listwise_preference.models.adapters import adapter_file
 from listwise_preference.models.families import PLACEHOLDERS
-
-if TYPE_CHECKING:
-    from listwise_preference.training.options import Arguments
+from listwise_preference.training.options import Arguments, parse
 
 logger = logging.getLogger("listwise_preference")
 
-
-def main(recipe: Mapping[str, Any], argv: Sequence[str] | None = None) -> None:
-    """Run a recipe as the command line changes it. Exits with code 2 and a message on what a user can mend."""
-    # Imported where it is needed: parsing takes transformers' arguments.
-    from listwise_preference.training.options import parse
-
-    arguments = parse(recipe, argv, description=sys.modules["__main__"].__doc__)
-    # peft asks transformers by the old name; nothing a user could do about it.
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-    run_program(lambda: _train(arguments))
+_NO_RECIPE: Mapping[str, Any] = MappingProxyType({"do_train": True})
 
 
-def _train(arguments: "Arguments") -> None:
+def main(recipe: Mapping[str, Any] = _NO_RECIPE, argv: Sequence[str] | None = None) -> None:
+    """Run a recipe as the command line changes it. Exits with code 2 and a message on what a user can put right."""
+    arguments = parse(recipe, argv, description=sys.modules["__main__"].__doc__ or __doc__)
+    run_program(lambda: train(arguments))
+
+
+def train(arguments: Arguments) -> None:
+    """The lifetime of a run.
+
+    Raises:
+        UserError: data, checkpoint, adapter or a combination of options that cannot be used.
+    """
+    checkpoint = find_checkpoint(arguments)
+    if arguments.model.init_adapter is not None:
+        adapter_file(Path(arguments.model.init_adapter))
     training, evaluation = read_data(arguments)
 
-    from listwise_preference.training.run import run
+    # peft asks transformers by the old name; nothing a user could do about it.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    from listwise_preference.training.run import Run  # torch, transformers, peft
 
     try:
-        run(arguments, training, evaluation)
+        run = Run(arguments, training, evaluation)
+        run.write_description(resumed=checkpoint is not None)
+        if arguments.objective.precompute_ref_log_probs:
+            run.precompute_reference()
+        if arguments.training.do_train:
+            run.train(checkpoint)
+            run.save()
+        if evaluation:
+            run.evaluate()
+        run.finish()
     except ImageError as error:
         # From a loading process it comes with that process's traceback; the last line is the message.
         message = str(error).strip().splitlines()[-1].partition("ImageError: ")
@@ -60,7 +75,35 @@ def _train(arguments: "Arguments") -> None:
         raise ImageError(f"{message[2] or message[0]}; {what}") from None
 
 
-def read_data(arguments: "Arguments") -> tuple[Sequence[Record], Sequence[Record]]:
+def find_checkpoint(arguments: Arguments) -> str | None:
+    """The folder that ``--resume_from_checkpoint`` means; "true" is the last whole checkpoint of the run, if any.
+
+    Raises:
+        ModelError: there is none in the folder that is named.
+    """
+    option = arguments.training.resume_from_checkpoint
+    if not arguments.training.do_train or option is None or option.lower() == "false":
+        return None
+    if option.lower() != "true":
+        if not _is_whole(Path(option)):
+            raise ModelError(f"--resume_from_checkpoint {option}: no checkpoint there; 'true' takes the run's last one")
+        return option
+    output = Path(str(arguments.training.output_dir)).expanduser()
+    folders = [folder for folder in output.glob("checkpoint-*") if folder.name.removeprefix("checkpoint-").isdigit()]
+    for folder in sorted(folders, key=lambda folder: int(folder.name.removeprefix("checkpoint-")), reverse=True):
+        if _is_whole(folder):
+            logger.info(f"continuing from {folder}")
+            return str(folder)
+        logger.warning(f"{folder} is not whole, an interruption cut it short: passed over")
+    logger.info(f"no checkpoint in {output} yet: starting at the beginning")
+    return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    return (checkpoint / "trainer_state.json").is_file()  # the Trainer writes it last
+
+
+def read_data(arguments: Arguments) -> tuple[Sequence[Record], Sequence[Record]]:
     """Training and evaluation records, every one checked.
 
     Raises:
