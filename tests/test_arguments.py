@@ -1,5 +1,9 @@
 """Recipe, file and command line; what is wrong is said in one line."""
 
+import argparse
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +12,12 @@ import pytest
 import lpoi
 import lpoi_llava
 import lpoi_llava_13b
+from listwise_preference.cli import Parser, add_options
+from listwise_preference.errors import UserError
 from listwise_preference.training.options import parse
+from listwise_preference.training.trainer_arguments import LOGGERS, TrainerArguments
 
-from .conftest import Run
+from .conftest import ROOT, SAMPLE, Run, sample_pairs
 
 RECIPE: dict[str, Any] = {"model_name_or_path": "m", "output_dir": "o", "pairs": "p.json", "do_train": True}
 
@@ -84,7 +91,7 @@ def test_precision_of_the_adapter_follows_the_base() -> None:
         (["--do_train", "false"], "--do_train false needs --eval_pairs"),
         (["--eval_share", "1.5"], "--eval_share must be at least 0 and below 1"),
         (["--eval_strategy", "epoch"], "--eval_strategy needs --eval_pairs or --eval_share"),
-        (["--attn_implementation", "flash_attention_2"], "needs --row_layout plain"),
+        (["--attn_implementation", "flash_attention_2"], "needs --row_layout unpacked"),
         (["--beta", "nan"], "beta must be above 0"),
         (["--loss_weights", "nan", "1", "1"], "loss weights must be 0 or more"),
         (["--learning_rate", "-1"], "--learning_rate must be a number, 0 or more"),
@@ -92,8 +99,10 @@ def test_precision_of_the_adapter_follows_the_base() -> None:
         (["--lora_dropout", "1.5"], "--lora_dropout must be at least 0 and below 1"),
         (["--eval_share", "0.1", "--dataloader_drop_last", "true"], "would drop records of the evaluation"),
         (["--report_to", "comet_ml"], "--report_to comet_ml: install its package first"),
-        (["--config", "nowhere.yaml"], "--config nowhere.yaml: No such file"),
-        (["--lr_scheduler_type", "zigzag"], "zigzag"),
+        (["--config", "nowhere.yaml"], "--config nowhere.yaml: no such file"),
+        (["--lr_scheduler_type", "zigzag"], "invalid choice: 'zigzag' (choose from 'linear', "),
+        (["--lr_scheduler_kwargs", '{"min_lr": }'], "not valid JSON: Expecting value"),
+        (["--tf32", "perhaps"], "argument --tf32: perhaps: must be true or false"),
     ],
 )
 def test_a_wrong_option_is_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,7 +117,7 @@ def test_a_wrong_option_is_one_line(options: list[str], message: str, capsys: py
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("betta: 1", "unknown option betta; did you mean beta?"),
+        ("betta: 1", "unknown option betta; did you mean --beta?"),
         ("- 1", "must hold option: value lines"),
         ("beta:", "beta has no value"),
         ("a: [", "YAML"),
@@ -137,9 +146,141 @@ def test_the_recipes_are_the_papers() -> None:
     for arguments in recipes.values():
         assert arguments.objective.beta == 0.1
         assert (arguments.model.lora_r, arguments.model.lora_alpha) == (8, 8)
-        assert arguments.training.train_batch_size * arguments.training.gradient_accumulation_steps == 64
+        assert arguments.training.per_device_train_batch_size * arguments.training.gradient_accumulation_steps == 64
         assert arguments.data.max_completion_length == 384
         assert arguments.objective.precompute_ref_log_probs is True
+
+
+# ---- the Trainer's options ----
+
+
+def trainer_actions(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    return {action.option_strings[0]: action for action in parser._actions if action.dest not in ("help", "config")}
+
+
+@pytest.mark.slow
+def test_the_table_of_the_trainers_options_is_that_of_transformers() -> None:
+    """Every option, in order, with its spellings, default, choices and how many values it takes; none besides."""
+    from transformers import HfArgumentParser, TrainingArguments
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    parser = Parser()
+    add_options(parser, "training", TrainerArguments)
+    ours, theirs = trainer_actions(parser), trainer_actions(HfArgumentParser(TrainingArguments))  # type: ignore[arg-type]
+    assert list(ours) == list(theirs)
+    for name, action in theirs.items():
+        own = ours[name]
+        assert own.option_strings == action.option_strings
+        assert (own.help or "").strip(), name
+        if name.startswith("--no_"):
+            assert (own.nargs, own.const, own.dest) == (0, False, action.dest)
+            continue
+        assert own.default == action.default and type(own.default) is type(action.default), name
+        # An optional bool may also stand alone here.
+        assert own.nargs == action.nargs or (own.nargs, own.const, action.default) == ("?", True, None), name
+        if action.choices is not None:
+            assert list(own.choices or ()) == list(action.choices), name
+        if action.type in (int, float):
+            assert own.type is action.type, name
+    assert LOGGERS.keys() == INTEGRATION_TO_CALLBACK.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--learning-rate", "2e-4", "--max_steps=7", "--warmup_steps", "0.1", "--save_steps", "20"],
+        ["--logging_first_step", "--tf32", "false", "--no_dataloader_pin_memory", "--dataloader_in_order", "no"],
+        ["--activation_checkpointing", "--disable_tqdm", "true", "--ddp_find_unused_parameters", "True"],
+        ["--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 1e-6}', "--optim", "sgd"],
+        ["--accelerator_config", '{"even_batches": false}', "--activation_checkpointing_kwargs", '{"a": "true"}'],
+        ["--include_for_metrics", "inputs", "loss", "--label_names", "x", "--debug", "underflow_overflow"],
+        ["--eval_strategy", "steps", "--eval_steps", "5", "--fsdp_config", "{}", "--include_num_input_tokens_seen"],
+        ["--logging_strategy", "epoch", "--save_strategy", "no", "--hub_strategy", "end", "--report_to", "none"],
+    ],
+)
+def test_the_trainers_options_become_what_transformers_makes_of_them(options: list[str], tmp_path: Path) -> None:
+    from transformers import HfArgumentParser, TrainingArguments
+
+    common = ["--output_dir", str(tmp_path), "--use_cpu", *options]
+    (expected,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(common)  # type: ignore[arg-type]
+    parser = Parser()
+    add_options(parser, "training", TrainerArguments)
+    built = TrainerArguments(**vars(parser.parse_args(common))).build()
+    assert built.to_dict() == expected.to_dict()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fp16": True, "bf16": True}, "At most one of fp16 and bf16"),
+        ({"logging_steps": 0}, "requires non-zero --logging_steps"),
+        ({"accelerator_config": '{"evn_batches": true}'}, "evn_batches"),
+        ({"parallelism_config": '{"tp": 2}'}, "unexpected keyword argument 'tp'"),
+    ],
+)
+def test_what_transformers_refuses_is_one_line(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        TrainerArguments(output_dir=str(tmp_path), use_cpu=True, **options).build()
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["plain", "unpacked"])
+def test_unpacked_rows_had_another_name_once(name: str, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(f"row_layout: {name}\n")
+    for arguments in (
+        parse(RECIPE, ["--row_layout", name]),
+        parse(RECIPE | {"row_layout": name}, []),
+        parse(RECIPE, ["--config", str(config)]),
+    ):
+        assert arguments.objective.row_layout == "unpacked"
+
+
+# ---- fast to an error ----
+
+HEAVY = ("torch", "transformers", "peft", "accelerate", "numpy", "nltk", "matplotlib")
+TRAINING = ["--image_root", str(SAMPLE), "--model_name_or_path", "m/n", "--output_dir", "o"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--learnin_rate", "1"], "unknown option --learnin_rate"),
+        (["--beta", "high"], "invalid float value"),
+        ([*TRAINING, "--image_root", "nowhere"], "nowhere: no such folder"),
+        ([*TRAINING, "--pairs", "BAD", "--objective", "dpo"], "no image"),
+        ([*TRAINING, "--pairs", str(SAMPLE / "pairs.json"), "--init_adapter", "nowhere"], "nowhere holds no adapter"),
+        ([*TRAINING, "--pairs", str(SAMPLE / "pairs.json"), "--resume_from_checkpoint", "gone"], "gone: no checkpoint"),
+        (
+            [*TRAINING, "--pairs", str(SAMPLE / "pairs.json"), "--model_name_or_path", "./gone"],
+            "./gone: no such folder",
+        ),
+        (["--help"], ""),
+    ],
+)
+def test_an_error_needs_nothing_heavy_and_no_time(options: list[str], message: str, tmp_path: Path) -> None:
+    """Below 1 s of CPU; a tenth of that on a desktop, so that the limit holds on a slow machine too."""
+    pairs = sample_pairs(100)
+    pairs[3]["img_path"] = "images/none.jpg"
+    (tmp_path / "bad.json").write_text(json.dumps(pairs))
+    options = [str(tmp_path / "bad.json") if option == "BAD" else option for option in options]
+    code = (
+        "import sys, resource, lpoi\n"
+        "try:\n"
+        f"    lpoi.main(lpoi.RECIPE, {options!r})\n"
+        "finally:\n"
+        "    used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        f"    print('heavy', [name for name in {HEAVY!r} if name in sys.modules], used.ru_utime + used.ru_stime)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == (0 if options == ["--help"] else 2)
+    assert message in done.stderr and "Traceback" not in done.stderr
+    imported, seconds = done.stdout.splitlines()[-1].removeprefix("heavy ").rsplit(" ", 1)
+    assert imported == "[]"
+    assert float(seconds) < 1.0
 
 
 @pytest.mark.slow
@@ -148,4 +289,4 @@ def test_help_shows_our_options_first(run_program: Run) -> None:
     groups = ("\nmodel and adapter:", "\ndata:", "\nobjective:", "\ntraining (transformers.TrainingArguments):")
     places = [printed.index(group) for group in groups]
     assert places == sorted(places)
-    assert "idefics2-8b-lpoi-list5-10k" in printed
+    assert "default:checkpoints/idefics2-8b-lpoi-list5-10k" in "".join(printed.split())

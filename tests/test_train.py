@@ -136,9 +136,9 @@ def test_a_precomputed_reference_gives_the_losses_of_a_live_one(train: Train) ->
     assert logged(live) == pytest.approx(logged(once), abs=2e-5)
 
 
-def test_plain_and_packed_rows_train_alike(train: Train) -> None:
-    packed, plain = train("packed"), train("plain", "--row_layout", "plain")
-    assert logged(packed) == pytest.approx(logged(plain), abs=2e-5)
+def test_unpacked_and_packed_rows_train_alike(train: Train) -> None:
+    packed, unpacked = train("packed"), train("unpacked", "--row_layout", "unpacked")
+    assert logged(packed) == pytest.approx(logged(unpacked), abs=2e-5)
 
 
 def test_drawn_images_and_the_same_images_in_folders_train_alike(train_idefics2: Train, tmp_path: Path) -> None:
@@ -505,7 +505,10 @@ def test_an_evaluation_leaves_the_record_of_the_training_run_alone(train_idefics
     [
         (("--resume_from_checkpoint", "nowhere"), "nowhere: no checkpoint there"),
         (("--init_adapter", "nowhere"), "nowhere holds no adapter"),
-        (("--row_layout", "plain", "--model_name_or_path", "nowhere/at-all"), "cannot load the model nowhere/at-all"),
+        (
+            ("--row_layout", "unpacked", "--model_name_or_path", "nowhere/at-all"),
+            "cannot load the model nowhere/at-all",
+        ),
     ],
 )
 def test_what_is_missing_is_said_before_the_work(

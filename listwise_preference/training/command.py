@@ -51,6 +51,9 @@ def train(arguments: Arguments) -> None:
     checkpoint = find_checkpoint(arguments)
     if arguments.model.init_adapter is not None:
         adapter_file(Path(arguments.model.init_adapter))
+    model = arguments.model.model_name_or_path
+    if (model.startswith(("/", ".", "~")) or model.count("/") > 1) and not Path(model).is_dir():  # no name on the hub
+        raise ModelError(f"cannot load the model {model}: no such folder")
     training, evaluation = read_data(arguments)
 
     # peft asks transformers by the old name; nothing a user could do about it.
