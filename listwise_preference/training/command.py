@@ -74,7 +74,7 @@ def train(arguments: Arguments) -> None:
     except ImageError as error:
         # From a loading process it comes with that process's traceback; the last line is the message.
         message = str(error).strip().splitlines()[-1].partition("ImageError: ")
-        what = "mend the image or take the record out, and continue with --resume_from_checkpoint true"
+        what = "repair the image or take the record out, and continue with --resume_from_checkpoint true"
         raise ImageError(f"{message[2] or message[0]}; {what}") from None
 
 

@@ -128,22 +128,16 @@ class Arguments:
 _TRAINER_DEFAULTS = {"logging_nan_inf_filter": False}
 
 
-def make_parser(description: str | None = None) -> Parser:
-    """The parser of all options but --config."""
-    parser = Parser(description, usage="%(prog)s [--config run.yaml] [--option value ...]")
-    add_options(parser, "model and adapter", ModelArguments)
-    add_options(parser, "data", DataArguments)
-    add_options(parser, "objective", ObjectiveArguments)
-    add_options(parser, "training (transformers.TrainingArguments)", TrainerArguments)
-    return parser
-
-
 def parse(recipe: Mapping[str, Any], argv: Sequence[str] | None = None, description: str | None = None) -> Arguments:
     """The options of a run: the recipe's, over them ``--config``'s, over both the command line's.
 
     Exits with code 2 and one line on an unknown option or a wrong value.
     """
-    parser = make_parser(description)
+    parser = Parser(description, usage="%(prog)s [--config run.yaml] [--option value ...]")
+    add_options(parser, "model and adapter", ModelArguments)
+    add_options(parser, "data", DataArguments)
+    add_options(parser, "objective", ObjectiveArguments)
+    add_options(parser, "training (transformers.TrainingArguments)", TrainerArguments)
     options, explicit = parse_options(parser, {**_TRAINER_DEFAULTS, **recipe}, argv)
     _settle(parser, options, explicit)
 
