@@ -1,9 +1,9 @@
-"""Work that can be stopped at any moment and continued by the same command: answers, image lists, reference values.
+"""Results of long runs that can be stopped at any moment and resumed: responses, image lists, reference values.
 
-Finished items stand in a folder, one JSON line each, flushed as they are appended, in one file per process. An output
-file has such a folder beside it while it is made, ``OUTPUT.parts/``, with ``run.json``: what decides the result. The
-same command continues there, one that would give another result is refused, and at the end OUTPUT takes the folder's
-place in one move.
+Finished items are appended to files in a folder, one JSON line each, one file per process, flushed at once. While an
+output file is made it has such a folder beside it, ``OUTPUT.parts/``, with ``run.json``, which holds all that decides
+the result. The same command resumes there; a command that would give another result is refused. At the end OUTPUT
+replaces the folder.
 """
 
 import json
@@ -18,19 +18,18 @@ from listwise_preference.files import Record, cut_partial_line, json_line, read_
 
 logger = logging.getLogger("listwise_preference")
 
-WAYS_ON = "Name another --output, or begin again with --restart."
+WAYS_ON = "Name another --output, or start again with --restart."
 
 
 class ResumableStore:
     """Finished items by key, in a folder of files of JSON lines.
 
-    A line that is no whole item, since a stop or a damaged disk left it so, counts as not there: what it was for is
-    computed again.
+    A partial or damaged line is ignored, and its item is computed again.
 
     Args:
-        folder: made with the first item.
-        key: the field of an item that says which one it is, a whole number or a text.
-        process: name of the file that this process appends to; no two processes may have the same.
+        folder: created with the first item.
+        key: the field that identifies an item, a whole number or a text.
+        process: name of the file that this process appends to, different for each process.
     """
 
     def __init__(self, folder: Path, key: str, process: int | str = 0) -> None:
@@ -40,7 +39,7 @@ class ResumableStore:
         self._has_appended = False
 
     def items_by_process(self) -> list[list[Record]]:
-        """The finished items, those of each file in the order they were appended in."""
+        """The finished items of each file, in the order they were appended in."""
         return [list(self._items(file)) for file in sorted(self.folder.glob("*.jsonl"))]
 
     def items(self) -> dict[Any, Record]:
@@ -68,10 +67,10 @@ class ResumableStore:
 
 
 class ResumableOutput(ResumableStore):
-    """An output file and, until it is whole, the folder of its finished items, numbered from 1.
+    """An output file and, until it is complete, the folder of its finished items, numbered from 1.
 
-    An older OUTPUT stays until the new one takes its place; one of unknown origin is never replaced. Subclasses say by
-    :meth:`made` what decided the OUTPUT that stands.
+    An older OUTPUT is kept until the new one replaces it; an OUTPUT of unknown origin is never replaced. Subclasses
+    return from :meth:`made` what decided the existing OUTPUT.
     """
 
     def __init__(self, output: Path, process: int = 0) -> None:
@@ -80,43 +79,44 @@ class ResumableOutput(ResumableStore):
         self._run_file = self.folder / "run.json"
 
     def made(self) -> Mapping[str, Any] | None:
-        """The run that made OUTPUT as it stands, None where nothing says so."""
+        """The run that made the existing OUTPUT, None where nothing records it."""
         raise NotImplementedError
 
     @property
     def replaces(self) -> bool:
-        """Whether the run in progress was begun by --restart, so that an OUTPUT that stands is not its result."""
+        """Whether the run in progress was begun by --restart, so that an existing OUTPUT is not its result."""
         begun = self._begun()
         return bool(begun.get("replaces", begun.get("afresh")))  # "afresh" in folders of earlier versions
 
     def check(self) -> None:
-        """Refuse an output whose place is taken by others.
+        """Refuse an output path that something else occupies.
 
         Raises:
-            DataError: says by what.
+            DataError: names what is there.
         """
         if self.output.is_dir():
             raise DataError(f"--output {self.output} is a folder; name a file in it, e.g. {self.output / 'output'}")
         if self.output.exists() and self.made() is None:
             raise DataError(
-                f"{self.output} is there, and nothing says what made it, so that it is neither continued nor replaced."
+                f"{self.output} exists, and nothing records what made it, so it is neither resumed nor replaced."
                 " Name another --output, or move the file away."
             )
         if self.folder.exists():
             names = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else {""}
             if self._run_file.name not in names and any(not name.startswith(self._run_file.name) for name in names):
-                raise DataError(f"{self.folder} is there and not this program's; name another --output")
+                raise DataError(f"{self.folder} exists and was not made by this program; name another --output")
 
     def begin(self, run: Mapping[str, Any], *, restart: bool, versions: Mapping[str, str] | None = None) -> bool:
-        """Begin or continue a run; whether OUTPUT is its whole result already. One process calls it, first of all.
+        """Begin or resume a run; returns whether OUTPUT is its complete result already. Called once, by one process,
+        first.
 
         Args:
             run: all that decides the result.
-            restart: leave out of account what was finished before.
-            versions: of libraries that may change the last bits of a number; others than before are warned of.
+            restart: ignore what was finished before.
+            versions: of libraries that may change the last bits of a number; a warning names those that changed.
 
         Raises:
-            DataError: the place is taken, or what stands there is of another run and ``restart`` is not set.
+            DataError: the path is occupied, or holds another run's result and ``restart`` is not set.
         """
         self.check()
         replaces = restart
@@ -127,14 +127,14 @@ class ResumableOutput(ResumableStore):
             self._refuse_other(begun.get("run"), run)
             replaces = self.replaces
             if others := differences(begun.get("versions") or {}, versions or {}):
-                logger.warning(f"{self.output} is continued under other versions: {'; '.join(others)}")
+                logger.warning(f"{self.output} is resumed under other versions: {'; '.join(others)}")
         elif self.output.exists():
             self._refuse_other(self.made(), run)
         write_json(self._run_file, {"run": run, "versions": versions, "replaces": replaces})
         return self.output.exists() and not replaces
 
     def discard(self) -> None:
-        """Remove the parts, once OUTPUT is written. One process calls it, at the end."""
+        """Remove the parts once OUTPUT is written. Called once, by one process, at the end."""
         shutil.rmtree(self.folder)
 
     def _begun(self) -> Record:
@@ -148,7 +148,7 @@ class ResumableOutput(ResumableStore):
 
 
 def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A line for each entry that is not the same, also in entries that are mappings themselves."""
+    """A line for each entry that differs, also inside entries that are mappings themselves."""
     lines = []
     for name in sorted({*earlier, *now}):
         before, after = earlier.get(name), now.get(name)

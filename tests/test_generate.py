@@ -468,7 +468,7 @@ def test_other_questions_and_answers_of_unknown_origin_are_refused(
     for more in ([], ["--restart"]):
         with pytest.raises(SystemExit, match="2"):
             main({}, [*options(output), *more])
-        assert "nothing says what made it" in capsys.readouterr().err
+        assert "nothing records what made it" in capsys.readouterr().err
     assert output.read_text() == "[]"
     output.unlink()
     query_file.write_text(json.dumps(amber_records()[:3]))

@@ -283,7 +283,7 @@ def test_other_options_or_inputs_are_not_mixed_in(tmp_path: Path, capsys: pytest
     foreign = tmp_path / "foreign.jsonl"
     foreign.write_text("{}\n")
     for more in ((), ("--restart",)):
-        assert "nothing says what made it" in refusal(sample(foreign, *more), capsys)
+        assert "nothing records what made it" in refusal(sample(foreign, *more), capsys)
     assert foreign.read_text() == "{}\n"
 
 

@@ -68,7 +68,7 @@ def test_the_same_run_continues_and_another_is_refused_until_it_restarts(tmp_pat
     first.append([{"number": 1}])
     assert not Output(output).begin({"seed": 0, "sizes": (1, 2)}, restart=False)
     assert list(Output(output).items()) == [1]
-    with pytest.raises(DataError, match=r"seed was 0 and is 1\nName another --output, or begin again with --restart"):
+    with pytest.raises(DataError, match=r"seed was 0 and is 1\nName another --output, or start again with --restart"):
         Output(output).begin({"seed": 1, "sizes": (1, 2)}, restart=False)
     assert not Output(output).begin({"seed": 1}, restart=True)
     assert Output(output).items() == {}
@@ -119,8 +119,8 @@ def test_what_others_made_is_neither_continued_nor_replaced(tmp_path: Path) -> N
     (tmp_path / "there.parts" / "0.jsonl").write_text('{"number": 1}\n')
     (tmp_path / "folder").mkdir()
     for name, message in (
-        ("mine", "nothing says what made it"),
-        ("there", "not this program's"),
+        ("mine", "nothing records what made it"),
+        ("there", "not made by this program"),
         ("folder", "is a folder"),
         ("mine/out", "cannot be written"),
     ):

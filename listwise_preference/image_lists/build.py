@@ -1,8 +1,8 @@
-"""Records -> lines of image lists: for each record the first object that matters to its answer, with its box.
+"""Records -> lines of image lists: for each record the first object that its chosen response depends on, with its box.
 
 Detection and verification run in rounds over all open records of a window: every image is asked for the phrases of
 its text, then candidate after candidate is verified, those of all records side by side, and records that run out of
-candidates are asked for anything at all. What shares a batch is decided by the input alone, so that a continued run
+candidates are asked for anything at all. What shares a batch is decided by the input alone, so that a resumed run
 computes the same as one without interruption.
 """
 
@@ -29,7 +29,8 @@ from listwise_preference.image_lists.question import Check
 if TYPE_CHECKING:
     from listwise_preference.image_lists.verify import Verifier
 
-# Records whose rounds run together: enough for full batches in late rounds, few enough to lose little when stopped.
+# Records whose rounds run together: enough for full batches in late rounds, few enough to lose little work when
+# stopped.
 WINDOW = 128
 # Batches that are read ahead of the one that is computed.
 _AHEAD = 2
@@ -49,9 +50,9 @@ class Clock:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A phrase and what the detector made of it.
+    """A phrase and the detector's box for it.
 
-    ``tried`` is what a line says of it so far; ``box`` is None when there is nothing to try.
+    ``tried`` is its entry in the line so far; ``box`` is None when there is nothing to try.
     """
 
     phrase: str
@@ -64,7 +65,7 @@ class _Candidate:
 
 @dataclass
 class _Open:
-    """A record on its way: candidates still to try, what was tried, and how often the verifier was asked."""
+    """A record in progress: candidates still to try, those tried, and how often the verifier was asked."""
 
     number: int
     pair: Pair
@@ -194,7 +195,7 @@ class Builder:
     def _add_anything(self, record: _Open, answer: list[Found]) -> None:
         record.asked_for_anything = True
         labels = sorted({found.phrase for found in answer})
-        # The method takes a random one; seed and id decide which.
+        # The paper takes a random one; seed and id decide which.
         random.Random(f"{self.rules.seed}/{record.pair.id}").shuffle(labels)
         for label in labels:
             self._add(record, answer, label, "detected", None)
@@ -321,7 +322,7 @@ def _edges(box: Box) -> list[int]:
 
 
 def _rounded(value: float | None) -> float | None:
-    """To what a continued run on the same machine surely finds again."""
+    """To digits that a resumed run on the same machine reproduces."""
     return None if value is None else round(value, 4)
 
 

@@ -77,7 +77,7 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
         "others have these names)")  # fmt: skip
     add("--exclude", type=Path, metavar="FILE", help='records to leave out: JSON {"rejected": [ids]}, as the review '
         'page saves it, or a list of ids; they keep a line, with the verdict "excluded"')  # fmt: skip
-    add("--restart", action="store_true", help="begin again where --output holds something made with other options or "
+    add("--restart", action="store_true", help="start again where --output was made with other options or "
         "from other inputs")  # fmt: skip
 
     add = parser.group("object", "What in the image is masked.")
@@ -101,7 +101,7 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
     add("--verifier", default="HuggingFaceM4/idefics2-8b", metavar="MODEL", help="any image-text model of "
         "transformers: a folder or a name on the hub; none takes the first object as it is")  # fmt: skip
     add("--verify_threshold", type=share, default=Rules.verify_threshold, help="probability of yes, against no, from "
-        "which on the response counts as still right")  # fmt: skip
+    "which on the response counts as still right")  # fmt: skip
     add("--max_candidates", type=count, default=Rules.max_candidates, help="objects tried before the record is given "
         "up as not_hideable")  # fmt: skip
 
@@ -125,7 +125,7 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
         + "; ".join(f"{name}: {entry.help}" for name, entry in EXPORTS.items()))  # fmt: skip
 
     add = parser.group("speed", "These leave the choices as they are, up to rounding: another --dtype or batch size "
-        "moves scores in their last decimals, so a run is continued only with the same. --threads and the number of "
+        "changes scores in their last decimals, so a run resumes only with the same. --threads and the number of "
         "processes change nothing. Several GPUs: accelerate launch make_image_lists.py ...")  # fmt: skip
     add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of the models on a GPU; a CPU "
         "computes in float32")  # fmt: skip

@@ -29,7 +29,8 @@ class ListStore(ResumableOutput):
 
     @property
     def summary(self) -> Path:
-        """``summary.json`` beside the output; OUTPUT's stem stands before it where that one is another file's."""
+        """``summary.json`` beside the output; with OUTPUT's stem in front where that name belongs to another
+        output."""
         named = self.output.with_name(f"{self.output.stem}.summary.json")
         plain = self.output.with_name("summary.json")
         is_free = not plain.exists() and not plain.with_name("box_share.png").exists()
@@ -56,10 +57,10 @@ class ListStore(ResumableOutput):
         """As in the base class; the summary's place must be free as well."""
         super().check()
         if self.summary.exists() and not self._read(self.summary):
-            raise DataError(f"{self.summary} is there and not this program's; name another --output")
+            raise DataError(f"{self.summary} exists and was not made by this program; name another --output")
 
     def lines(self) -> dict[int, Record]:
-        """All finished records, those in the parts before those of the output as it stands.
+        """All finished records; those in the parts take precedence over those of the existing output.
 
         Raises:
             DataError: the output was changed since it was made.
@@ -91,7 +92,7 @@ class ListStore(ResumableOutput):
         return sum(map(len, parts)), max(map(sum, parts), default=0.0)
 
     def earlier_speed(self) -> Record:
-        """``speed`` in the summary of the output as it stands, empty when there is none or a new one is begun."""
+        """``speed`` in the summary of the existing output, empty when there is none or a new one is begun."""
         if not self.output.exists() or self.replaces:
             return {}
         return self._read(self.summary).get("speed", {})
@@ -107,6 +108,4 @@ class ListStore(ResumableOutput):
         return is_known and isinstance(line, dict) and line.get("id") == self.ids[number - 1] and "verdict" in line
 
     def _changed(self, what: str) -> DataError:
-        return DataError(
-            f"{self.output}: {what}: it was changed since it was made. Put it back as it was, or: {WAYS_ON}"
-        )
+        return DataError(f"{self.output}: {what}: it was changed since it was made. Restore it, or: {WAYS_ON}")

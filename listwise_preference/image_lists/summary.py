@@ -1,4 +1,4 @@
-"""What became of the records: counts for summary.json, and a histogram of box shares as an image."""
+"""Counts of verdicts, sources and phrases for summary.json, and a histogram of box shares as an image."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence

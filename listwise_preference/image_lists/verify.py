@@ -1,4 +1,4 @@
-"""Would the chosen response still be given if its object were masked? A vision-language model is asked.
+"""Is the chosen response still right with its object masked? A vision-language model is asked.
 
 The model sees the image with the whole box masked and ``QUESTION``. The answer is not generated: the model's
 probabilities of "Yes" and "No" decide.

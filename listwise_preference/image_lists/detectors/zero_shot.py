@@ -94,7 +94,7 @@ class ZeroShotDetector:
         self.text_threshold = text_threshold
         self.autocast = autocast
         self.one_text = model.config.model_type in _ONE_TEXT
-        # [CLS] and [SEP] stand around the text.
+        # [CLS] and [SEP] are around the text.
         self.tokens_in_text = model.config.max_text_len - 2 if self.one_text else 0
 
     @classmethod
@@ -183,7 +183,7 @@ class ZeroShotDetector:
             if self.one_text:
                 named, scores = self._name(inputs["input_ids"][index], outputs.logits[index], row)
             else:
-                # A shorter list was filled up with empty names, which stand behind its own.
+                # A shorter list is padded with empty names behind its own.
                 named = [label if label < len(row.phrases) else None for label in result["labels"].tolist()]
                 scores = result["scores"]
             found = []
@@ -213,7 +213,7 @@ class ZeroShotDetector:
         return [phrase if ok else None for phrase, ok in zip(phrases.tolist(), passed.tolist(), strict=True)], scores
 
     def _spans(self, input_ids: Tensor) -> list[slice]:
-        """Where the tokens of each phrase stand in a text: [CLS] phrase . phrase . [SEP]."""
+        """The positions of each phrase's tokens in a text: [CLS] phrase . phrase . [SEP]."""
         stop = self.processor.tokenizer.convert_tokens_to_ids(".")
         ends = (input_ids == stop).nonzero()[:, 0].tolist()
         return [slice(start + 1, end) for start, end in zip([0, *ends], ends, strict=False)]
