@@ -1,6 +1,6 @@
 """Score answers files as the benchmarks' own programs do: python score.py BENCHMARK ANSWERS ... (score.py --help)."""
 
-from listwise_preference.scoring.command import main
+from listwise_preference.probe.command import main
 
 if __name__ == "__main__":
     main()

@@ -40,7 +40,7 @@ def main() -> None:
     import torch
 
     from listwise_preference.data.ranked_images import open_image
-    from listwise_preference.generation.engine import Answerer, Decoding, plan
+    from listwise_preference.generation.engine import Decoding, ResponseGenerator, plan
     from listwise_preference.generation.questions import Question
     from listwise_preference.small_world.model import build_small_model
 
@@ -56,22 +56,22 @@ def main() -> None:
     budgets = {False: arguments.description_tokens, True: arguments.yes_no_tokens}
     sizes = {"max_new_tokens": budgets[False], "max_new_tokens_yes_no": budgets[True]}
 
-    def answerer(batch_size: int, *, share_prefix: bool) -> Answerer:
-        made = Answerer(model, processor, Decoding(batch_size=batch_size, share_prefix=share_prefix, **sizes))
+    def generator(batch_size: int, *, share_prefix: bool) -> ResponseGenerator:
+        made = ResponseGenerator(model, processor, Decoding(batch_size=batch_size, share_prefix=share_prefix, **sizes))
         made.end_ids = []
         return made
 
     def ours(batch_size: int, *, share_prefix: bool) -> dict[int, str]:
-        works = answerer(batch_size, share_prefix=share_prefix)
+        works = generator(batch_size, share_prefix=share_prefix)
         return {
-            answer.question.number: answer.text
+            response.question.number: response.text
             for group in plan(questions, batch_size)
-            for answers in works.answer(works.prepare(group))
-            for answer in answers
+            for responses in works.respond(works.prepare(group))
+            for response in responses
         }
 
     def loop() -> dict[int, str]:
-        chat = answerer(1, share_prefix=False).chat
+        chat = generator(1, share_prefix=False).chat
         texts = {}
         for question in questions:
             inputs = processor(
@@ -91,7 +91,7 @@ def main() -> None:
         "batched, beginning shared": lambda: ours(arguments.batch_size, share_prefix=True),
     }
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    prompt = answerer(1, share_prefix=False).prepare(questions[:1]).rows[0].ids
+    prompt = generator(1, share_prefix=False).prepare(questions[:1]).rows[0].ids
     print(
         f"{arguments.family}, {parameters:,} parameters, {prompt.count(model.config.image_token_id)} image tokens,"
         f" float32, CPU threads: {torch.get_num_threads()}; {len(questions)} questions on {len(images)} images,"

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from listwise_preference.errors import DataError, UserError
 from listwise_preference.files import read_text
@@ -92,6 +92,9 @@ class Parser(argparse.ArgumentParser):
         return self.add_argument_group(title, description).add_argument
 
 
+Subcommands: TypeAlias = "argparse._SubParsersAction[Parser]"
+
+
 def parse_options(
     parser: Parser, recipe: Mapping[str, Any], argv: Sequence[str] | None = None
 ) -> tuple[argparse.Namespace, frozenset[str]]:
@@ -148,7 +151,7 @@ def _file_options(parser: Parser, file: Path, names: set[str]) -> list[str]:
         parser.error(f"--config {file} is not YAML: {' '.join(str(error).split())}")
     if not isinstance(content, dict):
         parser.error(f"--config {file} must hold option: value lines")
-    choices = {action.dest: action.choices for action in parser._actions}
+    actions = {action.dest: action for action in parser._actions}
     tokens = []
     for name, value in content.items():
         if name not in names or name in ("config", "help"):
@@ -159,7 +162,12 @@ def _file_options(parser: Parser, file: Path, names: set[str]) -> list[str]:
             tokens += [f"--{name}", *map(str, value)]
         elif isinstance(value, dict):
             tokens.append(f"--{name}={json.dumps(value)}")
-        elif value is False and "no" in (choices.get(name) or ()):
+        elif actions[name].nargs == 0:
+            if not isinstance(value, bool):
+                parser.error(f"--config {file}: {name} must be true or false")
+            spelled = f"--{name}" if value else f"--no-{name}"
+            tokens += [spelled] if spelled in actions[name].option_strings else []
+        elif value is False and "no" in (actions[name].choices or ()):
             tokens.append(f"--{name}=no")  # YAML reads a bare no as false
         else:
             tokens.append(f"--{name}={value}")

@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ Score = Callable[..., Run]
 @pytest.fixture(name="score")
 def score_fixture(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Score:
     """``score("amber", path, ...)`` runs score.py with these arguments."""
-    from listwise_preference.scoring.command import main
+    from listwise_preference.probe.command import main
 
     def run(*arguments: object) -> Run:
         monkeypatch.setattr(sys, "argv", ["score.py", *map(str, arguments)])
@@ -80,14 +80,16 @@ def score_fixture(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     return run
 
 
-Answering = Callable[[dict[str, Any]], tuple[int, str]]
+# The status of a response, the reply's text or the whole body, and headers in place of the usual ones.
+Served = tuple[int, str | bytes] | tuple[int, str | bytes, dict[str, str]]
+Answering = Callable[[dict[str, Any]], Served]
 
 
 @contextmanager
 def chat_server(answer: Answering) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """A real HTTP server for chat completions on localhost: its base address, and the requests it got so far.
 
-    ``answer`` makes (status, text) of a request; each request also holds the headers under "headers".
+    ``answer`` makes what is served of a request; each request also holds the headers under "headers".
     """
     requests: list[dict[str, Any]] = []
 
@@ -97,17 +99,17 @@ def chat_server(answer: Answering) -> Iterator[tuple[str, list[dict[str, Any]]]]
             request["headers"] = dict(self.headers)
             request["path"] = self.path
             requests.append(request)
-            status, text = answer(request)
-            body = {
-                "model": request["model"],
-                "choices": [{"message": {"role": "assistant", "content": text}}],
-            }
-            data = json.dumps(body if status == 200 else {"error": {"message": text}}).encode()
+            status, data, *more = answer(request)
+            if isinstance(data, str):
+                body = {"model": request["model"], "choices": [{"message": {"role": "assistant", "content": data}}]}
+                data = json.dumps(body if status == 200 else {"error": {"message": data}}).encode()
+            headers = {"Content-Type": "application/json", "Content-Length": str(len(data))}
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
+            for name, value in (headers | (more[0] if more else {})).items():
+                self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(data)
+            with suppress(ConnectionError):  # who has read enough may go
+                self.wfile.write(data)
 
         def log_message(self, *_: object) -> None:
             pass

@@ -18,20 +18,16 @@ from listwise_preference.data.ranked_images import open_image
 from listwise_preference.errors import DataError, ModelError
 from listwise_preference.files import read_records
 from listwise_preference.generation.command import main, parse
-from listwise_preference.generation.engine import Answer, Answerer, Decoding, plan
-from listwise_preference.generation.questions import (
-    BENCHMARKS,
-    Question,
-    pope_decided,
-    read_questions,
-    word_decided,
-    write_answers,
-)
+from listwise_preference.generation.engine import Decoding, Response, ResponseGenerator, plan
+from listwise_preference.generation.questions import Question, read_questions, write_answers
 from listwise_preference.models.adapters import add_adapter
 from listwise_preference.models.loading import load_base_model, load_processor
-from listwise_preference.scoring.answers import first_yes_or_no
+from listwise_preference.scoring.answers import first_word_decided, first_yes_or_no
+from listwise_preference.scoring.benchmarks import BENCHMARKS
+from listwise_preference.scoring.interface import QuestionFormat
 from listwise_preference.scoring.mmhal import check as check_mmhal
 from listwise_preference.scoring.object_halbench import read_captions
+from listwise_preference.scoring.pope import decided as pope_decided
 from listwise_preference.scoring.pope import says_yes
 
 from .conftest import ROOT, SAMPLE, Run
@@ -52,6 +48,12 @@ YES_NO = (
 )
 
 
+def asked_by(name: str) -> QuestionFormat:
+    form = BENCHMARKS[name].questions
+    assert form is not None
+    return form
+
+
 def amber_records() -> list[dict[str, Any]]:
     """60 questions on 6 images in AMBER's form and order: descriptions first, then 9 yes/no questions on each."""
     asked = [(image, "Describe this image.") for image in PICTURES]
@@ -68,39 +70,38 @@ def query_file(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def sixty() -> tuple[Question, ...]:
-    benchmark = BENCHMARKS["amber"]
     records = amber_records()
-    read = [benchmark.read(record, SAMPLE / "images") for record in records]
+    read = [asked_by("amber").read(record, SAMPLE / "images") for record in records]
     return tuple(
         Question(number, *one, record) for number, (one, record) in enumerate(zip(read, records, strict=True), start=1)
     )
 
 
-def answerer_of(checkpoint: Path, **changes: Any) -> Answerer:
+def generator_of(checkpoint: Path, **changes: Any) -> ResponseGenerator:
     sizes: dict[str, Any] = {"max_new_tokens": 12, "max_new_tokens_yes_no": 5}
     model = load_base_model(str(checkpoint), dtype=torch.float32).eval()
-    return Answerer(model, load_processor(str(checkpoint)), Decoding(**sizes | changes))
+    return ResponseGenerator(model, load_processor(str(checkpoint)), Decoding(**sizes | changes))
 
 
-def texts_of(answerer: Answerer, questions: Sequence[Question]) -> dict[int, str]:
+def texts_of(generator: ResponseGenerator, questions: Sequence[Question]) -> dict[int, str]:
     return {
         answer.question.number: answer.text
-        for group in plan(questions, answerer.decoding.batch_size)
-        for answers in answerer.answer(answerer.prepare(group))
+        for group in plan(questions, generator.decoding.batch_size)
+        for answers in generator.respond(generator.prepare(group))
         for answer in answers
     }
 
 
-def plain_texts(answerer: Answerer, questions: Sequence[Question]) -> dict[int, str]:
+def plain_texts(generator: ResponseGenerator, questions: Sequence[Question]) -> dict[int, str]:
     """One question at a time with nothing of this project but the prompt's text."""
     texts = {}
     for question in questions:
-        prompt = answerer.chat.prompt_text(question.text)
-        inputs = answerer.processor(text=prompt, images=open_image(question.image), return_tensors="pt")
+        prompt = generator.chat.prompt_text(question.text)
+        inputs = generator.processor(text=prompt, images=open_image(question.image), return_tensors="pt")
         budget = 5 if question.yes_no else 12
-        made = answerer.model.generate(**inputs, max_new_tokens=budget, do_sample=False)
+        made = generator.model.generate(**inputs, max_new_tokens=budget, do_sample=False)
         new = made[0, inputs["input_ids"].shape[1] :]
-        texts[question.number] = answerer.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+        texts[question.number] = generator.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
     return texts
 
 
@@ -110,24 +111,24 @@ def plain_texts(answerer: Answerer, questions: Sequence[Question]) -> dict[int, 
 def test_batched_and_shared_answers_are_those_of_one_question_at_a_time(
     checkpoint: Path, sixty: tuple[Question, ...]
 ) -> None:
-    shared = answerer_of(checkpoint, batch_size=7)
+    shared = generator_of(checkpoint, batch_size=7)
     expected = plain_texts(shared, sixty)
     assert len(set(expected.values())) > 20  # the model says different things to different questions and images
     assert texts_of(shared, sixty) == expected
-    assert texts_of(answerer_of(checkpoint, batch_size=7, share_prefix=False), sixty) == expected
-    assert texts_of(answerer_of(checkpoint, batch_size=1), sixty) == expected
+    assert texts_of(generator_of(checkpoint, batch_size=7, share_prefix=False), sixty) == expected
+    assert texts_of(generator_of(checkpoint, batch_size=1), sixty) == expected
 
 
 def test_shared_and_unshared_logits_agree(checkpoint: Path, sixty: tuple[Question, ...]) -> None:
     logits = {}
     for share in (True, False):
-        answerer = answerer_of(checkpoint, share_prefix=share)
-        group = answerer.prepare(sixty)
-        encoded = answerer.encode(group)
-        image = answerer.image_token
+        generator = generator_of(checkpoint, share_prefix=share)
+        group = generator.prepare(sixty)
+        encoded = generator.encode(group)
+        image = generator.image_token
         assert (encoded.shared > group.rows[0].ids.index(image)) == share
         assert all(image not in row.ids[encoded.shared :] for row in group.rows) == share
-        logits[share] = answerer.first_logits(group, group.rows)
+        logits[share] = generator.first_logits(group, group.rows)
     torch.testing.assert_close(logits[True], logits[False], rtol=0, atol=2e-5)
     assert logits[True].std(dim=0).mean() > 0.01  # far above the tolerance: questions have logits of their own
 
@@ -135,31 +136,31 @@ def test_shared_and_unshared_logits_agree(checkpoint: Path, sixty: tuple[Questio
 def test_a_prompt_that_does_not_begin_with_its_image_is_answered_all_the_same(
     small_checkpoints: dict[str, Path], sixty: tuple[Question, ...]
 ) -> None:
-    answerer = answerer_of(small_checkpoints["llava"])
-    answerer.processor.chat_template = answerer.processor.chat_template.replace("'ASSISTANT:'", "'<image>'").replace(
+    generator = generator_of(small_checkpoints["llava"])
+    generator.processor.chat_template = generator.processor.chat_template.replace("'ASSISTANT:'", "'<image>'").replace(
         "{{ '<image>\n' }}", ""
     )
-    answerer.chat.processor.chat_template = answerer.processor.chat_template
-    prompt = answerer.chat.prompt_text("Is it?")
+    generator.chat.processor.chat_template = generator.processor.chat_template
+    prompt = generator.chat.prompt_text("Is it?")
     assert prompt.endswith("Is it? <image>")
     few = sixty[:3] + sixty[6:12]
-    assert answerer.encode(answerer.prepare(few)).shared == 0
-    assert texts_of(answerer, few) == plain_texts(answerer, few)
+    assert generator.encode(generator.prepare(few)).shared == 0
+    assert texts_of(generator, few) == plain_texts(generator, few)
 
 
 def test_every_image_is_read_and_encoded_once(checkpoint: Path, sixty: tuple[Question, ...]) -> None:
     """Seven of the sixty questions to a batch, six images: the vision tower sees six rows in all."""
-    answerer = answerer_of(checkpoint, batch_size=7)
-    tower = answerer.model.get_submodule(answerer.family.vision_tower)
+    generator = generator_of(checkpoint, batch_size=7)
+    tower = generator.model.get_submodule(generator.family.vision_tower)
     seen, language_tokens = [], []
     tower.register_forward_hook(lambda module, args, kwargs, out: seen.append(len(out[0])), with_kwargs=True)
-    answerer.model.get_input_embeddings().register_forward_hook(
+    generator.model.get_input_embeddings().register_forward_hook(
         lambda module, args, out: language_tokens.append(out.shape[:2].numel())
     )
-    texts_of(answerer, sixty)
+    texts_of(generator, sixty)
     assert sum(seen) == 6
-    rows = answerer.prepare(sixty).rows
-    with_image = max(row.ids.count(answerer.image_token) for row in rows)
+    rows = generator.prepare(sixty).rows
+    with_image = max(row.ids.count(generator.image_token) for row in rows)
     # The image tokens of six prompts, not of sixty, went through the language model.
     assert sum(language_tokens) < 60 * 60 + 6 * with_image
 
@@ -167,7 +168,7 @@ def test_every_image_is_read_and_encoded_once(checkpoint: Path, sixty: tuple[Que
 def test_batches_hold_one_kind_in_order_of_length(
     small_checkpoints: dict[str, Path], sixty: tuple[Question, ...]
 ) -> None:
-    group = answerer_of(small_checkpoints["llava"]).prepare(sixty)
+    group = generator_of(small_checkpoints["llava"]).prepare(sixty)
     batches = group.batches(8)
     assert [len(batch) for batch in batches] == [6, 8, 8, 8, 8, 8, 8, 6]
     assert all(len({row.question.yes_no for row in batch}) == 1 for batch in batches)
@@ -179,8 +180,8 @@ def test_when_memory_runs_out_batches_are_halved_and_the_answers_stay(
     small_checkpoints: dict[str, Path], sixty: tuple[Question, ...]
 ) -> None:
     """The language model refuses more than 3 rows and the vision tower more than 2 images, as a full GPU would."""
-    expected = texts_of(answerer_of(small_checkpoints["llava"]), sixty)
-    answerer = answerer_of(small_checkpoints["llava"], batch_size=16)
+    expected = texts_of(generator_of(small_checkpoints["llava"]), sixty)
+    generator = generator_of(small_checkpoints["llava"], batch_size=16)
 
     def refuse_above(limit: int) -> Callable[..., None]:
         def hook(module: Any, args: Any, kwargs: Any) -> None:
@@ -190,13 +191,13 @@ def test_when_memory_runs_out_batches_are_halved_and_the_answers_stay(
 
         return hook
 
-    answerer.model.model.language_model.register_forward_pre_hook(refuse_above(3), with_kwargs=True)
-    answerer.model.model.vision_tower.register_forward_pre_hook(refuse_above(2), with_kwargs=True)
-    assert texts_of(answerer, sixty) == expected
-    assert (answerer.most_images, answerer.most_rows) == (2, 3)
+    generator.model.model.language_model.register_forward_pre_hook(refuse_above(3), with_kwargs=True)
+    generator.model.model.vision_tower.register_forward_pre_hook(refuse_above(2), with_kwargs=True)
+    assert texts_of(generator, sixty) == expected
+    assert (generator.most_images, generator.most_rows) == (2, 3)
 
     # Nothing fits beside more than three images once six batches are done: the rest is asked group by smaller group.
-    crowded = answerer_of(small_checkpoints["llava"], batch_size=8)
+    crowded = generator_of(small_checkpoints["llava"], batch_size=8)
     held: list[int] = []
 
     def refuse_beside_many(module: Any, args: Any, kwargs: Any) -> None:
@@ -205,22 +206,22 @@ def test_when_memory_runs_out_batches_are_halved_and_the_answers_stay(
 
     crowded.model.model.vision_tower.register_forward_pre_hook(lambda module, args: held.append(len(args[0])))
     crowded.model.model.language_model.register_forward_pre_hook(refuse_beside_many, with_kwargs=True)
-    answers: list[Answer] = []
-    for batch in crowded.answer(crowded.prepare(sixty)):
+    answers: list[Response] = []
+    for batch in crowded.respond(crowded.prepare(sixty)):
         answers += batch
     assert held == [6, 3, 3]
     assert sorted(answer.question.number for answer in answers) == list(range(1, 61))  # none of them twice
     assert {answer.question.number: answer.text for answer in answers} == expected
 
-    answerer.model.model.language_model.register_forward_pre_hook(refuse_above(0), with_kwargs=True)
+    generator.model.model.language_model.register_forward_pre_hook(refuse_above(0), with_kwargs=True)
     with pytest.raises(ModelError, match="not enough memory for one question"):
-        texts_of(answerer, sixty)
+        texts_of(generator, sixty)
 
 
 def test_sampling_is_repeatable_and_random(small_checkpoints: dict[str, Path], sixty: tuple[Question, ...]) -> None:
     few = sixty[:12]
     once, again, other = (
-        texts_of(answerer_of(small_checkpoints["llava"], temperature=1.0, seed=seed), few) for seed in (1, 1, 2)
+        texts_of(generator_of(small_checkpoints["llava"], temperature=1.0, seed=seed), few) for seed in (1, 1, 2)
     )
     assert once == again
     assert once != other
@@ -240,7 +241,7 @@ def test_what_is_decided_is_scored_the_same_whatever_follows(text: str) -> None:
     for end in range(len(text) + 1):
         for rest in (text[end:], "a", "-a", " not. no", ". Yes", "\n"):
             whole = text[:end] + rest
-            if word_decided(text[:end]):
+            if first_word_decided(text[:end]):
                 assert first_yes_or_no(text[:end].strip()) == first_yes_or_no(whole)
                 assert text[:end].strip() not in ("Yes", "No")  # AMBER's own program reads these, and no other, texts
             if pope_decided(text[:end]):
@@ -253,16 +254,16 @@ def test_what_is_decided_is_scored_the_same_whatever_follows(text: str) -> None:
      ("Yes.", True, True), ("no-", False, False), ("Noth", False, False), ("A cat is not ", False, True)],
 )  # fmt: skip
 def test_when_an_answer_is_decided(text: str, word: bool, pope: bool) -> None:
-    assert (word_decided(text), pope_decided(text)) == (word, pope)
+    assert (first_word_decided(text), pope_decided(text)) == (word, pope)
 
 
 def test_a_decided_row_ends_and_the_others_go_on(checkpoint: Path, sixty: tuple[Question, ...]) -> None:
     """Decided by a letter that some answers have: those stop at the token that brings it, the others are unchanged."""
-    whole = texts_of(answerer_of(checkpoint), sixty)
+    whole = texts_of(generator_of(checkpoint), sixty)
     letter = max(
         "aeiourn", key=lambda one: min(sum(one in t for t in whole.values()), sum(one not in t for t in whole.values()))
     )
-    stopped = texts_of(answerer_of(checkpoint, decided=lambda text: letter in text), sixty)
+    stopped = texts_of(generator_of(checkpoint, decided=lambda text: letter in text), sixty)
     for question in sixty:
         text = whole[question.number]
         if question.yes_no and letter in text:
@@ -280,7 +281,7 @@ def test_amber_is_read_as_it_is() -> None:
     """A query of the kind that AMBER's annotations call generative is a description, every other a yes/no question."""
     folder = SAMPLE / "amber" / "data"
     kinds = {one["id"]: one["type"] == "generative" for one in json.loads((folder / "annotations.json").read_text())}
-    read = BENCHMARKS["amber"].read
+    read = asked_by("amber").read
     for record in json.loads((folder / "query" / "query_all.json").read_text()):
         assert read(record, Path("pictures")) == (
             record["query"],
@@ -292,7 +293,7 @@ def test_amber_is_read_as_it_is() -> None:
 @pytest.mark.skipif(not BENCHMARK_DATA.is_dir(), reason="the benchmarks' files are not beside the checkout")
 def test_kinds_of_all_of_ambers_questions() -> None:
     queries = json.loads((BENCHMARK_DATA / "amber" / "query_all.json").read_text(encoding="utf-8"))
-    kinds = [BENCHMARKS["amber"].read(record, Path())[2] for record in queries]
+    kinds = [asked_by("amber").read(record, Path())[2] for record in queries]
     assert kinds == [False] * 1004 + [True] * 14216
 
 
@@ -334,17 +335,15 @@ def test_forms_of_the_other_benchmarks(tmp_path: Path) -> None:
         ),
     }  # fmt: skip
     for name, (records, images, written) in cases.items():
-        benchmark = BENCHMARKS[name]
+        form = asked_by(name)
         file, output = tmp_path / f"{name}.jsonl", tmp_path / f"{name}-answers.json"
         file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-        asked = read_questions(benchmark, file, tmp_path).questions
+        asked = read_questions(form, file, tmp_path).questions
         assert [question.image for question in asked] == [tmp_path / image for image in images]
         assert [question.yes_no for question in asked] == [name == "pope"] * len(asked)
-        write_answers(benchmark, zip(asked, "ABC", strict=False), output)
+        write_answers(form, zip(asked, "ABC", strict=False), output)
         text = output.read_text(encoding="utf-8")
-        assert (
-            [json.loads(line) for line in text.splitlines()] if benchmark.json_lines else json.loads(text)
-        ) == written
+        assert ([json.loads(line) for line in text.splitlines()] if form.json_lines else json.loads(text)) == written
     captions, problems = read_captions(tmp_path / "object-halbench-answers.json", None)
     assert [(caption.image_id, caption.text, caption.question) for caption in captions] == [
         (5, "A", "What?"), (9, "B", "Who?"), (5, "C", "Where?")
@@ -376,19 +375,19 @@ def test_all_that_cannot_be_asked_is_named_before_a_model_is_loaded(
     assert f"{tmp_path / 'torn.jpg'}: cannot be decoded" in printed
     assert 'record 5: no text under "query"' in printed
     assert "--on_bad_record drop answers the other 1" in printed
-    asked = read_questions(BENCHMARKS["amber"], file, tmp_path, "drop")
+    asked = read_questions(asked_by("amber"), file, tmp_path, "drop")
     assert [question.number for question in asked.questions] == [1]
     assert len(asked.dropped) == 3
     file.write_text(json.dumps([records[1]]))
     with pytest.raises(DataError, match="No question is left"):
-        read_questions(BENCHMARKS["amber"], file, tmp_path, "drop")
+        read_questions(asked_by("amber"), file, tmp_path, "drop")
 
 
 def test_ids_used_twice_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "query.json"
     file.write_text(json.dumps([{"id": 3, "image": "cat.jpg", "query": "Is it?"}] * 2))
     with pytest.raises(DataError, match="more than once: 3"):
-        read_questions(BENCHMARKS["amber"], file, SAMPLE / "images")
+        read_questions(asked_by("amber"), file, SAMPLE / "images")
 
 
 # ---- runs ----

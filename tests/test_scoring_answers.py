@@ -139,4 +139,4 @@ def test_score_imports_nothing_heavy() -> None:
 def test_a_count_that_is_none_is_told_what_it_must_be(text: str, score: Score, tmp_path: Path) -> None:
     run = score("amber", tmp_path / "answers.json", "--data", tmp_path, "--bootstrap", text)
     assert run.status == 2
-    assert f"argument --bootstrap: {text}: must be a whole number, 1 or more\n" in run.err
+    assert f"argument --bootstrap: {text}: must be a whole number, 1 or more (see --help)\n" in run.err

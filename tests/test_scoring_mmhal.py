@@ -6,7 +6,7 @@ import pytest
 
 from listwise_preference.errors import DataError
 from listwise_preference.scoring import mmhal
-from listwise_preference.scoring.judge import Judge, fill, read_template
+from listwise_preference.scoring.judge import fill, read_template
 
 from .scoring_data import (
     BENCHMARKS,
@@ -137,62 +137,3 @@ def test_answers_are_checked_before_the_judge_is_asked(
     run = score("mmhal", tmp_path / "answers.json", "--judge_base_url", "http://127.0.0.1:9", "--judge_model", "none")
     assert run.status == 2
     assert message in run.err
-
-
-def ask(url: str, cache: Path, **settings: Any) -> str:
-    judge = Judge(url, "m", cache, first_wait_s=0.001, **settings)
-    return judge.reply([{"role": "user", "content": "hello"}])
-
-
-def test_judge_tries_again_after_faults_that_pass(tmp_path: Path) -> None:
-    statuses = iter([429, 500, 200])
-    with chat_server(lambda _: (next(statuses), "fine")) as (url, requests):
-        assert ask(url, tmp_path) == "fine"
-        assert len(requests) == 3
-
-
-def test_judge_gives_up_with_the_servers_words(tmp_path: Path) -> None:
-    with chat_server(lambda _: (503, "warming up")) as (url, requests):
-        with pytest.raises(DataError, match=r"no reply after 3 tries.*warming up"):
-            ask(url, tmp_path, retries=2)
-        assert len(requests) == 3
-    with chat_server(lambda _: (401, "bad key")) as (url, requests):
-        with pytest.raises(DataError, match=r"HTTP 401.*bad key"):
-            ask(url, tmp_path)
-        assert len(requests) == 1
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_nobody_at_the_endpoint_is_one_message(tmp_path: Path) -> None:
-    with chat_server(lambda _: (200, "")) as (url, _):
-        pass  # now it is closed
-    with pytest.raises(DataError, match="no reply after 2 tries"):
-        ask(url, tmp_path, retries=1)
-
-
-def test_key_is_sent_only_when_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with chat_server(lambda _: (200, "fine")) as (url, requests):
-        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-        ask(url, tmp_path / "a")
-        monkeypatch.setenv("OPENAI_API_KEY", "secret")
-        ask(url, tmp_path / "b")
-    assert "Authorization" not in requests[0]["headers"]
-    assert requests[1]["headers"]["Authorization"] == "Bearer secret"
-    assert "secret" not in "".join(path.read_text() for path in (tmp_path / "b").iterdir())
-
-
-def test_another_model_or_endpoint_is_another_judge(tmp_path: Path) -> None:
-    with chat_server(lambda request: (200, request["model"])) as (url, requests):
-        for model in ("a", "b", "a"):
-            judge = Judge(url, model, tmp_path)
-            assert judge.reply([{"role": "user", "content": "hello"}]) == model
-        assert len(requests) == 2
-
-
-def test_a_cache_file_cut_short_is_asked_for_again(tmp_path: Path) -> None:
-    with chat_server(lambda _: (200, "fine")) as (url, requests):
-        ask(url, tmp_path)
-        (kept,) = tmp_path.iterdir()
-        kept.write_text(kept.read_text()[:20])
-        assert ask(url, tmp_path) == "fine"
-        assert len(requests) == 2

@@ -21,7 +21,8 @@ from PIL import Image
 from listwise_preference.data.ranked_images import Box, Drawing, open_image, ranked_images
 from listwise_preference.pages.charts import DARK, LIGHT, Series, chart, lines
 from listwise_preference.pages.page import Page
-from listwise_preference.scoring.compare import COLUMNS, Row, read_result, run_row
+from listwise_preference.scoring.benchmarks import BENCHMARKS
+from listwise_preference.scoring.compare import Row, read_result, run_row
 from listwise_preference.small_world.data import image_name, mentioned
 from listwise_preference.small_world.scenes import KINDS, Scene
 
@@ -154,7 +155,7 @@ def first_and_last_loss(folder: Path) -> tuple[float, float]:
 def table(folder: Path) -> list[dict[str, Any]]:
     """Base and trained by metric, with 95 % intervals, as ``score.py compare`` reads the scores files."""
     rows = [run_row(name, read_result(folder / "scores" / f"{name}.json")) for name in POLICIES]
-    better = {column.key: column.better for column in COLUMNS["amber"]}
+    better = {column.key: column.better for column in BENCHMARKS["amber"].columns}
     return [
         {
             "metric": name,

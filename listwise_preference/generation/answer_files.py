@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from listwise_preference.errors import DataError
 from listwise_preference.files import Record, read_json, write_json
-from listwise_preference.generation.questions import Benchmark, Question, Questions, write_answers
+from listwise_preference.generation.questions import Question, Questions, write_answers
+from listwise_preference.scoring.interface import QuestionFormat
 from listwise_preference.store import WAYS_ON, ResumableOutput
 
 if TYPE_CHECKING:
-    from listwise_preference.generation.engine import Answer
+    from listwise_preference.generation.engine import Response
 
 logger = logging.getLogger("listwise_preference")
 
@@ -55,18 +56,18 @@ class AnswerFiles(ResumableOutput):
         self._run = run
         return is_whole
 
-    def add(self, answers: Iterable["Answer"]) -> None:
+    def add(self, answers: Iterable["Response"]) -> None:
         """Append answers and flush them."""
         self.append({"number": one.question.number, "answer": one.text, "cut": one.cut} for one in answers)
 
-    def finish(self, benchmark: Benchmark, asked: Questions) -> None:
+    def finish(self, form: QuestionFormat, asked: Questions) -> None:
         """Write OUTPUT and ``OUTPUT.run.json`` and remove the parts. The process that called :meth:`begin` calls it."""
         items = self.items()
         cut = {kind: _count_cut(asked.questions, items, kind == "yes_no") for kind in ("free_text", "yes_no")}
         write_json(self.record, {**self._run, "answers_cut": cut})
         if self.output.exists():
             self.output.replace(self.output.with_name(f"{self.output.name}.old"))
-        write_answers(benchmark, ((one, items[one.number]["answer"]) for one in asked.questions), self.output)
+        write_answers(form, ((one, items[one.number]["answer"]) for one in asked.questions), self.output)
         self.discard()
         for kind, option in (("free_text", "--max_new_tokens"), ("yes_no", "--max_new_tokens_yes_no")):
             if cut[kind]:

@@ -1,4 +1,4 @@
-"""Questions -> answers: many at a time, each image encoded once.
+"""Questions -> responses: many at a time, each image encoded once.
 
 Work comes in groups of images with all their questions. Each image of a group goes through the image processor
 and the vision tower once. Where the prompts begin alike up to and with the image, that beginning goes through the
@@ -47,13 +47,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are made.
+    """How responses are made.
 
     Attributes:
         batch_size: questions, and images, at a time.
-        max_new_tokens: of an answer in free text.
-        max_new_tokens_yes_no: of an answer to a yes/no question.
-        decided: says of the beginning of a yes/no answer that nothing behind it matters; ``None`` never stops early.
+        max_new_tokens: of a response in free text.
+        max_new_tokens_yes_no: of a response to a yes/no question.
+        decided: says of the beginning of a yes/no response that nothing behind it matters; ``None`` never stops early.
         temperature: 0 takes the likeliest token, above 0 draws.
         seed: of the draws.
         share_prefix: run the prompts' common beginning once for each image.
@@ -69,8 +69,8 @@ class Decoding:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The text of an answer; ``cut`` when it had not ended at its greatest length."""
+class Response:
+    """The text of a response; ``cut`` when it had not ended at its greatest length."""
 
     question: Question
     text: str
@@ -148,8 +148,8 @@ def plan(questions: Sequence[Question], images: int) -> list[list[Question]]:
     ]
 
 
-class Answerer:
-    """A model that answers groups of questions.
+class ResponseGenerator:
+    """A model that responds to groups of questions.
 
     Args:
         model: in evaluation mode on its device; an adapter's layers may be in it.
@@ -221,8 +221,8 @@ class Answerer:
 
     # ---- on the device ----
 
-    def answer(self, group: Group, done: Container[int] = ()) -> Iterator[list[Answer]]:
-        """A group's answers, batch by batch; batches whose question numbers are all in ``done`` are left out.
+    def respond(self, group: Group, done: Container[int] = ()) -> Iterator[list[Response]]:
+        """A group's responses, batch by batch; batches whose question numbers are all in ``done`` are left out.
 
         A batch with only some of them done is made again as a whole, so that its numbers are those of the first time.
         When memory runs out, batches and then groups are halved, and stay so.
@@ -247,10 +247,10 @@ class Answerer:
                 if len(rows) > self.most_rows:
                     batches += [rows[self.most_rows :], rows[: self.most_rows]]
                     continue
-                answers = self._if_it_fits(partial(self._decode, encoded, rows))
-                if answers is not None:
+                responses = self._if_it_fits(partial(self._decode, encoded, rows))
+                if responses is not None:
                     answered |= numbers
-                    yield answers
+                    yield responses
                 elif len(rows) > 1:
                     self.most_rows = (len(rows) + 1) // 2
                     batches.append(rows)
@@ -292,7 +292,7 @@ class Answerer:
         self.model(
             input_ids=torch.tensor(beginnings, device=device),
             mm_encoder_outputs=_encoder_outputs(features),
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
             logits_to_keep=1,
         )
@@ -325,7 +325,7 @@ class Answerer:
         cache = DynamicCache(config=self.model.config)
         for layer, (keys, values) in enumerate(encoded.cache):
             cache.update(keys[of_row], values[of_row], layer)
-        return inputs | {"past_key_values": cache}
+        return inputs | {"cache": cache}
 
     @torch.inference_mode()
     def first_logits(self, group: Group, rows: Sequence[Row]) -> Tensor:
@@ -337,7 +337,7 @@ class Answerer:
         return logits
 
     @torch.inference_mode()
-    def _decode(self, encoded: Encoded, rows: Sequence[Row]) -> list[Answer]:
+    def _decode(self, encoded: Encoded, rows: Sequence[Row]) -> list[Response]:
         decoding, yes_no = self.decoding, rows[0].question.yes_no
         budget = decoding.max_new_tokens_yes_no if yes_no else decoding.max_new_tokens
         inputs = self.inputs(encoded, rows)
@@ -359,15 +359,17 @@ class Answerer:
             pad_token_id=self.pad_id,
         )
         sequences = self.model.generate(**inputs, generation_config=config, stopping_criteria=stopping)
-        return [self._answer_of(row, new, budget) for row, new in zip(rows, sequences[:, start:].tolist(), strict=True)]
+        return [
+            self._response_of(row, new, budget) for row, new in zip(rows, sequences[:, start:].tolist(), strict=True)
+        ]
 
-    def _answer_of(self, row: Row, new: list[int], budget: int) -> Answer:
+    def _response_of(self, row: Row, new: list[int], budget: int) -> Response:
         end = next((at for at, token in enumerate(new) if token in self.end_ids), None)
         kept = new[:end]
         while kept and kept[-1] == self.pad_id:  # behind an early stop
             kept.pop()
         text = self.processor.tokenizer.decode(kept, skip_special_tokens=True).strip()
-        return Answer(row.question, text, cut=end is None and len(kept) == budget)
+        return Response(row.question, text, cut=end is None and len(kept) == budget)
 
 
 def _encoder_outputs(features: Sequence[Tensor]) -> dict[str, BaseModelOutputWithPooling]:
@@ -377,7 +379,7 @@ def _encoder_outputs(features: Sequence[Tensor]) -> dict[str, BaseModelOutputWit
 
 
 class _Decided(StoppingCriteria):
-    """Ends a row once its answer is decided."""
+    """Ends a row once its response is decided."""
 
     def __init__(self, processor: ProcessorMixin, start: int, decided: Callable[[str], bool]) -> None:
         self.tokenizer = processor.tokenizer
@@ -389,16 +391,16 @@ class _Decided(StoppingCriteria):
         return torch.tensor([self.decided(text) for text in texts], device=input_ids.device)
 
 
-def prove_adapter(answerer: Answerer, adapted: PeftModel, question: Question) -> None:
+def prove_adapter(generator: ResponseGenerator, adapted: PeftModel, question: Question) -> None:
     """Check that the adapter changes what the model says to a question.
 
     Raises:
         ModelError: the logits with and without it are the same.
     """
-    group = answerer.prepare([question])
-    with_adapter = answerer.first_logits(group, group.rows)
+    group = generator.prepare([question])
+    with_adapter = generator.first_logits(group, group.rows)
     with adapted.disable_adapter():
-        without = answerer.first_logits(group, group.rows)
+        without = generator.first_logits(group, group.rows)
     if torch.equal(with_adapter, without):
         raise ModelError(
             f"the adapter changes nothing: with and without it the model gives the same logits for {question.text!r}."

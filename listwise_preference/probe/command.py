@@ -1,19 +1,23 @@
 """The command ``score.py awareness``: pairs with boxes and a model -> the object-awareness probe's numbers.
 
-The definition is in ``listwise_preference.probe.measure``. Data and options are checked before anything heavy loads.
+    python score.py awareness --pairs pairs.json --image_lists lists.jsonl --model_name_or_path MODEL --adapter FOLDER
+
+The definition is in ``measure``. Data and options are checked before anything heavy is loaded. ``score.py`` begins
+here: the scorers know nothing of models, so that the probe stands beside them and not among them.
 """
 
-import argparse
 import dataclasses
 import sys
 import warnings
+from argparse import Namespace
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from listwise_preference.cli import Subcommands, count
 from listwise_preference.data.pairs import BoxLists, Records, load_records, read_exclusions
-from listwise_preference.data.ranked_images import Drawing
+from listwise_preference.data.ranked_images import Drawing, Fill, VisualPrompt
 from listwise_preference.errors import DataError
 from listwise_preference.files import sha256_of
 from listwise_preference.image_lists.detectors.annotations import Annotations
@@ -28,10 +32,54 @@ from listwise_preference.probe.measure import (
     summarize,
 )
 from listwise_preference.probe.report import condition_names, plot, table
+from listwise_preference.scoring.command import main as score
 from listwise_preference.scoring.result import Result, file_identity, report, versions
 
 
-def score_awareness(args: argparse.Namespace) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    """score.py: the scorers' commands, and this one. Exits with code 2 for something the user can put right."""
+    score(argv, [add_command])
+
+
+def add_command(commands: Subcommands) -> None:
+    """Add ``awareness`` to the program's commands."""
+    asks = "does a model look at the object, or does it detect hidden boxes?"
+    one = commands.add_parser(
+        "awareness",
+        help=asks,
+        description=f"{asks.capitalize()} Scores the chosen answer with the object hidden, with an equal box hidden"
+        " beside it, and with the object hidden otherwise (docs/scoring.md).",
+    )
+    one.set_defaults(run=score_awareness)
+    add = one.add_argument
+    form = "{img_path, prompt, chosen, rejected}"
+    add("--pairs", type=Path, required=True, help=f"as for training: JSON or JSONL of {form}")
+    add("--image_root", type=Path, default=Path(), help="folder that the records' img_path is relative to")
+    add("--image_lists", type=Path, required=True, help="JSONL with a box per record")
+    add("--exclude", type=Path, metavar="FILE", help='ids to leave out: {"rejected": [ids]} or a list')
+    stop = "stop with a report, or probe the other records"
+    add("--on_bad_record", choices=("stop", "drop"), default="stop", help=stop)
+    marker = "training's marker of the hidden part"
+    add("--visual_prompt", choices=get_args(VisualPrompt), default="ellipse", help=marker)
+    add("--fill", choices=get_args(Fill), default="black", help="training's fill")
+    boxes = "boxes that the one beside the object must not overlap: COCO instances, or JSONL of {img_path, label, box}"
+    add("--annotations", type=Path, metavar="FILE", help=boxes)
+    removed = "images of the same paths and sizes without the object, as one more condition"
+    add("--removed_root", type=Path, metavar="DIR", help=removed)
+    add("--model_name_or_path", required=True, help="base model: a folder or a name on the hub")
+    add("--model_revision", help="branch, tag or commit of the model on the hub")
+    add("--adapter", required=True, metavar="FOLDER|none", help="adapter of the policy; none probes the base alone")
+    add("--dtype", choices=("bfloat16", "float32", "float16"), default="bfloat16", help="of the base weights")
+    add("--attn_implementation", choices=("sdpa", "eager", "flash_attention_2"), default="sdpa", help="attention")
+    add("--batch_size", type=count, default=1, help="records at a time, each with all its images")
+    add("--max_completion_length", type=count, default=384, help="tokens after which an answer is cut")
+    add("--seed", type=int, default=0, help="of the boxes' places and of the resamples")
+    add("--bootstrap", type=count, default=1000, metavar="N", help="resamples of images")
+    add("--output", type=Path, help="write the result and every record's numbers there as JSON")
+    add("--plot", type=Path, metavar="FILE.png", help="draw a bar chart")
+
+
+def score_awareness(args: Namespace) -> None:
     """Check, probe, report."""
     records, probes, notes = _read(args)
     measurements, model = _probe(args, probes)
@@ -74,7 +122,7 @@ def score_awareness(args: argparse.Namespace) -> None:
     report(result, lambda _: table(summary, names), notes, args.output, {"per_record": values})
 
 
-def _read(args: argparse.Namespace) -> tuple[Records, Sequence[Probe], list[str]]:
+def _read(args: Namespace) -> tuple[Records, Sequence[Probe], list[str]]:
     """The records, their probes, and what a reader of the numbers should know of them."""
     excluded = read_exclusions(args.exclude) if args.exclude else frozenset()
     records = load_records(
@@ -103,7 +151,7 @@ def _read(args: argparse.Namespace) -> tuple[Records, Sequence[Probe], list[str]
     return records, probes, notes
 
 
-def _probe(args: argparse.Namespace, probes: Sequence[Probe]) -> tuple[Sequence[Measurement], Result]:
+def _probe(args: Namespace, probes: Sequence[Probe]) -> tuple[Sequence[Measurement], Result]:
     """The measurements, and what they are of."""
     # peft asks transformers by the old name; nothing a user could do about it.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
@@ -145,7 +193,7 @@ def _probe(args: argparse.Namespace, probes: Sequence[Probe]) -> tuple[Sequence[
         raise DataError(f"not enough memory for --batch_size {args.batch_size}; try a smaller one") from error
 
 
-def _identities(args: argparse.Namespace) -> Result:
+def _identities(args: Namespace) -> Result:
     files = {"pairs": args.pairs, "image_lists": args.image_lists, "exclude": args.exclude}
     known: Result = {name: file_identity(file) for name, file in files.items() if file}
     known["annotations"] = file_identity(args.annotations) if args.annotations else None

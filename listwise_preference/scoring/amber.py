@@ -5,23 +5,37 @@ number: denominators start at 0.001; words keep their case; "No" is the positive
 strings "Yes" and "No" count; F1 is made from precision and recall as printed.
 """
 
-from collections import Counter
+import sys
+from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
+from listwise_preference.cli import Parser
 from listwise_preference.errors import DataError
-from listwise_preference.files import Record, read_json, read_text
+from listwise_preference.files import Record, listed, read_json, read_records, read_text
 from listwise_preference.scoring.answers import (
     Answer,
     Problems,
     YesNoRule,
     check_answers,
+    first_word_decided,
     first_yes_or_no,
     release_yes_or_no,
 )
-from listwise_preference.scoring.similarity import Similarity
-from listwise_preference.scoring.words import Lemmas, NltkWords, token_spans
+from listwise_preference.scoring.interface import (
+    BadRecord,
+    Benchmark,
+    Column,
+    QuestionFormat,
+    Scored,
+    required_text,
+    sum_by_image,
+)
+from listwise_preference.scoring.result import Result
+from listwise_preference.scoring.similarity import OFFICIAL_MODEL, Similarity, load_similarity
+from listwise_preference.scoring.words import Lemmas, NltkWords, load_lemmas, token_spans
 
 # The official counters' prefix of each kind of yes/no question; the overall counters have none.
 PREFIXES = {"state": "as_", "number": "an_", "action": "aa_", "relation": "asso_", "existence": "ha_"}
@@ -32,27 +46,9 @@ KIND_OF_TYPE = {
     "discriminative-hallucination": "existence",
 }
 ATTRIBUTES = ("state", "number", "action")
-GENERATIVE_COUNTERS = (
-    "chair_num",
-    "chair_score",
-    "safe_cover_num",
-    "safe_cover_score",
-    "hallu_cover_num",
-    "hallu_cover_score",
-    "non_hallu_score",
-    "non_hallu_num",
-)
-QA_COUNTERS = (
-    "qa_correct_score",
-    "qa_correct_num",
-    "qa_no_score",
-    "qa_no_num",
-    "qa_ans_no_score",
-    "qa_ans_no_num",
-)
-COUNTERS = GENERATIVE_COUNTERS + tuple(
-    prefix + counter for prefix in ("", *PREFIXES.values()) for counter in QA_COUNTERS
-)
+_GENERATIVE = ("chair", "safe_cover", "hallu_cover", "non_hallu")
+_YES_NO = [prefix + name for prefix in ("", *PREFIXES.values()) for name in ("qa_correct", "qa_no", "qa_ans_no")]
+COUNTERS = [f"{name}_{part}" for name in (*_GENERATIVE, *_YES_NO) for part in ("score", "num")]
 START = 0.001  # of every denominator
 RELEASE_READS_FROM = 1004  # the released code's first "yes/no" id, which is a description
 
@@ -126,7 +122,7 @@ class NounVerdict:
     """What one noun of AMBER's vocabulary stands for in a description.
 
     ``position`` is the noun's among all nouns of the description; ``truth`` the place of the true object that it
-    covers, ``lures`` the places of the likely hallucinations that it falls for, both in the annotation's lists.
+    covers, ``hallu`` the places of the likely hallucinations that it falls for, both in the annotation's lists.
     A safe noun is never a hallucination and covers nothing.
     """
 
@@ -134,7 +130,7 @@ class NounVerdict:
     position: int
     safe: bool = False
     truth: int | None = None
-    lures: tuple[int, ...] = ()
+    hallu: tuple[int, ...] = ()
 
     @property
     def hallucinated(self) -> bool:
@@ -170,7 +166,7 @@ class DescriptionScore:
     @property
     def expected(self) -> frozenset[int]:
         """Cog's numerator."""
-        return frozenset(place for verdict in self.verdicts for place in verdict.lures)
+        return frozenset(place for verdict in self.verdicts for place in verdict.hallu)
 
 
 def score_description(
@@ -183,7 +179,7 @@ def score_description(
         associated = [(word, place) for place, one in enumerate(objects) for word in amber.association.get(one, ())]
         return associated + [(one, place) for place, one in enumerate(objects)]
 
-    truths, lures = candidates(question.truth), candidates(question.hallu)
+    truths, likely = candidates(question.truth), candidates(question.hallu)
 
     def judge(noun: str, position: int) -> NounVerdict:
         if noun in amber.safe_words:
@@ -192,11 +188,11 @@ def score_description(
         if equal is not None:
             return NounVerdict(noun, position, truth=equal)
         # An equal word does not end the search: a similar one may come earlier in the list and is marked too.
-        equal = next((place for word, place in lures if word == noun), None)
-        like = next((place for word, place in lures if similarity.similar(noun, word)), None)
+        equal = next((place for word, place in likely if word == noun), None)
+        like = next((place for word, place in likely if similarity.similar(noun, word)), None)
         marked = tuple(dict.fromkeys(place for place in (equal, like) if place is not None))
         truth = next((place for word, place in truths if similarity.similar(noun, word)), None)
-        return NounVerdict(noun, position, truth=truth, lures=marked)
+        return NounVerdict(noun, position, truth=truth, hallu=marked)
 
     return DescriptionScore(
         tuple(judge(noun, position) for position, noun in enumerate(nouns) if noun in amber.vocabulary)
@@ -361,18 +357,14 @@ def judge_answers(
 
 def score_answers(judged: Iterable[Judged]) -> AmberScores:
     """Count all answers."""
+    judged = tuple(judged)
     counters: dict[str, float] = {name: START if name.endswith("_num") else 0 for name in COUNTERS}
-    images: dict[str, Counter[str]] = {}
-    reread, unreadable = 0, []
     for one in judged:
-        reread += one.read != one.answer.response
-        if one.unreadable:
-            unreadable.append(one.answer.id)
-        image = images.setdefault(one.image, Counter())
         for name, count in one.counts.items():
             counters[name] += count
-            image[name] += count
-    return AmberScores(counters, images, reread, tuple(unreadable))
+    images = sum_by_image((one.image, one.counts) for one in judged)
+    reread = sum(one.read != one.answer.response for one in judged)
+    return AmberScores(counters, images, reread, tuple(one.answer.id for one in judged if one.unreadable))
 
 
 def check(records: Sequence[Record], amber: Amber) -> tuple[list[Answer], Problems]:
@@ -380,7 +372,7 @@ def check(records: Sequence[Record], amber: Amber) -> tuple[list[Answer], Proble
     return check_answers(records, amber.sections())
 
 
-def table(result: Record) -> str:
+def table(result: Result) -> str:
     """The result for people to read."""
     lines = []
     if result["generative"]:
@@ -399,3 +391,133 @@ def table(result: Record) -> str:
                 )
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+# ---- for the programs ----
+
+
+def _read_question(record: Record, image_root: Path) -> tuple[str, Path, bool]:
+    if type(record.get("id")) is not int:
+        raise BadRecord('no whole number under "id"')
+    query = required_text(record, "query")
+    # All 1,004 descriptions of AMBER are asked for by "Describe this image."; every other query wants yes or no.
+    return query, image_root / required_text(record, "image"), not query.lower().startswith("describe")
+
+
+def _add_options(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="clone of github.com/junyangwang0410/AMBER")
+    alike = f"which words are alike (default: shipped table; official: {OFFICIAL_MODEL})"
+    add("--similarity", metavar="FILE|SPACY_MODEL", help=alike)
+    add("--save_similarity", type=Path, metavar="FILE", help="keep the table made with a spaCy model")
+    add("--lemmas", metavar="FILE|wordnet", help="default: shipped table")
+    rules = "word: first whole word yes or no in the first sentence; exact: only Yes and No, as AMBER's program alone; "
+    rules += "release: the released LPOI code's rule, for comparison, not to be trusted"
+    add("--yes_no", choices=get_args(YesNoRule), default="word", help=rules)
+    add("--report", type=Path, metavar="DIR", help="write a page to look at the answers")
+    add("--image_root", type=Path, metavar="DIR", help="AMBER's images, to show them on the page")
+
+
+def _score(args: Namespace) -> Scored:
+    if args.image_root and not args.report:
+        raise DataError("--image_root is for the images of the page: it needs --report DIR")
+    if args.image_root and not args.image_root.is_dir():
+        raise DataError(f"{args.image_root}: no such folder; give the one with AMBER_1.jpg and so on")
+    data = load_amber(args.data)
+    answers, problems = check(read_records(args.answers), data)
+    problems.refuse_unless(args.partial and bool(answers), args.answers)
+    if args.bootstrap and any(data.questions[answer.id].image is None for answer in answers):
+        raise DataError(f"{args.data}: --bootstrap draws images and needs data/query/query_all.json to know them")
+    if args.report:
+        from listwise_preference.scoring.amber_page.report import start_report
+
+        start_report(args.report)
+    similarity = load_similarity(args.similarity, data.vocabulary, args.save_similarity)
+    lemmas = load_lemmas(args.lemmas, "lemma_forms.json")
+    judged = list(judge_answers(answers, data, similarity, lemmas, args.yes_no))
+    scores = score_answers(judged)
+    numbers = metrics(scores.counters)
+    descriptions = sum(one.description is not None for one in judged)
+
+    def write_page(result: Result, notes: Sequence[str]) -> None:
+        from listwise_preference.scoring.amber_page.report import write_report
+
+        page = write_report(args.report, judged, result, notes, args.image_root)
+        print(f"Open {page} in a browser", file=sys.stderr)
+
+    return Scored(
+        {**numbers, "counters": scores.counters},
+        scores.images,
+        metrics_of_sums,
+        counts={
+            "answers": len(answers),
+            "descriptions": descriptions,
+            "yes_no": len(answers) - descriptions,
+            "reread": scores.reread,
+            "unreadable": len(scores.unreadable),
+        },
+        protocol={
+            "rules": "AMBER inference.py",
+            "yes_no": args.yes_no,
+            "similarity": similarity.describe(),
+            "lemmas": lemmas.source,
+        },
+        problems=problems,
+        notes=_notes(args.yes_no, similarity if descriptions else None, scores, numbers),
+        write_more=write_page if args.report else None,
+    )
+
+
+def _notes(rule: YesNoRule, similarity: Similarity | None, scores: AmberScores, numbers: Record) -> list[str]:
+    notes = []
+    if similarity and not similarity.official:
+        notes.append(
+            f"similar words by {similarity.describe()['source']} ({similarity.source}); AMBER's own program "
+            f"uses {OFFICIAL_MODEL}, and its CHAIR, Cover, Hal and Cog may differ a little."
+        )
+    if scores.unreadable:
+        notes.append(
+            f"unreadable yes/no answers, neither yes nor no and counted as wrong: {len(scores.unreadable)} "
+            f"(ids {listed(scores.unreadable)})"
+        )
+    if rule == "word" and scores.reread:
+        notes.append(
+            f"answers that are not exactly Yes or No and were read by their first yes or no: {scores.reread}"
+            "; AMBER's own program counts such answers as wrong, as --yes_no exact does."
+        )
+    if rule == "release":
+        notes.append(
+            "yes and no were read by the released code's rule, which is not to be trusted: it finds no in "
+            "words such as snow, in the question too. Use it only to compare with that code's numbers."
+        )
+    if numbers["discriminative"]:
+        absent = [kind for kind in ("existence", "attribute", "relation") if not numbers[kind]]
+        if absent:
+            notes.append(f"no {' and no '.join(absent)} answers in the file: the row 'all' is without them.")
+    return notes
+
+
+AMBER = Benchmark(
+    name="amber",
+    help="AMBER: descriptions and yes/no questions",
+    add_options=_add_options,
+    score=_score,
+    table=table,
+    columns=(
+        Column("CHAIR", "generative.chair", better="lower"),
+        Column("Cover", "generative.cover"),
+        Column("Hal", "generative.hal", better="lower"),
+        Column("Cog", "generative.cog", better="lower"),
+        Column("accuracy", "discriminative.accuracy"),
+        Column("F1", "discriminative.f1"),
+        Column("existence F1", "existence.f1"),
+        Column("attribute F1", "attribute.f1"),
+        Column("relation F1", "relation.f1"),
+    ),
+    questions=QuestionFormat(
+        "query_all.json or another of AMBER's",
+        _read_question,
+        lambda record, response: {"id": record["id"], "response": response},
+        decided=first_word_decided,
+    ),
+)

@@ -26,7 +26,11 @@ class Answer:
 class Problems:
     """What is wrong with an answers file, one sentence per kind; empty when nothing is."""
 
-    sentences: tuple[str, ...]
+    sentences: tuple[str, ...] = ()
+
+    def and_also(self, sentence: str) -> "Problems":
+        """These, and one more."""
+        return Problems((*self.sentences, sentence))
 
     def refuse_unless(self, partial: bool, path: Path) -> None:
         """Raise DataError with all sentences, unless the caller asked to score what is there."""
@@ -36,6 +40,11 @@ class Problems:
                 f"{path}: not scored, because\n{listed}\n"
                 "Mend the file, or add --partial to score what is there; the result is then marked partial."
             )
+
+
+def first_text(record: Record, keys: Sequence[str]) -> str | None:
+    """The text under the first of ``keys`` that has one: answers files name it differently."""
+    return next((record[key] for key in keys if isinstance(record.get(key), str)), None)
 
 
 def check_answers(records: Sequence[Record], sections: Mapping[str, Sequence[int]]) -> tuple[list[Answer], Problems]:
@@ -99,6 +108,13 @@ def first_yes_or_no(text: str) -> str:
     first_sentence = _SENTENCE_END.split(text.strip(), maxsplit=1)[0]
     found = _YES_OR_NO.search(first_sentence)
     return found.group().capitalize() if found else text
+
+
+def first_word_decided(beginning: str) -> bool:
+    """Whether :func:`first_yes_or_no` of a text that begins like this is settled: the word, and what ends it."""
+    text = beginning.rstrip("\ufffd").rstrip()  # the sign of a character that has not all its bytes yet
+    read = first_yes_or_no(text)
+    return read in ("Yes", "No") and first_yes_or_no(text + "a") == read and first_yes_or_no(text + "-a") == read
 
 
 def release_yes_or_no(decoded: str) -> str:

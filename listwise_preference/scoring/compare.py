@@ -1,25 +1,19 @@
 """Results side by side, with the paper's own rows beside them: text, Markdown and a bar chart."""
 
+import json
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from listwise_preference.cli import Subcommands
 from listwise_preference.errors import DataError
-from listwise_preference.files import read_json
+from listwise_preference.files import read_json, write_atomic
 from listwise_preference.pages import charts
+from listwise_preference.scoring.benchmarks import BENCHMARKS
 from listwise_preference.scoring.bootstrap import flatten
-
-
-@dataclass(frozen=True)
-class Column:
-    """One metric: its heading, where it stands in a result, and how it is shown."""
-
-    heading: str
-    key: str
-    scale: float = 1.0
-    digits: int = 1
-    better: Literal["higher", "lower", "neither"] = "higher"
+from listwise_preference.scoring.interface import Column
 
 
 @dataclass(frozen=True)
@@ -30,39 +24,6 @@ class Row:
     values: Mapping[str, float]
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
-
-_PER_CENT = 100.0
-_COCO = [
-    Column("CHAIR_s", "chair_s", _PER_CENT, better="lower"),
-    Column("CHAIR_i", "chair_i", _PER_CENT, better="lower"),
-    Column("recall", "object_recall", _PER_CENT),
-]
-COLUMNS = {
-    "object-halbench": _COCO,
-    "chair": _COCO,
-    "mmhal": [
-        Column("score", "score", digits=2),
-        Column("hal. rate", "hallucination_rate", digits=2, better="lower"),
-    ],
-    "amber": [
-        Column("CHAIR", "generative.chair", better="lower"),
-        Column("Cover", "generative.cover"),
-        Column("Hal", "generative.hal", better="lower"),
-        Column("Cog", "generative.cog", better="lower"),
-        Column("accuracy", "discriminative.accuracy"),
-        Column("F1", "discriminative.f1"),
-        Column("existence F1", "existence.f1"),
-        Column("attribute F1", "attribute.f1"),
-        Column("relation F1", "relation.f1"),
-    ],
-    "pope": [
-        Column("accuracy", "accuracy", _PER_CENT),
-        Column("precision", "precision", _PER_CENT),
-        Column("recall", "recall", _PER_CENT),
-        Column("F1", "f1", _PER_CENT),
-        Column("yes ratio", "yes_ratio", _PER_CENT, better="neither"),
-    ],
-}
 
 _PAPER_KEYS = (
     ("object-halbench", "chair_s"),
@@ -114,7 +75,7 @@ def paper_rows(benchmark: str, models: Sequence[str]) -> list[Row]:
 def read_result(path: Path) -> dict[str, Any]:
     """A scores file; DataError where it is something else."""
     result = read_json(path)
-    if not isinstance(result, dict) or result.get("benchmark") not in COLUMNS:
+    if not isinstance(result, dict) or result.get("benchmark") not in BENCHMARKS:
         raise DataError(f"{path}: not a scores file; write one with: python score.py ... --output scores.json")
     return result
 
@@ -130,8 +91,8 @@ def run_names(paths: Sequence[Path]) -> list[str]:
 
 def run_row(name: str, result: Mapping[str, Any]) -> Row:
     """A result as a row."""
-    columns = COLUMNS[result["benchmark"]]
-    flat = flatten({column.key.split(".")[0]: result.get(column.key.split(".")[0]) for column in columns})
+    columns = BENCHMARKS[result["benchmark"]].columns
+    flat = flatten({name: result.get(name) for name in (column.key.split(".")[0] for column in columns)})
     drawn = (result.get("bootstrap") or {}).get("intervals", {})
     values = {c.key: flat[c.key] * c.scale for c in columns if isinstance(flat.get(c.key), int | float)}  # type: ignore[operator]
     intervals = {
@@ -174,22 +135,15 @@ def markdown(rows: Mapping[str, Sequence[Row]]) -> str:
     arrows = {"higher": " ↑", "lower": " ↓", "neither": ""}
     blocks = []
     for benchmark, runs in rows.items():
-        columns = [column for column in COLUMNS[benchmark] if any(column.key in row.values for row in runs)]
+        columns = [one for one in BENCHMARKS[benchmark].columns if any(one.key in row.values for row in runs)]
         lines = [[benchmark, *(column.heading + arrows[column.better] for column in columns)]]
         lines += [[row.name, *(_cell(row, column) for column in columns)] for row in runs]
         widths = [max(len(line[place]) for line in lines) for place in range(len(columns) + 1)]
-        heading, *texts = ("| " + " | ".join(_pad(cells, widths)) + " |" for cells in lines)
-        first, *others = ("-" * (width + 1) for width in widths)
-        rule = "|" + "|".join([first + "-", *(dashes + ":" for dashes in others)]) + "|"
+        forms = [f"<{widths[0]}", *(f">{width}" for width in widths[1:])]
+        heading, *texts = (f"| {' | '.join(map(format, line, forms))} |" for line in lines)
+        rule = "|".join(["", "-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:]), ""])
         blocks.append("\n".join([heading, rule, *texts]))
     return "\n\n".join(blocks)
-
-
-def _pad(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
-    return [
-        cell.ljust(width) if place == 0 else cell.rjust(width)
-        for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ]
 
 
 def _cell(row: Row, column: Column) -> str:
@@ -211,7 +165,7 @@ def plot(rows: Mapping[str, Sequence[Row]], path: Path) -> None:
     panels = [
         (benchmark, column, shown)
         for benchmark, runs in rows.items()
-        for column in COLUMNS[benchmark]
+        for column in BENCHMARKS[benchmark].columns
         if (shown := [row for row in runs if column.key in row.values])
     ]
     if not panels:
@@ -234,3 +188,38 @@ def plot(rows: Mapping[str, Sequence[Row]], path: Path) -> None:
                 room_for=most,
             )
             axis.margins(x=0.22)
+
+
+# ---- the command ----
+
+
+def add_command(commands: Subcommands) -> None:
+    """Add ``compare`` to the program's commands."""
+    one = commands.add_parser("compare", help="scores files side by side", description="Scores files side by side.")
+    one.set_defaults(run=_run)
+    add = one.add_argument
+    add("scores", type=Path, nargs="+", help="files written by --output")
+    add("--names", nargs="+", help="names of the runs (default: file names)")
+    add("--paper", action="store_true", help="add the paper's rows")
+    add("--paper_model", action="append", choices=tuple(PAPER), help="add the paper's rows for this model only")
+    add("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
+    add("--plot", type=Path, metavar="FILE.png", help="draw a bar chart")
+
+
+def _run(args: Namespace) -> None:
+    names = args.names or run_names(args.scores)
+    if len(names) != len(args.scores):
+        raise DataError(f"--names: {len(names)} names for {len(args.scores)} files")
+    results = [read_result(path) for path in args.scores]
+    models = list(PAPER) if args.paper and not args.paper_model else args.paper_model or []
+    rows = rows_by_benchmark(names, results, models)
+    text = "\n\n".join([markdown(rows), *(f"Note: {remark}" for remark in notes(names, results))])
+    print(text)
+    if args.markdown:
+        write_atomic(args.markdown, text + "\n")
+        print(f"\nWritten to {args.markdown}")
+    if args.plot:
+        plot(rows, args.plot)
+        print(f"\nDrawn in {args.plot}")
+    print()
+    print(json.dumps({name: {row.name: dict(row.values) for row in runs} for name, runs in rows.items()}))

@@ -1,31 +1,51 @@
-"""A language model behind an OpenAI-compatible endpoint: asked once for each question, remembered on disk."""
+"""A language model behind an OpenAI-compatible endpoint: asked once for each prompt, remembered on disk.
+
+What it asks and what it takes is bounded: no redirect is followed, so that the key goes to the given host alone; a
+reply is at most 1 MB; the key is neither kept nor shown.
+"""
 
 import hashlib
-import http.client
 import json
 import os
 import random
 import re
 import threading
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from listwise_preference.cli import Parser, count, positive
 from listwise_preference.errors import DataError
-from listwise_preference.files import read_text
+from listwise_preference.files import read_text, write_atomic
+
+if TYPE_CHECKING:
+    import httpx2
 
 API_KEY_VARIABLE = "OPENAI_API_KEY"
-Messages = list[dict[str, str]]
 
 # Too many requests, time-outs and faults on the server's side pass; other refusals do not.
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _LONGEST_WAIT_S = 60.0
+_LARGEST_REPLY = 1_000_000  # bytes
+
+
+def add_judge_options(parser: Parser) -> None:
+    """Options of how the endpoint is asked."""
+    add = parser.add_argument
+    add("--judge_cache", type=Path, help="folder that keeps replies (default ~/.cache/listwise_preference/judge)")
+    add("--judge_retries", type=int, default=6, help="tries again after a fault, waiting longer each time")
+    add("--judge_timeout", type=positive, default=120.0, help="seconds for one reply")
+    add("--judge_workers", type=count, default=1, help="requests at a time")
+
+
+def judge_of(args: Namespace, base_url: str, model: str) -> "Judge":
+    """The judge that the options describe."""
+    cache = args.judge_cache or default_cache()
+    return Judge(base_url, model, cache, args.judge_retries, args.judge_timeout, workers=args.judge_workers)
 
 
 def default_cache() -> Path:
@@ -34,12 +54,23 @@ def default_cache() -> Path:
     return Path(base) / "listwise_preference" / "judge"
 
 
+class _Failed(Exception):
+    """One try brought no reply; another may. ``wait_s`` is what the server asks for, if it does."""
+
+    def __init__(self, trouble: str, wait_s: float | None = None) -> None:
+        super().__init__(trouble)
+        self.wait_s = wait_s
+
+
 @dataclass
 class Judge:
     """Chat completions of one model at one endpoint, temperature 0 unless asked otherwise.
 
     ``served`` and ``cached`` count the replies that came from the endpoint and from disk. The key is read
     from OPENAI_API_KEY and is sent only where it is set.
+
+    Raises:
+        DataError: the endpoint or the key cannot be used, the folder cannot be written, or httpx2 is missing.
     """
 
     base_url: str
@@ -52,14 +83,26 @@ class Judge:
     served: int = 0
     cached: int = 0
     _random: random.Random = field(default_factory=lambda: random.Random(0))
-    _counting: threading.Lock = field(default_factory=threading.Lock)
+    _writing: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        if not self.base_url.startswith(("http://", "https://")):
+        try:
+            import httpx2
+        except ImportError as error:
+            raise DataError("a judge needs the package httpx2; get it with: pip install httpx2") from error
+        try:
+            url = httpx2.URL(self.base_url)
+        except httpx2.InvalidURL:
+            url = httpx2.URL()
+        if url.scheme not in ("http", "https") or not url.host:
             raise DataError(f"the endpoint {self.base_url!r} is not an http(s) address, like http://localhost:8000/v1")
+        if url.userinfo:
+            raise DataError(f"the endpoint holds a password: give it without, and the key in {API_KEY_VARIABLE}")
+        self._key = os.environ.get(API_KEY_VARIABLE, "").strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise DataError(f"{API_KEY_VARIABLE} holds characters that no key has")
         # A proxy is for the world outside, not for a server on this machine.
-        here = urllib.parse.urlsplit(self.base_url).hostname in ("localhost", "127.0.0.1", "::1")
-        self._opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if here else []))
+        self._here = url.host in ("localhost", "127.0.0.1", "::1")
         try:
             self.cache.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -67,82 +110,102 @@ class Judge:
                 f"{self.cache}: cannot keep replies there ({error.strerror}); name another folder with --judge_cache"
             ) from error
 
-    def replies(self, conversations: Sequence[Messages], temperature: float = 0.0, attempt: int = 0) -> list[str]:
-        """One reply for each conversation, in order; a progress bar counts them.
+    def replies(self, prompts: Sequence[str], temperature: float = 0.0, attempt: int = 0) -> list[str]:
+        """One reply for each prompt, in order; a progress bar counts them.
 
-        ``attempt`` tells apart the replies to the same question asked again.
+        ``attempt`` tells apart the replies to the same prompt asked again.
         """
+        import httpx2
         from tqdm import tqdm
 
-        with ThreadPoolExecutor(self.workers) as pool:
-            asked = [pool.submit(self.reply, messages, temperature, attempt) for messages in conversations]
+        # Compressed replies could be far larger than what is counted.
+        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+        with (
+            httpx2.Client(
+                headers=headers, timeout=self.timeout_s, trust_env=not self._here, follow_redirects=False
+            ) as client,
+            ThreadPoolExecutor(self.workers) as pool,
+        ):
+            asked = [pool.submit(self._reply, client, prompt, temperature, attempt) for prompt in prompts]
             try:
                 return [future.result() for future in tqdm(asked, desc=self.model, unit="reply", disable=None)]
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def reply(self, messages: Messages, temperature: float = 0.0, attempt: int = 0) -> str:
+    def _reply(self, client: "httpx2.Client", prompt: str, temperature: float, attempt: int) -> str:
         """The reply's text, from disk where the same request was answered before."""
+        messages = [{"role": "user", "content": prompt}]
         body = {"model": self.model, "messages": messages, "temperature": temperature}
         identity = json.dumps({"endpoint": self.base_url, "attempt": attempt, **body}, sort_keys=True)
-        path = self.cache / f"{hashlib.sha256(identity.encode()).hexdigest()}.json"
-        if path.is_file():
-            try:
-                text = json.loads(path.read_text(encoding="utf-8"))["reply"]
-                with self._counting:
-                    self.cached += 1
-                return str(text)
-            except (json.JSONDecodeError, KeyError):
-                pass  # cut short by a full disk, say: ask again
-        response = self._post(body)
+        file = self.cache / f"{hashlib.sha256(identity.encode()).hexdigest()}.json"
+        if (kept := _kept_reply(file)) is not None:
+            with self._writing:
+                self.cached += 1
+            return kept
+        response = self._ask(client, body)
         try:
-            # A model that was kept from answering sends null.
-            text = response["choices"][0]["message"]["content"] or ""
+            # A model that was kept from answering sends null. Half a surrogate pair cannot be written.
+            text = str(response["choices"][0]["message"]["content"] or "").encode("utf-8", "replace").decode()
         except (KeyError, IndexError, TypeError) as error:
             raise DataError(
                 f"{self.base_url}: the reply has no choices[0].message.content: {json.dumps(response)[:300]}"
             ) from error
-        kept = {"request": body, "served_by": response.get("model"), "reply": text}
-        unfinished = path.with_suffix(f".{os.getpid()}-{id(body)}")
-        unfinished.write_text(json.dumps(kept, indent=1), encoding="utf-8")
-        unfinished.replace(path)
-        with self._counting:
+        kept_as = {"request": body, "served_by": response.get("model"), "reply": text}
+        with self._writing:  # two of the same prompts write the same file
+            write_atomic(file, json.dumps(kept_as, indent=1))
             self.served += 1
-        return str(text)
+        return text
 
-    def _post(self, body: dict[str, Any]) -> Any:
-        request = urllib.request.Request(
-            self.base_url.rstrip("/") + "/chat/completions",
-            data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        if key := os.environ.get(API_KEY_VARIABLE):
-            request.add_header("Authorization", f"Bearer {key}")
+    def _ask(self, client: "httpx2.Client", body: Mapping[str, Any]) -> Any:
         trouble = ""
         for attempt in range(self.retries + 1):
             wait_s = min(_LONGEST_WAIT_S, self.first_wait_s * 2**attempt) * self._random.uniform(0.5, 1.0)
             try:
-                with self._opener.open(request, timeout=self.timeout_s) as response:
-                    return json.loads(response.read())
-            except urllib.error.HTTPError as error:
-                said = error.read().decode(errors="replace").strip()[:300]
-                trouble = f"HTTP {error.code}: {said or error.reason}"
-                if error.code not in _PASSING:
-                    raise DataError(f"{self.base_url}: refused the request with {trouble}") from error
-                asked = error.headers.get("Retry-After", "")
-                if asked.isdigit():
-                    wait_s = min(_LONGEST_WAIT_S, float(asked))
-            except json.JSONDecodeError:
-                trouble = "the reply is not JSON"
-            except (OSError, http.client.HTTPException) as error:  # no connection, or broken, or too slow
-                trouble = str(getattr(error, "reason", error)) or type(error).__name__
+                return self._try(client, body)
+            except _Failed as failed:
+                trouble = str(failed)
+                if failed.wait_s is not None:
+                    wait_s = min(_LONGEST_WAIT_S, failed.wait_s)
             if attempt < self.retries:
                 time.sleep(wait_s)
         raise DataError(
             f"{self.base_url}: no reply after {self.retries + 1} tries; the last said: {trouble}. "
             "The replies so far are kept: run the same command again to go on."
         )
+
+    def _try(self, client: "httpx2.Client", body: Mapping[str, Any]) -> Any:
+        import httpx2
+
+        content, end = bytearray(), time.monotonic() + self.timeout_s
+        try:
+            with client.stream("POST", self.base_url.rstrip("/") + "/chat/completions", json=body) as response:
+                for part in response.iter_raw():
+                    content += part
+                    if len(content) > _LARGEST_REPLY:
+                        raise _Failed(f"the reply is larger than {_LARGEST_REPLY:,} bytes")
+                    if time.monotonic() > end:
+                        raise _Failed(f"the reply was not whole after {self.timeout_s:g} s")
+        except httpx2.HTTPError as error:  # no connection, or broken, or too slow
+            raise _Failed(str(error) or type(error).__name__) from error
+        if response.is_success:
+            try:
+                return json.loads(content.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise _Failed("the reply is not UTF-8") from error
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise _Failed("the reply is not JSON") from error
+        said = content.decode("utf-8", "replace").strip()
+        if self._key:
+            said = said.replace(self._key, "(key)")
+        trouble = f"HTTP {response.status_code}: {said[:300] or response.reason_phrase}"
+        if response.status_code not in _PASSING:
+            where = ""
+            if response.is_redirect:
+                where = f" (a redirect to {response.headers.get('Location', '?')[:300]}, which is not followed)"
+            raise DataError(f"{self.base_url}: refused the request with {trouble}{where}")
+        wait = response.headers.get("Retry-After", "")
+        raise _Failed(trouble, float(wait) if wait.isdecimal() and wait.isascii() else None)
 
     def describe(self) -> dict[str, Any]:
         """For the result: who judged, and how many replies came from where."""
@@ -152,6 +215,15 @@ class Judge:
             "replies_served": self.served,
             "replies_from_cache": self.cached,
         }
+
+
+def _kept_reply(file: Path) -> str | None:
+    """The reply in a file of the cache; None where there is none or it is damaged, by a full disk, say."""
+    try:
+        reply = json.loads(file.read_text(encoding="utf-8"))["reply"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return reply if isinstance(reply, str) else None
 
 
 def read_template(path: Path, names: Sequence[str]) -> str:

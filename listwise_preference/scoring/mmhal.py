@@ -5,15 +5,29 @@ reply, any case, and a reply with none or several of them is unparsed and scores
 the answer hallucinates.
 """
 
+import json
+import sys
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from listwise_preference.cli import Parser
 from listwise_preference.errors import DataError
-from listwise_preference.files import Record, listed
-from listwise_preference.scoring.answers import Problems
-from listwise_preference.scoring.judge import Judge, fill, read_template
+from listwise_preference.files import Record, listed, read_records
+from listwise_preference.scoring.answers import Problems, first_text
+from listwise_preference.scoring.interface import (
+    BadRecord,
+    Benchmark,
+    Column,
+    QuestionFormat,
+    Scored,
+    first_found,
+    required_text,
+    sum_by_image,
+)
+from listwise_preference.scoring.judge import API_KEY_VARIABLE, add_judge_options, fill, judge_of, read_template
+from listwise_preference.scoring.result import Result, file_identity
 from listwise_preference.scoring.words import DATA
 
 QUESTIONS = 96
@@ -38,8 +52,7 @@ def join_template(records: Sequence[Record], template: Sequence[Record] | None) 
         raise DataError(f"{len(records)} answers for the {len(template)} questions of the template")
     joined = []
     for number, (record, question) in enumerate(zip(records, template, strict=True), start=1):
-        keys = ("model_answer", "text", "answer", "response")
-        text = next((record[key] for key in keys if isinstance(record.get(key), str)), None)
+        text = first_text(record, ("model_answer", "text", "answer", "response"))
         if text is None:
             raise DataError(f'record {number}: no text under "text", "answer" or "response"')
         joined.append({**question, "model_answer": text.replace("Assistant:", "").strip()})
@@ -93,11 +106,6 @@ def rating_in(reply: str) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
-def judge_answers(records: Sequence[Record], template_path: Path, judge: Judge) -> list[str]:
-    """The judge's reply to each answer."""
-    return judge.replies([[{"role": "user", "content": text}] for text in prompts(records, template_path)])
-
-
 def count_answer(record: Record, reply: str) -> dict[str, int]:
     """What one judged answer adds to the sums."""
     rating = rating_in(reply)
@@ -111,15 +119,6 @@ def count_answer(record: Record, reply: str) -> dict[str, int]:
         f"answers of {record['question_type']}": 1,
         f"score of {record['question_type']}": score,
     }
-
-
-def count_images(records: Sequence[Record], replies: Sequence[str]) -> dict[str, Counter[str]]:
-    """The sums of each image's answers."""
-    images: dict[str, Counter[str]] = {}
-    for number, (record, reply) in enumerate(zip(records, replies, strict=True)):
-        image = str(record.get("image_id") or record.get("image_src") or number)
-        images.setdefault(image, Counter()).update(count_answer(record, reply))
-    return images
 
 
 def metrics(sums: Mapping[str, float], question_types: Sequence[str]) -> Record:
@@ -137,7 +136,7 @@ def metrics(sums: Mapping[str, float], question_types: Sequence[str]) -> Record:
     }
 
 
-def table(result: Mapping[str, Any]) -> str:
+def table(result: Result) -> str:
     """The result for people to read, with the official program's rounding."""
     lines = [
         f"Average score       {result['score']:.2f}",
@@ -150,3 +149,79 @@ def table(result: Mapping[str, Any]) -> str:
     if unparsed := result["counts"]["unparsed"]:
         lines += ["", f"{unparsed} replies without exactly one rating, scored 0 as in the official program"]
     return "\n".join(lines)
+
+
+def _read_question(record: Record, image_root: Path) -> tuple[str, Path, bool]:
+    question = required_text(record, "question")
+    # The benchmark's download keeps the names that the images have at their source.
+    names = [str(record[key]).rsplit("/", 1)[-1] for key in ("image_path", "image_src") if record.get(key)]
+    if record.get("image_id"):
+        names.append(f"{record['image_id']}.jpg")
+    if not names:
+        raise BadRecord('no "image_src" and no "image_id"')
+    return question, first_found([image_root / below / name for below in ("", "images") for name in names]), False
+
+
+def _add_options(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--judge_base_url", required=True, help=f"OpenAI-compatible endpoint; its key is read from {API_KEY_VARIABLE}")
+    add("--judge_model", required=True, help="model that rates, by its name there")
+    fields = "{image_content}, {question}, {gt_answer} and {model_answer}, or four {}"
+    add("--judge_prompt", type=Path, help=f"file with the prompt, a template with {fields}; default: ours")
+    add("--questions", type=Path, help="the benchmark's answer template, where the answers are not in its form")
+    add_judge_options(parser)
+
+
+def _score(args: Namespace) -> Scored:
+    template = read_records(args.questions) if args.questions else None
+    records, problems = check(join_template(read_records(args.answers), template))
+    problems.refuse_unless(args.partial and bool(records), args.answers)
+    prompt = args.judge_prompt or OUR_PROMPT
+    judge = judge_of(args, args.judge_base_url, args.judge_model)
+    replies = judge.replies(prompts(records, prompt))
+    print(f"Judge: {json.dumps(judge.describe())}", file=sys.stderr)
+    images = sum_by_image(
+        (str(record.get("image_id") or record.get("image_src") or number), count_answer(record, reply))
+        for number, (record, reply) in enumerate(zip(records, replies, strict=True))
+    )
+    sums: Counter[str] = sum(images.values(), Counter())
+    types = list(dict.fromkeys(record["question_type"] for record in records))
+    notes = []
+    if not args.judge_prompt:
+        notes.append("judged with our prompt; published numbers use the official one (--judge_prompt FILE).")
+    if empty := sum(not record["model_answer"] for record in records):
+        notes.append(f"{empty} answers are empty and were judged as they are.")
+    whose = "given by --judge_prompt" if args.judge_prompt else "ours"
+    return Scored(
+        metrics(sums, types),
+        images,
+        lambda drawn: metrics(drawn, types),
+        counts={"answers": len(records), "unparsed": sums["unparsed"]},
+        protocol={"judge": judge.model, "temperature": 0.0, "prompt": {"whose": whose, **file_identity(prompt)}},
+        problems=problems,
+        notes=notes,
+        only_in_file={
+            "judged": [
+                {**record, "judge_reply": reply, "rating": rating_in(reply)}
+                for record, reply in zip(records, replies, strict=True)
+            ]
+        },
+    )
+
+
+MMHAL = Benchmark(
+    name="mmhal",
+    help="MMHal-Bench: 96 responses rated by a judge",
+    add_options=_add_options,
+    score=_score,
+    table=table,
+    columns=(
+        Column("score", "score", digits=2),
+        Column("hal. rate", "hallucination_rate", digits=2, better="lower"),
+    ),
+    questions=QuestionFormat(
+        "mmhal-bench_answer_template.json",
+        _read_question,
+        lambda record, response: {**record, "model_answer": response},
+    ),
+)

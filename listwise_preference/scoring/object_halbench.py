@@ -6,19 +6,35 @@ are those of its instances and of its five reference captions. The objects of an
 by a synonym table ("words"), or what a language model extracts from it ("extractor", the benchmark's way).
 """
 
+import base64
+import binascii
 import json
 import re
+import sys
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from listwise_preference.cli import Parser
 from listwise_preference.errors import DataError
-from listwise_preference.files import Record, listed, read_json, read_records, read_text
-from listwise_preference.scoring.answers import Problems
-from listwise_preference.scoring.judge import Judge, fill, read_template
-from listwise_preference.scoring.words import DATA, Lemmas, NltkWords
+from listwise_preference.files import Record, listed, parse_json, read_json, read_records, read_text, write_atomic
+from listwise_preference.scoring.answers import Problems, first_text
+from listwise_preference.scoring.interface import (
+    BadRecord,
+    Benchmark,
+    Column,
+    QuestionFormat,
+    Scored,
+    first_found,
+    percent,
+    required_text,
+    sum_by_image,
+)
+from listwise_preference.scoring.judge import Judge, add_judge_options, fill, judge_of, read_template
+from listwise_preference.scoring.result import Result, file_identity
+from listwise_preference.scoring.words import DATA, Lemmas, NltkWords, load_lemmas
 
 ANSWERS = 300
 SHIPPED_SYNONYMS = DATA / "chair_synonyms.txt"
@@ -35,23 +51,13 @@ OBJECT_HALBENCH_NAMES = {
 }
 
 # "baby bird" and "passenger jet" name a bird and a jet, no person.
-_ANIMALS = [
-    "bird",
-    "cat",
-    "dog",
-    "horse",
-    "sheep",
-    "cow",
-    "elephant",
-    "bear",
-    "zebra",
-    "giraffe",
-    "animal",
-    "cub",
-]
+_ANIMALS = "bird cat dog horse sheep cow elephant bear zebra giraffe animal cub"
 _VEHICLES = ("jet", "train")
 # No objects of COCO, but their second words would be taken for one.
 _NOT_OBJECTS = ("home plate", "train track")
+
+# Longer than any file name: what stands under "image" is then the image itself.
+_INLINE_IMAGE = 300
 
 TaggedWords = list[tuple[str, str]]
 
@@ -95,31 +101,19 @@ class ObjectWords:
             self.source += f" and {', '.join(extra)}"
         self.double_words = {word: word for word in self.object_of if " " in word}
         self.double_words |= {word: word for word in _NOT_OBJECTS}
-        self.double_words |= {f"{age} {animal}": animal for animal in _ANIMALS for age in ("baby", "adult")}
+        self.double_words |= {f"{age} {animal}": animal for animal in _ANIMALS.split() for age in ("baby", "adult")}
         self.double_words |= {f"passenger {vehicle}": vehicle for vehicle in _VEHICLES}
         # "glas" is what some lemmatizers leave of glasses.
         self.double_words |= {"bow tie": "tie", "toilet seat": "toilet", "wine glas": "wine glass"}
 
-    def join_double_words(self, words: Sequence[str]) -> tuple[list[str], list[int]]:
-        """Words with each known pair made one, and the place of each in the input."""
-        joined, places, place = [], [], 0
-        while place < len(words):
-            pair = " ".join(words[place : place + 2])
-            known = self.double_words.get(pair)
-            joined.append(words[place] if known is None else known)
-            places.append(place)
-            place += 1 if known is None else 2
-        return joined, places
-
-    def double_words_only(self, words: Sequence[str]) -> list[str]:
-        """The known pairs among the words and nothing else."""
-        found, place = [], 0
+    def join_double_words(self, words: Sequence[str]) -> list[tuple[str, int, bool]]:
+        """Words with each known pair made one: the word, its place in the input, and whether it was a pair."""
+        joined, place = [], 0
         while place < len(words):
             known = self.double_words.get(" ".join(words[place : place + 2]))
-            if known is not None:
-                found.append(known)
+            joined.append((known or words[place], place, known is not None))
             place += 1 if known is None else 2
-        return found
+        return joined
 
     def mentions(self, words: Sequence[str], places: Sequence[int]) -> Mentions:
         """The words that name objects. A seat beside a toilet is no chair.
@@ -139,19 +133,22 @@ class ObjectWords:
 
 def caption_mentions(text: str, table: ObjectWords, words: NltkWords, lemmas: Lemmas) -> Mentions:
     """Objects named in a text, by its words: lower case, tokens, noun lemmas, double words, synonym table."""
-    return table.mentions(*table.join_double_words([lemmas.of(word) or word for word in words.tokens(text.lower())]))
+    joined = table.join_double_words([lemmas.of(word) or word for word in words.tokens(text.lower())])
+    return table.mentions([word for word, _, _ in joined], [place for _, place, _ in joined])
 
 
-# --- the texts
-# -----------------------------------------------------------------------------------------------------
+# ---- the texts ----
 
 
-def _image_id(value: Any) -> int | None:
-    """A COCO id, given as a number, as digits, or as the name of a COCO image file."""
-    if type(value) is int:
-        return value
-    found = re.search(r"(\d+)(\.\w+)?$", value) if isinstance(value, str) else None
-    return int(found[1]) if found else None
+def _coco_id(*records: Record) -> int | None:
+    """The first COCO id under image_id or image: a number, digits, or the name of a COCO image file."""
+    for value in (record.get(key) for record in records for key in ("image_id", "image")):
+        if type(value) is int:
+            return value
+        found = isinstance(value, str) and len(value) < _INLINE_IMAGE and re.search(r"(\d+)(\.\w+)?$", value)
+        if found:
+            return int(found[1])
+    return None
 
 
 def read_captions(path: Path, questions: Sequence[Record] | None) -> tuple[list[Caption], Problems]:
@@ -163,29 +160,14 @@ def read_captions(path: Path, questions: Sequence[Record] | None) -> tuple[list[
     the official program.
     """
     sentences = []
-    if (
-        read_text(path).lstrip().startswith("{")
-        and isinstance(whole := _json_or_none(path), dict)
-        and "imgToEval" in whole
-    ):
-        records = list(whole["imgToEval"].values())
-    else:
-        records = read_records(path)
+    records = _chairs_own_records(path) or read_records(path)
     if questions is not None and len(questions) != len(records):
         sentences.append(f"{len(records)} answers for {len(questions)} questions")
     captions, wrong = [], []
     for number, record in enumerate(records, start=1):
         asked = questions[number - 1] if questions and number <= len(questions) else {}
-        image_id = next(
-            (
-                found
-                for source in (record, asked)
-                for key in ("image_id", "image")
-                if (found := _image_id(source.get(key))) is not None
-            ),
-            None,
-        )
-        text = next((record[key] for key in TEXT_KEYS if isinstance(record.get(key), str)), None)
+        image_id = _coco_id(record, asked)
+        text = first_text(record, TEXT_KEYS)
         question = record.get("prompt", record.get("question", asked.get("question", "")))
         objects = record.get("extract_objs")
         if image_id is None or text is None:
@@ -209,15 +191,14 @@ def read_captions(path: Path, questions: Sequence[Record] | None) -> tuple[list[
     return captions, Problems(tuple(sentences))
 
 
-def _json_or_none(path: Path) -> Any:
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError:
-        return None
+def _chairs_own_records(path: Path) -> list[Record]:
+    """The records of CHAIR's own {"imgToEval": {key: record}}; none of another file."""
+    text = read_text(path)
+    whole = parse_json(text, path) if '"imgToEval"' in text else None
+    return list(whole.get("imgToEval", {}).values()) if isinstance(whole, dict) else []
 
 
-# --- what is in the images
-# ---------------------------------------------------------------------------------------
+# ---- what is in the images ----
 
 
 def _annotation_files(folder: Path) -> list[tuple[Path, Path]]:
@@ -279,8 +260,7 @@ def _add_true_objects(
                 objects[caption["image_id"]].update(mentions.objects)
 
 
-# --- objects by an extractor
-# ---------------------------------------------------------------------------------------
+# ---- objects by an extractor ----
 
 
 def parse_objects(reply: str) -> list[str] | None:
@@ -310,15 +290,7 @@ def extract_objects(captions: Sequence[Caption], template_path: Path, judge: Jud
         open_ = [number for number, objects in enumerate(extracted) if objects is None]
         if not open_:
             break
-        asked = [
-            [
-                {
-                    "role": "user",
-                    "content": fill(template, {"question": captions[n].question, "answer": captions[n].text}),
-                }
-            ]
-            for n in open_
-        ]
+        asked = [fill(template, {"question": captions[n].question, "answer": captions[n].text}) for n in open_]
         # The official temperature, 0.2, gives a second try a chance to differ.
         replies = judge.replies(asked, temperature=0.2 if attempt else 0.0, attempt=attempt)
         for number, reply in zip(open_, replies, strict=True):
@@ -356,7 +328,8 @@ def refine_objects(extracted: Sequence[str], table: ObjectWords, tag: Callable[[
     refined: list[str] = []
     for name in extracted:
         tagged = tag(f"a {name}")
-        found = table.double_words_only([lemma for lemma, _ in tagged])
+        joined = table.join_double_words([lemma for lemma, _ in tagged])
+        found = [word for word, _, is_pair in joined if is_pair]
         if not found:
             run: list[str] = []
             for lemma, part_of_speech in [*tagged, ("", "")]:
@@ -369,8 +342,7 @@ def refine_objects(extracted: Sequence[str], table: ObjectWords, tag: Callable[[
     return list(dict.fromkeys(refined))
 
 
-# --- counting
-# ------------------------------------------------------------------------------------------------------
+# ---- counting ----
 
 
 def count_caption(caption: Caption, mentions: Mentions, truth: set[str]) -> tuple[Record, dict[str, int]]:
@@ -397,19 +369,6 @@ def count_caption(caption: Caption, mentions: Mentions, truth: set[str]) -> tupl
         "true_objects": len(truth),
     }
     return record, counts
-
-
-def score_captions(
-    captions: Sequence[Caption], mentions: Sequence[Mentions], truth: Mapping[int, set[str]]
-) -> tuple[list[Record], dict[str, Counter[str]]]:
-    """Each text's record and each image's sums."""
-    records: list[Record] = []
-    images: dict[str, Counter[str]] = {}
-    for caption, found in zip(captions, mentions, strict=True):
-        record, counts = count_caption(caption, found, truth[caption.image_id])
-        records.append(record)
-        images.setdefault(str(caption.image_id), Counter()).update(counts)
-    return records, images
 
 
 def metrics(sums: Mapping[str, float]) -> Record:
@@ -454,20 +413,151 @@ def official_metrics(sums: Mapping[str, float]) -> Record:
     }
 
 
-def table(result: Mapping[str, Any]) -> str:
+def table(result: Result) -> str:
     """The result for people to read."""
     official = result["overall_metrics"]
-
-    def percent(name: str) -> str:
-        return "undefined" if result[name] is None else f"{100 * result[name]:6.1f} %"
-
+    named = f"CHAIR_s, of the {official['coco_sentence_num']:.0f} that name an object "
     return "\n".join(
         [
-            f"CHAIR_s, of all {official['sentence_num']:.0f} answers            {percent('chair_s')}",
-            f"CHAIR_s, of the {official['coco_sentence_num']:.0f} that name an object "
-            + percent("chair_s_with_objects"),
-            f"CHAIR_i                            {percent('chair_i')}",
-            f"Object recall                      {percent('object_recall')}",
+            f"CHAIR_s, of all {official['sentence_num']:.0f} answers            {percent(result['chair_s'])}",
+            named + percent(result["chair_s_with_objects"]),
+            f"CHAIR_i                            {percent(result['chair_i'])}",
+            f"Object recall                      {percent(result['object_recall'])}",
             f"Words per answer                   {result['mean_words']:6.1f}",
         ]
     )
+
+
+# ---- for the programs ----
+
+
+def _read_question(record: Record, image_root: Path) -> tuple[str, Path, bool]:
+    question, image_id, image = required_text(record, "question"), _coco_id(record), record.get("image")
+    if image_id is None:
+        raise BadRecord('no COCO id under "image_id"')
+    if not isinstance(image, str):
+        names = [f"{prefix}{image_id:012d}.jpg" for prefix in ("COCO_val2014_", "COCO_train2014_", "")]
+        return question, first_found([image_root / name for name in names]), False
+    if len(image) <= _INLINE_IMAGE:
+        return question, image_root / image, False
+    path = image_root / f"{image_id:012d}.jpg"
+    if not path.is_file():
+        try:
+            write_atomic(path, base64.b64decode(image, validate=True))
+        except binascii.Error as error:
+            raise BadRecord(f'"image" is neither a file name nor an image in base64: {error}') from error
+    return question, path, False
+
+
+def _write_answer(record: Record, response: str) -> Record:
+    return {"image_id": _coco_id(record), "question": record["question"], "answer": response}
+
+
+def _add_options(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--coco_annotations", type=Path, required=True, help="folder with instances_*.json and captions_*.json")
+    add("--questions", type=Path, help="the benchmark's questions, where answers have no image_id")
+    add("--synonyms", type=Path, help="synonym table (default: CHAIR's own, shipped)")
+    add("--lemmas", metavar="FILE|wordnet", help="default: shipped table")
+
+
+def _add_object_halbench_options(parser: Parser) -> None:
+    _add_options(parser)
+    add = parser.add_argument
+    sources = "the answer's words, a language model, or the list extract_objs that each answer brings"
+    add("--objects", choices=("words", "extractor", "given"), help=f"where objects come from: {sources}")
+    add("--extractor_base_url", "--judge_base_url", help="OpenAI-compatible endpoint (then --objects is extractor)")
+    add("--extractor_model", "--judge_model", help="model that extracts objects, by its name there")
+    add("--extractor_prompt", "--judge_prompt", type=Path, help="file with {question} and {answer} (default: ours)")
+    add("--spacy_model", help="noun tagger of extracted names (default: NLTK; official: en_core_web_trf)")
+    add_judge_options(parser)
+
+
+def _score_object_halbench(args: Namespace) -> Scored:
+    mode = args.objects or ("extractor" if args.extractor_base_url else "words")
+    scored = _score(args, mode, OBJECT_HALBENCH_NAMES)
+    if scored.counts["answers"] == ANSWERS or scored.problems.sentences:
+        return scored
+    note = f"{scored.counts['answers']} answers; Object HalBench has {ANSWERS}."
+    return replace(scored, notes=[*scored.notes, note])
+
+
+def _score(args: Namespace, mode: str, more_names: Mapping[str, str]) -> Scored:
+    questions = read_records(args.questions) if args.questions else None
+    captions, problems = read_captions(args.answers, questions)
+    table = ObjectWords(args.synonyms) if args.synonyms else ObjectWords(SHIPPED_SYNONYMS, more_names)
+    lemmas = load_lemmas(args.lemmas, "chair_lemma_forms.json")
+    if mode == "given" and (without := [n for n, one in enumerate(captions, start=1) if one.objects is None]):
+        raise DataError(f"{args.answers}: no list extract_objs in record {listed(without)}")
+    if mode == "extractor" and not (args.extractor_base_url and args.extractor_model):
+        raise DataError("--objects extractor needs --extractor_base_url and --extractor_model")
+    problems.refuse_unless(args.partial and bool(captions), args.answers)
+
+    words = NltkWords()
+    wanted = {caption.image_id for caption in captions}
+    truth, unknown = true_objects(args.coco_annotations, wanted, table, words, lemmas)
+    if unknown:
+        problems = problems.and_also(f"images that are not in COCO: {listed(unknown)}")
+        problems.refuse_unless(args.partial and unknown != wanted, args.answers)
+        captions = [caption for caption in captions if caption.image_id in truth]
+    protocol: Result = {"objects": mode, "synonyms": table.source, "lemmas": lemmas.source}
+    notes = []
+    if mode == "words":
+        mentions = [caption_mentions(one.text, table, words, lemmas) for one in captions]
+    else:
+        extracted: list[list[str] | None] = [list(one.objects or ()) for one in captions]
+        if mode == "extractor":
+            prompt = args.extractor_prompt or OUR_PROMPT
+            judge = judge_of(args, args.extractor_base_url, args.extractor_model)
+            extracted = extract_objects(captions, prompt, judge)
+            print(f"Extractor: {json.dumps(judge.describe())}", file=sys.stderr)
+            protocol |= {"extractor": judge.model, "prompt": file_identity(prompt)}
+            if lost := [number for number, objects in enumerate(extracted, start=1) if objects is None]:
+                problems = problems.and_also(f"the extractor gave no list of objects for answer {listed(lost)}")
+                problems.refuse_unless(args.partial and len(lost) < len(captions), args.answers)
+        captions = [one for one, objects in zip(captions, extracted, strict=True) if objects is not None]
+        if args.spacy_model:
+            tag = spacy_tagger(args.spacy_model)
+        else:
+            tag = nltk_tagger(table, words, lemmas)
+            notes.append("nouns by NLTK's tagger; the official way is --spacy_model en_core_web_trf.")
+        protocol["nouns"] = f"spaCy {args.spacy_model}" if args.spacy_model else "NLTK"
+        refined = [refine_objects(one, table, tag) for one in extracted if one is not None]
+        mentions = [table.mentions(names, range(len(names))) for names in refined]
+    counted = [count_caption(one, found, truth[one.image_id]) for one, found in zip(captions, mentions, strict=True)]
+    images = sum_by_image((str(record["image_id"]), counts) for record, counts in counted)
+    sums: Counter[str] = sum(images.values(), Counter())
+    return Scored(
+        {**metrics(sums), "overall_metrics": official_metrics(sums)},
+        images,
+        metrics,
+        counts={"answers": len(captions)},
+        protocol=protocol,
+        problems=problems,
+        notes=notes,
+        only_in_file={"sentences": [record for record, _ in counted]},
+    )
+
+
+_COLUMNS = (
+    Column("CHAIR_s", "chair_s", scale=100, better="lower"),
+    Column("CHAIR_i", "chair_i", scale=100, better="lower"),
+    Column("recall", "object_recall", scale=100),
+)
+OBJECT_HALBENCH = Benchmark(
+    name="object-halbench",
+    help="Object HalBench: objects in responses about 300 COCO images",
+    add_options=_add_object_halbench_options,
+    score=_score_object_halbench,
+    table=table,
+    columns=_COLUMNS,
+    questions=QuestionFormat("obj_halbench_300_with_image.jsonl", _read_question, _write_answer, json_lines=True),
+)
+CHAIR = Benchmark(
+    name="chair",
+    help="CHAIR: objects in captions of any COCO images",
+    add_options=_add_options,
+    score=lambda args: _score(args, "words", {}),
+    table=table,
+    columns=_COLUMNS,
+)

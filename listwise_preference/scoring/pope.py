@@ -4,15 +4,28 @@ Answers and questions are paired by their order. A first sentence with the word 
 everything else, an empty answer too, is "yes", which is the positive class.
 """
 
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
 
+from listwise_preference.cli import Parser
 from listwise_preference.errors import DataError
-from listwise_preference.files import Record, listed
-from listwise_preference.scoring.answers import Problems
+from listwise_preference.files import Record, listed, read_records
+from listwise_preference.scoring.answers import Problems, first_text
+from listwise_preference.scoring.interface import (
+    Benchmark,
+    Column,
+    QuestionFormat,
+    Scored,
+    percent,
+    required_text,
+    sum_by_image,
+)
+from listwise_preference.scoring.result import Result
 
 ANSWER_KEYS = ("answer", "response", "text")
+CELLS = ("TP", "FP", "TN", "FN")
 
 
 def says_yes(text: str) -> bool:
@@ -21,9 +34,9 @@ def says_yes(text: str) -> bool:
     return not {"No", "not", "no"} & set(words)
 
 
-def answer_text(record: Record) -> str | None:
-    """The answer in a record, whichever of its usual names it has."""
-    return next((record[key] for key in ANSWER_KEYS if isinstance(record.get(key), str)), None)
+def decided(beginning: str) -> bool:
+    """Whether that reading, of a text that begins like this, can no longer change."""
+    return "." in beginning or not (says_yes(beginning) or says_yes(beginning + "a"))
 
 
 def check(records: Sequence[Record], questions: Sequence[Record]) -> tuple[list[tuple[Record, Record]], Problems]:
@@ -48,7 +61,7 @@ def check(records: Sequence[Record], questions: Sequence[Record]) -> tuple[list[
     for number, (record, question) in enumerate(zip(records, at_their_place, strict=True), start=1):
         says_id = record.get("question_id")
         says_text = record.get("question")
-        if answer_text(record) is None:
+        if first_text(record, ANSWER_KEYS) is None:
             textless.append(number)
         elif (
             question is None
@@ -69,24 +82,15 @@ def check(records: Sequence[Record], questions: Sequence[Record]) -> tuple[list[
 
 def count(record: Record, question: Record) -> str:
     """The official cell of one answer: TP, FP, TN or FN."""
-    yes = says_yes(answer_text(record) or "")
+    yes = says_yes(first_text(record, ANSWER_KEYS) or "")
     if question["label"] == "no":
         return "FP" if yes else "TN"
     return "TP" if yes else "FN"
 
 
-def count_images(pairs: Sequence[tuple[Record, Record]]) -> dict[str, Counter[str]]:
-    """Cells of each image's answers."""
-    images: dict[str, Counter[str]] = {}
-    for record, question in pairs:
-        image = str(question.get("image", question.get("question_id")))
-        images.setdefault(image, Counter())[count(record, question)] += 1
-    return images
-
-
 def metrics(cells: Mapping[str, float]) -> dict[str, float | None]:
     """Unrounded shares, as the official program prints them; None where it would divide by zero."""
-    tp, fp, tn, fn = (cells.get(name, 0) for name in ("TP", "FP", "TN", "FN"))
+    tp, fp, tn, fn = (cells.get(name, 0) for name in CELLS)
     precision = tp / (tp + fp) if tp + fp else None
     recall = tp / (tp + fn) if tp + fn else None
     f1 = 2 * precision * recall / (precision + recall) if precision and recall else None
@@ -100,14 +104,56 @@ def metrics(cells: Mapping[str, float]) -> dict[str, float | None]:
     }
 
 
-def table(result: Mapping[str, Any]) -> str:
+def table(result: Result) -> str:
     """The result for people to read."""
-    cells = result["counters"]
-    lines = [
-        "    TP     FP     TN     FN",
-        "".join(f"{cells[name]:6d} " for name in ("TP", "FP", "TN", "FN")),
-    ]
-    for name in ("accuracy", "precision", "recall", "f1", "yes_ratio"):
-        value = result[name]
-        lines.append(f"{name:10} " + ("undefined" if value is None else f"{100 * value:6.2f} %"))
-    return "\n".join(lines)
+    lines = ["    TP     FP     TN     FN", "".join(f"{result['counters'][name]:6d} " for name in CELLS)]
+    names = ("accuracy", "precision", "recall", "f1", "yes_ratio")
+    return "\n".join(lines + [f"{name:10} {percent(result[name], 2)}" for name in names])
+
+
+def _read_question(record: Record, image_root: Path) -> tuple[str, Path, bool]:
+    return required_text(record, "text"), image_root / required_text(record, "image"), True
+
+
+def _write_answer(record: Record, response: str) -> Record:
+    known = {"question_id": record["question_id"]} if "question_id" in record else {}
+    return {**known, "question": record["text"], "answer": response}
+
+
+def _add_options(parser: Parser) -> None:
+    parser.add_argument("--questions", type=Path, required=True, help="coco_pope_random.json, _popular or _adversarial")
+
+
+def _score(args: Namespace) -> Scored:
+    pairs, problems = check(read_records(args.answers), read_records(args.questions))
+    problems.refuse_unless(args.partial and bool(pairs), args.answers)
+    images = sum_by_image(
+        (str(question.get("image", question.get("question_id"))), {count(record, question): 1})
+        for record, question in pairs
+    )
+    cells: Counter[str] = sum(images.values(), Counter())
+    return Scored(
+        {**metrics(cells), "counters": {name: cells[name] for name in CELLS}},
+        images,
+        metrics,
+        counts={"answers": len(pairs)},
+        protocol={"rules": "POPE evaluate.py", "questions": args.questions.name},
+        problems=problems,
+    )
+
+
+POPE = Benchmark(
+    name="pope",
+    help="POPE: is there a ... in the image?",
+    add_options=_add_options,
+    score=_score,
+    table=table,
+    columns=(
+        Column("accuracy", "accuracy", scale=100),
+        Column("precision", "precision", scale=100),
+        Column("recall", "recall", scale=100),
+        Column("F1", "f1", scale=100),
+        Column("yes ratio", "yes_ratio", scale=100, better="neither"),
+    ),
+    questions=QuestionFormat("coco_pope_random.json", _read_question, _write_answer, json_lines=True, decided=decided),
+)

@@ -1,6 +1,5 @@
 """What a scorer hands over: a table, one JSON line last, and a file that says what made the numbers."""
 
-import hashlib
 import json
 import platform
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from listwise_preference import __version__
-from listwise_preference.errors import DataError
+from listwise_preference.files import sha256_of, write_json
 
 Result = dict[str, Any]
 
@@ -27,20 +26,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def file_identity(path: Path) -> dict[str, str]:
-    """A file's name and SHA-256, so that a result can be traced to its answers."""
-    return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all; DataError where the place cannot be written."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        unfinished.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
+def file_identity(file: Path) -> dict[str, str]:
+    """A file's name and SHA-256, so that a result can be traced to it."""
+    return {"file": file.name, "sha256": sha256_of([file])}
 
 
 def intervals_table(result: Mapping[str, Any]) -> list[str]:

@@ -92,7 +92,7 @@ def _description(one: Judged, score: DescriptionScore) -> Record:
                 "noun": verdict.noun,
                 "verdict": _verdict(verdict),
                 "truth": None if verdict.truth is None else truth[verdict.truth],
-                "likely": [likely[place] for place in verdict.lures],
+                "likely": [likely[place] for place in verdict.hallu],
             }
         )
         parts.append(words[-1])

@@ -1,0 +1,14 @@
+"""The benchmarks that the programs know; a new one is its module and a name in this list."""
+
+from listwise_preference.scoring import amber, mmhal, object_halbench, pope
+
+BENCHMARKS = {
+    one.name: one
+    for one in (
+        amber.AMBER,
+        object_halbench.OBJECT_HALBENCH,
+        object_halbench.CHAIR,
+        mmhal.MMHAL,
+        pope.POPE,
+    )
+}
