@@ -178,8 +178,8 @@ def measure(parts: Parts, folder: Path, where: str) -> None:
     for used in dict.fromkeys((threads, 1)):
         clock = timed(f"the whole, {used} reading threads", count, partial(parts.whole, used)).clock
         for model, waiting, busy in (
-            ("detector", clock.waiting_to_detect, clock.detecting),
-            ("verifier", clock.waiting_to_verify, clock.verifying),
+            ("detector", clock["waiting_to_detect"], clock["detecting"]),
+            ("verifier", clock["waiting_to_verify"], clock["verifying"]),
         ):
             print(f"    the {model} waits for images {100 * waiting / max(waiting + busy, 1e-9):.1f} % of its time")
 

@@ -37,15 +37,7 @@ _AHEAD = 2
 # Of all images in a batch: three batches are in memory at a time, 3 bytes a pixel.
 _PIXELS = 100_000_000
 
-
-@dataclass
-class Clock:
-    """Seconds of the main thread: waiting for images, and in each model."""
-
-    waiting_to_detect: float = 0.0
-    detecting: float = 0.0
-    waiting_to_verify: float = 0.0
-    verifying: float = 0.0
+_Pools = tuple[ThreadPoolExecutor, ThreadPoolExecutor]
 
 
 @dataclass(frozen=True)
@@ -81,25 +73,18 @@ class _Open:
 
 @dataclass(frozen=True)
 class _Model:
-    """How a model is asked: ``load`` gives a record's image, ``prepare`` and ``compute`` take a batch of records."""
+    """How a model is asked: ``load`` gives a record's image, ``prepare`` and ``compute`` take a batch of records.
+
+    Its time on the clock is ``waiting`` for images and ``computing``.
+    """
 
     name: str
+    waiting: str
+    computing: str
     batch_size: int
     load: Callable[[_Open], Image.Image]
     prepare: Callable[[list[_Open], list[Image.Image]], Any]
     compute: Callable[[Any], Sequence[Any]]
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Records whose images are read, what the model wants of them, and why others cannot be used.
-
-    ``prepared`` is None when the records cannot be prepared together.
-    """
-
-    records: list[_Open]
-    prepared: Any
-    failed: list[tuple[_Open, Failed]]
 
 
 class Builder:
@@ -110,6 +95,9 @@ class Builder:
         rules: the options that decide which candidate is taken.
         drawing: how the masked image looks that the verifier sees.
         finished: is called with each record's number and line as soon as it is known.
+
+    Attributes:
+        clock: seconds of the main thread, waiting for images and in each model.
     """
 
     def __init__(
@@ -125,7 +113,7 @@ class Builder:
         self.rules = rules
         self.drawing = drawing
         self.finished = finished
-        self.clock = Clock()
+        self.clock = dict.fromkeys(("waiting_to_detect", "detecting", "waiting_to_verify", "verifying"), 0.0)
 
     def run(self, window: Sequence[Entry]) -> None:
         """Finish every record of a window."""
@@ -156,9 +144,7 @@ class Builder:
 
     # Detection
 
-    def _detect(
-        self, records: list[_Open], pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor], anything: bool = False
-    ) -> list[_Open]:
+    def _detect(self, records: list[_Open], pools: _Pools, anything: bool = False) -> list[_Open]:
         """Fill in the candidates; records whose image cannot be read or searched are finished and left out."""
         to_ask = [record for record in records if anything or record.phrases]
         gone: set[int] = set()
@@ -173,15 +159,9 @@ class Builder:
         def load(record: _Open) -> Image.Image:
             return open_image(record.path)
 
-        def compute(prepared: Any) -> list[list[Found] | Failed]:
-            self.clock.waiting_to_detect += stopwatch()
-            answers = self.detector.detect(prepared)
-            self.clock.detecting += stopwatch()
-            return answers
-
-        stopwatch = _Stopwatch()
-        model = _Model("detector", self.rules.detector_batch_size, load, prepare, compute)
-        for record, answer in _ask(to_ask, model, pools):
+        batch_size, detect = self.rules.detector_batch_size, self.detector.detect
+        model = _Model("detector", "waiting_to_detect", "detecting", batch_size, load, prepare, detect)
+        for record, answer in self._ask(to_ask, model, pools):
             if isinstance(answer, Failed):
                 self._finish(record, "error", reason=answer.reason)
                 gone.add(record.number)
@@ -223,7 +203,7 @@ class Builder:
 
     # Decision
 
-    def _decide(self, records: list[_Open], pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor]) -> list[_Open]:
+    def _decide(self, records: list[_Open], pools: _Pools) -> list[_Open]:
         """One round: try the next candidate of every record; returns those that are still open."""
         to_verify, still_open = [], []
         for record in records:
@@ -239,7 +219,7 @@ class Builder:
                 still_open.append(record)
         return still_open + self._verify(to_verify, pools)
 
-    def _verify(self, records: list[_Open], pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor]) -> list[_Open]:
+    def _verify(self, records: list[_Open], pools: _Pools) -> list[_Open]:
         """Show the verifier each record's first candidate masked; returns the records that need another one."""
         if not records:
             return []
@@ -254,22 +234,14 @@ class Builder:
             return ranked_images(open_image(record.path), box, replace(self.drawing, list_size=2))[-1]
 
         def prepare(batch: list[_Open], images: list[Image.Image]) -> Any:
+            pairs = [record.pair for record in batch]
             return verifier.prepare(
-                [
-                    Check(image, record.pair.prompt, record.pair.chosen)
-                    for record, image in zip(batch, images, strict=True)
-                ]
+                [Check(image, pair.prompt, pair.chosen) for pair, image in zip(pairs, images, strict=True)]
             )
 
-        def compute(prepared: Any) -> list[float]:
-            self.clock.waiting_to_verify += stopwatch()
-            probabilities = verifier.p_yes(prepared)
-            self.clock.verifying += stopwatch()
-            return probabilities
-
-        stopwatch = _Stopwatch()
-        model = _Model("verifier", self.rules.verifier_batch_size, load, prepare, compute)
-        for record, p_yes in _ask(records, model, pools):
+        batch_size = self.rules.verifier_batch_size
+        model = _Model("verifier", "waiting_to_verify", "verifying", batch_size, load, prepare, verifier.p_yes)
+        for record, p_yes in self._ask(records, model, pools):
             if isinstance(p_yes, Failed):
                 self._finish(record, "error", reason=p_yes.reason)
                 continue
@@ -287,9 +259,9 @@ class Builder:
         return still_open
 
     def _finish(self, record: _Open, verdict: str, taken: _Candidate | None = None, reason: str | None = None) -> None:
-        line: Record = {"id": record.pair.id, "img_path": record.pair.img_path, **_NOTHING, "verdict": verdict}
+        found: dict[str, Any] = {} if reason is None else {"reason": reason}
         if taken is not None and taken.box is not None:
-            line |= {
+            found |= {
                 "box": _edges(taken.box),
                 "box_share": _rounded(box_share(taken.box, record.size)),
                 "phrase": taken.phrase,
@@ -298,23 +270,41 @@ class Builder:
                 "score": taken.score,
             }
             record.tried.append(taken.tried)
-        if reason is not None:
-            line["reason"] = reason
-        self.finished(record.number, line | {"tried": record.tried})
+        line = _line(record.pair.id, record.pair.img_path, verdict, tried=record.tried, **found)
+        self.finished(record.number, line)
+
+    # Asking a model
+
+    def _ask(self, records: Sequence[_Open], model: _Model, pools: _Pools) -> Iterator[tuple[_Open, Any]]:
+        """Each record with the model's answer, or Failed."""
+        last = time.perf_counter()
+        for batch, prepared, failed in _read_ahead(records, model, pools):
+            ready = time.perf_counter()
+            answers = _compute(model, batch, prepared)
+            done = time.perf_counter()
+            self.clock[model.waiting] += ready - last
+            self.clock[model.computing] += done - ready
+            last = done
+            yield from failed
+            yield from zip(batch, answers, strict=True)
 
 
 _NOTHING = dict.fromkeys(("box", "box_share", "phrase", "surface", "source", "score"))
 
 
+def _line(record_id: str | int, img_path: str | None, verdict: str, tried: list[Any], **found: Any) -> Record:
+    line = {"id": record_id, "img_path": img_path, **_NOTHING, "verdict": verdict}
+    return line | found | {"tried": tried}
+
+
 def error_line(entry: Entry, reason: str) -> Record:
     """The line of a record that cannot be used."""
-    line = {"id": entry.id, "img_path": entry.img_path, **_NOTHING, "verdict": "error"}
-    return {**line, "reason": reason, "tried": []}
+    return _line(entry.id, entry.img_path, "error", [], reason=reason)
 
 
 def excluded_line(entry: Entry) -> Record:
     """The line of a record that the user leaves out before it was looked at."""
-    return {"id": entry.id, "img_path": entry.img_path, **_NOTHING, "verdict": "excluded", "tried": []}
+    return _line(entry.id, entry.img_path, "excluded", [])
 
 
 def _edges(box: Box) -> list[int]:
@@ -326,52 +316,42 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
 
-class _Stopwatch:
-    """Called, the seconds since the last call."""
-
-    def __init__(self) -> None:
-        self.last = time.perf_counter()
-
-    def __call__(self) -> float:
-        before, self.last = self.last, time.perf_counter()
-        return self.last - before
-
-
-def _ask(
-    records: Sequence[_Open], model: _Model, pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor]
-) -> Iterator[tuple[_Open, Any]]:
-    """Each record with the model's answer, or Failed.
+def _compute(model: _Model, records: list[_Open], prepared: Any) -> Sequence[Any]:
+    """The model's answers, or Failed.
 
     Where a batch fails as a whole, its records are asked one by one, so that only those fail whose own image or
     texts the model cannot take.
     """
-    for batch in _read_ahead(records, model, pools):
-        yield from batch.failed
-        try:
-            answers = None if batch.prepared is None else model.compute(batch.prepared)
-        except DataError:  # nothing that another batch would survive
-            raise
-        except Exception:
-            answers = None
-        if answers is not None:
-            yield from zip(batch.records, answers, strict=True)
-            continue
-        for record in batch.records:
-            try:
-                (answer,) = model.compute(model.prepare([record], [model.load(record)]))
-            except DataError:
-                raise
-            except Exception as error:
-                width, height = record.size
-                cause = f"{type(error).__name__}: {error}".partition("\n")[0]
-                answer = Failed(f"the {model.name} cannot take this record, {width} x {height} pixels: {cause}")
-            yield record, answer
+    try:
+        if prepared is not None:
+            return model.compute(prepared)
+    except DataError:  # nothing that another batch would survive
+        raise
+    except Exception:  # of one of the records: found out below
+        pass
+    return [_compute_alone(model, record) for record in records]
 
 
-def _read_ahead(
-    records: Sequence[_Open], model: _Model, pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor]
-) -> Iterator[_Batch]:
+def _compute_alone(model: _Model, record: _Open) -> Any:
+    try:
+        (answer,) = model.compute(model.prepare([record], [model.load(record)]))
+        return answer
+    except DataError:
+        raise
+    except Exception as error:
+        width, height = record.size
+        cause = f"{type(error).__name__}: {error}".partition("\n")[0]
+        return Failed(f"the {model.name} cannot take this record, {width} x {height} pixels: {cause}")
+
+
+_Batch = tuple[list[_Open], Any, list[tuple[_Open, Failed]]]
+
+
+def _read_ahead(records: Sequence[_Open], model: _Model, pools: _Pools) -> Iterator[_Batch]:
     """The batches in order; the next ones are read and prepared while the caller computes on one.
+
+    Of each the records whose images are read, what the model wants of them (None when they cannot be prepared
+    together), and why others cannot be used.
 
     Images are opened by the first pool; the second prepares whole batches one after another, since tokenizers do not
     like company.
@@ -396,7 +376,7 @@ def _read_ahead(
             prepared = model.prepare(read, opened) if read else None
         except Exception:  # of one of the records: the caller finds out which
             prepared = None
-        return _Batch(read, prepared, failed)
+        return read, prepared, failed
 
     batches = list(_batches(records, model.batch_size))
     waiting = deque(submit(batch) for batch in batches[: 1 + _AHEAD])

@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -111,7 +111,9 @@ def _make(
 
     Of a window that was interrupted all is computed, in the same batches.
     """
-    detector = detector or DETECTORS[options.detector].load(options.detector_options, (), options.dtype)
+    if detector is None:
+        entries = [entry for window in windows for entry in window]
+        detector = DETECTORS[options.detector].load(options.detector_options, entries, options.dtype)
     verifier = None
     if options.verifier is not None:
         from listwise_preference.image_lists.verify import Verifier
@@ -141,7 +143,7 @@ def _make(
         builder = Builder(detector, verifier, options.rules, options.drawing, finished)
         for window in windows:
             builder.run(window)
-    return {name: round(seconds, 3) for name, seconds in asdict(builder.clock).items()}
+    return {name: round(seconds, 3) for name, seconds in builder.clock.items()}
 
 
 def _speed(store: ListStore, clock: dict[str, float], processes: int) -> dict[str, Any]:

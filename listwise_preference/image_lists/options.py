@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from listwise_preference.cli import Parser, count, share
+from listwise_preference.cli import Parser, count, parse_options, share
 from listwise_preference.data.ranked_images import Drawing, Fill, Grow, VisualPrompt
 from listwise_preference.image_lists.detectors import DETECTORS
 from listwise_preference.image_lists.export import EXPORTS
@@ -64,15 +64,9 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
     parser = Parser(description)
 
     add = parser.group("records")
-    add(
-        "--pairs",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="JSON or JSONL of {img_path, prompt, chosen, rejected}",
-    )
+    add("--pairs", type=Path, metavar="FILE", help="JSON or JSONL of {img_path, prompt, chosen, rejected}")
     add("--image_root", type=Path, default=Path(), metavar="DIR", help="folder that img_path is relative to")
-    add("--output", type=Path, required=True, metavar="FILE", help="image lists to write, JSONL, a line per record; "
+    add("--output", type=Path, metavar="FILE", help="image lists to write, JSONL, a line per record; "
         "summary.json and box_share.png, a histogram, go beside it (<name>.summary.json and <name>.box_share.png where "
         "others have these names)")  # fmt: skip
     add("--exclude", type=Path, metavar="FILE", help='records to leave out: JSON {"rejected": [ids]}, as the review '
@@ -132,10 +126,13 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
     add("--detector_batch_size", type=count, default=Rules.detector_batch_size, help="images at once")
     add("--verifier_batch_size", type=count, default=Rules.verifier_batch_size, help="images at once")
     add("--threads", type=count, default=min(8, os.cpu_count() or 1), help="that read images ahead")
-    return _options(parser, vars(parser.parse_args(argv)))
+    given, _ = parse_options(parser, {}, argv)
+    return _options(parser, {name: value for name, value in vars(given).items() if name != "config"})
 
 
 def _options(parser: Parser, given: dict[str, Any]) -> Options:
+    if missing := [f"--{name}" for name in ("pairs", "output") if given[name] is None]:
+        parser.error(f"needed: {', '.join(missing)}")
     rules = Rules(**{field.name: given.pop(field.name) for field in fields(Rules)})
     if rules.min_box_share > rules.max_box_share:
         parser.error("--min_box_share is above --max_box_share: no box could be taken")

@@ -60,7 +60,7 @@ class DetectorEntry:
 
     Attributes:
         help: what finds the boxes, in a few words.
-        load: the detector, from the values of ``options``, the records and --dtype.
+        load: the detector, from the values of ``options``, the records that it is for and --dtype.
         options: its own options, name -> settings of ``add_argument``. Those without a default must be given. All
             decide the lists: a :class:`~pathlib.Path` is a file that is read and counts by its content.
         model: the option that names its checkpoint. It is loaded after all checks; a detector without one before them.
