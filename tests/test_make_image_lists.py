@@ -218,7 +218,7 @@ def test_annotations_of_another_data_set_are_refused(tmp_path: Path, capsys: pyt
         (["--export", "ms-swift"], "needs --write_pictures"),
         (["--detector", "grounding-dino"], "--annotations is read with --detector annotations only"),
         (["--output", str(SAMPLE / "pairs.json" / "lists.jsonl")], "cannot be written: Not a directory"),
-        (["--exclude", "nowhere.json"], "No such file"),
+        (["--exclude", "nowhere.json"], "--exclude nowhere.json: no such file"),
         (["--pairs", "nowhere.json"], "no such file"),
         (["--write_pictures", str(SAMPLE)], "is the image root"),
     ],
