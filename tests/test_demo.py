@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 import demo
+from listwise_preference.demo import command
 from listwise_preference.demo import page as demo_page
 
 from .conftest import ROOT, wait_until
@@ -20,12 +21,26 @@ if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Page
 
 UNSEEN = 24
+SIZES = ("--scenes", "80", "--unseen_scenes", str(UNSEEN), "--steps", "8")
 
 
 class Made(NamedTuple):
     folder: Path
     printed: str
     errors: str
+
+
+def run_demo(program: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    finished = subprocess.run(
+        [sys.executable, *program, "--output", str(folder), *SIZES],
+        cwd=ROOT,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "NLTK_DATA": str(folder)},  # the user has no tagger data
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     for name in ("training/image/9999.png", "adapter/final/old.txt", "mine.txt"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("left")
-    sizes = ["--scenes", "80", "--unseen_scenes", str(UNSEEN), "--steps", "8"]
-    finished = subprocess.run(
-        [sys.executable, "demo.py", "--output", str(folder), *sizes],
-        cwd=ROOT,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "NLTK_DATA": str(folder)},  # the user has no tagger data
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert finished.returncode == 0, finished.stderr
+    finished = run_demo(["demo.py"], folder)
     return Made(folder, finished.stdout, finished.stderr)
 
 
@@ -73,6 +79,20 @@ def test_a_run_starts_afresh_and_leaves_what_it_says(made: Made) -> None:
     for commands in (r"\[1/8\]", r"\[8/8\]", "python lpoi.py --model_name_or_path checkpoints/small-idefics2 "):
         assert re.search(commands, made.printed)
     assert "it/s]" in made.errors  # the training's bar
+
+
+@pytest.mark.slow
+def test_the_installed_demo_makes_the_same_by_commands_of_its_own(made: Made, tmp_path: Path) -> None:
+    """``lpoi-demo`` has no lpoi.py to take a recipe from: its commands give what differs from the defaults."""
+    finished = run_demo(["-c", "from listwise_preference.demo.command import main; main()"], tmp_path / "it")
+    expected, shown = (re.findall(r"^  \$ (.*)$", text, re.MULTILINE) for text in (made.printed, finished.stdout))
+    names = {f"python {program} ": f"{name} " for program, name in command.INSTALLED.items()}
+    names["python lpoi.py "] += " ".join(command.AS_IN_LPOI) + " "
+    for old, new in (names | {str(made.folder): str(tmp_path / "it")}).items():
+        expected = [one.replace(old, new) for one in expected]
+    assert shown == expected
+    for name in ("adapter/final/adapter_model.safetensors", "answers/trained.json", "table.md"):
+        assert (tmp_path / "it" / name).read_bytes() == (made.folder / name).read_bytes(), name
 
 
 @pytest.mark.slow
@@ -183,7 +203,7 @@ def test_a_command_of_the_page_does_the_same(made: Made, context: "BrowserContex
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (["--model_name_or_path", "nowhere"], "nowhere: no such folder; start at the top of the clone"),
+        (["--model_name_or_path", "nowhere"], "nowhere: no such folder; name one by --model_name_or_path"),
         (["--model_name_or_path", "{checkpoint}", "--output", "{other}"], "the folder holds other files"),
     ],
 )
@@ -205,6 +225,19 @@ def test_what_a_user_can_mend_is_one_line(
     said = capsys.readouterr().err
     assert said.startswith("demo.py: error: ") and what in said and said.count("\n") == 1
     assert [file.name for file in tmp_path.rglob("*")] == ["adapter", "mine.txt"]
+
+
+def test_without_the_checkpoint_it_says_where_that_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lpoi-demo"])
+    with pytest.raises(SystemExit) as stopped:
+        command.main()
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("lpoi-demo: error: checkpoints/small-idefics2: no such folder; it lies in the repository")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unfinished_page_says_so(context: "BrowserContext", tmp_path: Path) -> None:

@@ -7,28 +7,25 @@ against its own hallucinations, and writes a page to look at all of it, demo/ind
 project's programs with the arguments that are shown. Nothing is downloaded. Running it again starts from the beginning.
 """
 
-import argparse
 import contextlib
-import json
 import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 # Before transformers is imported: nothing has to be downloaded, and loading takes no time worth a progress bar.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Mapping
-from typing import Any
-
-from listwise_preference.cli import run_program
+from listwise_preference import cli
 from listwise_preference.data.ranked_images import Drawing
 from listwise_preference.demo import page as demo_page
 from listwise_preference.errors import DataError
+from listwise_preference.files import read_json
 from listwise_preference.generation import command as generate
 from listwise_preference.image_lists import command as make_image_lists
 from listwise_preference.scoring import command as score
@@ -50,6 +47,17 @@ FOLDERS = (
 )  # fmt: skip
 FILES = ("table.md", "log.txt", *demo_page.CHARTS)
 
+# The programs when they are installed, and the values that lpoi.py's recipe adds to the defaults of such a run.
+INSTALLED = {
+    "lpoi.py": "lpoi-train",
+    "make_image_lists.py": "lpoi-lists",
+    "generate.py": "lpoi-generate",
+    "score.py": "lpoi-score",
+}
+AS_IN_LPOI = (
+    "--do_train", "true", "--precompute_ref_log_probs", "true", "--optim", "adamw_torch", "--logging_first_step", "true"
+)  # fmt: skip
+
 ON_8B = """\
 python lpoi.py                           # on the paper's data (data/README.md), one 48 GB GPU
 python generate-idefics-lpoi-amber.py    # its responses to AMBER's questions
@@ -59,8 +67,8 @@ python score.py amber runs/idefics2-8b-lpoi-list5-10k-amber.json --data data/AMB
 class Progress:
     """The steps: titles, commands and seconds, shown on the terminal and kept for the page."""
 
-    def __init__(self, folder: Path, count: int) -> None:
-        self.folder, self.count = folder, count
+    def __init__(self, folder: Path, count: int, installed: bool) -> None:
+        self.folder, self.count, self.installed = folder, count, installed
         self.steps: list[demo_page.Step] = []
         self.begun = time.perf_counter()
 
@@ -73,12 +81,12 @@ class Progress:
         begun = time.perf_counter()
         yield step
         step.seconds = time.perf_counter() - begun
-        print(indented("\n".join(step.said)), flush=True)
+        print(indented("\n".join(step.messages)), flush=True)
 
     def run(self, program: str, main: Callable[[list[str]], None], *arguments: object) -> None:
         """Run a program by its own main function; its progress bars go to the terminal, its output to log.txt."""
         argv = list(map(str, arguments))
-        command = shlex.join(["python", program, *argv])
+        command = shlex.join([*([INSTALLED[program]] if self.installed else ["python", program]), *argv])
         self.steps[-1].commands.append(command)
         print(f"  $ {command}", flush=True)
         with (self.folder / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
@@ -87,40 +95,28 @@ class Progress:
 
 
 def main(recipe: Mapping[str, Any] | None = None) -> None:
-    """Run the demo with a training recipe's options; exits with code 2 on an error that the user can correct."""
-    options = parse_arguments()
-    run_program(
+    """Run the demo; exits with code 2 on an error that the user can correct.
+
+    Args:
+        recipe: lpoi.py's; without it the commands are those of an installed package and give the same numbers.
+    """
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    add("--model_name_or_path", default=MODEL, help="small model that knows such scenes")
+    add("--output", type=cli.folder, default=Path("demo"), help="folder to write to")
+    add("--scenes", type=cli.count, default=TRAINING_SCENES, help="scenes to train on")
+    add("--unseen_scenes", type=cli.count, default=UNSEEN_SCENES, help="scenes to score on")
+    add("--steps", type=cli.count, default=STEPS, help=f"training steps, {BATCH} records each")
+    given = parser.parse_args()
+    cli.run_program(
         lambda: make_everything(
-            recipe or {},
-            options.model_name_or_path,
-            options.output,
-            options.scenes,
-            options.unseen_scenes,
-            options.steps,
+            recipe, given.model_name_or_path, given.output, given.scenes, given.unseen_scenes, given.steps
         )
     )
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    add = parser.add_argument
-    add("--model_name_or_path", default=MODEL, help=f"small model that knows such scenes (default {MODEL})")
-    add("--output", type=Path, default=Path("demo"), metavar="DIR", help="folder to write to (default demo)")
-    add("--scenes", type=int, default=TRAINING_SCENES, help=f"scenes to train on (default {TRAINING_SCENES})")
-    add("--unseen_scenes", type=int, default=UNSEEN_SCENES, help=f"scenes to score on (default {UNSEEN_SCENES})")
-    add("--steps", type=int, default=STEPS, help=f"training steps, {BATCH} records each (default {STEPS})")
-    options = parser.parse_args()
-    for name in ("scenes", "unseen_scenes", "steps"):
-        if vars(options)[name] < 1:
-            parser.error(f"--{name} must be 1 or more")
-    return options
-
-
 def make_everything(
-    recipe: Mapping[str, Any], model: str, folder: Path, training_count: int, unseen_count: int, steps: int
+    recipe: Mapping[str, Any] | None, model: str, folder: Path, training_count: int, unseen_count: int, steps: int
 ) -> None:
     """Run all steps and write the page.
 
@@ -131,7 +127,7 @@ def make_everything(
     architecture, parameters = look_at(model)
     demo_page.PAGE.start(folder)
     clear(folder)
-    progress = Progress(folder, 8)
+    progress = Progress(folder, 8, installed=recipe is None)
     training, unseen, answers, scores = (folder / name for name in ("training", "unseen", "answers", "scores"))
     pairs, unseen_pairs = (folder / "pairs" / f"{name}.json" for name in ("training", "unseen"))
     lists, unseen_lists = (folder / "lists" / f"{name}.jsonl" for name in ("training", "unseen"))
@@ -152,9 +148,9 @@ def make_everything(
 
     def lpoi(scenes: Path, *arguments: object) -> None:
         progress.run(
-            "lpoi.py", lambda argv: train.main(recipe, argv), "--model_name_or_path", model, "--dtype", "float32",
-            "--image_root", scenes / "image", *arguments, "--report_to", "none", "--dataloader_num_workers", 0,
-            "--activation_checkpointing", "false",
+            "lpoi.py", lambda argv: train.main(recipe or {}, argv), *(AS_IN_LPOI if recipe is None else ()),
+            "--model_name_or_path", model, "--dtype", "float32", "--image_root", scenes / "image", *arguments,
+            "--report_to", "none", "--dataloader_num_workers", 0, "--activation_checkpointing", "false",
         )  # fmt: skip
 
     with progress.step("scenes", "Draw scenes whose every object is known") as step:
@@ -238,7 +234,8 @@ def look_at(model: str) -> tuple[str, int]:
     from listwise_preference.models import loading
 
     if not Path(model).is_dir():
-        raise DataError(f"{model}: no such folder; start at the top of the clone, or name one by --model_name_or_path")
+        shipped = "it lies in the repository: start at the top of a clone, or name its folder"
+        raise DataError(f"{model}: no such folder; {shipped if model == MODEL else 'name one'} by --model_name_or_path")
     loaded = loading.load_base_model(model, dtype=loading.DTYPES["float32"])
     return type(loaded).__name__, loaded.num_parameters()
 
@@ -265,8 +262,8 @@ def use_nltk_data(folder: Path) -> str:
 
 def write_pairs(file: Path, scenes: Sequence[Scene], answers: Path, *, matched: bool) -> int:
     """Pairs of a right description and the model's, where that names something absent; returns their number."""
-    said = [(one["id"], one["response"]) for one in json.loads(answers.read_text(encoding="utf-8"))]
-    descriptions = [one for one in said if one[0] <= len(scenes)]  # yes/no responses come behind them
+    responses = [(one["id"], one["response"]) for one in read_json(answers)]
+    descriptions = [one for one in responses if one[0] <= len(scenes)]  # yes/no responses come behind them
     pairs = data.preference_pairs(scenes, descriptions, matched=matched)
     if not pairs:
         raise DataError(

@@ -6,7 +6,6 @@ The page opens from disk, without a server or network; its images are those of t
 
 import base64
 import io
-import json
 import math
 import re
 import statistics
@@ -19,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from listwise_preference.data.ranked_images import Box, Drawing, open_image, ranked_images
+from listwise_preference.files import read_json, read_records
 from listwise_preference.pages.charts import DARK, LIGHT, Series, chart, lines
 from listwise_preference.pages.page import Page
 from listwise_preference.scoring.benchmarks import BENCHMARKS
@@ -49,12 +49,12 @@ class Step:
     name: str
     title: str
     commands: list[str] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     def say(self, *lines: str) -> None:
         """Add messages."""
-        self.said += lines
+        self.messages += lines
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ class Run:
 def finish(folder: Path, run: Run) -> Path:
     """Draw the charts, write the data and return the page's ``index.html``."""
     history = _history(folder)
-    records = _read_lines(folder / "ranking" / "eval_records.jsonl")
+    records = read_records(folder / "ranking" / "eval_records.jsonl")
     shares = [100 * level / (run.drawing.list_size - 1) for level in range(run.drawing.list_size)]
     figures = {
         "ranking": ([_ranking(records, shares, change=False), _ranking(records, shares, change=True)]),
         "loss": _losses(history),
     }
-    trained_on = json.loads((folder / "adapter" / "run.json").read_text(encoding="utf-8"))
+    trained_on = read_json(folder / "adapter" / "run.json")
     settings = trained_on["arguments"]["training"]
     content = {
         "model": run.model,
@@ -89,10 +89,10 @@ def finish(folder: Path, run: Run) -> Path:
         "counts": {
             "training": len(run.training),
             "unseen": len(run.unseen),
-            "pairs": len(_read(folder / "pairs" / "training.json")),
+            "pairs": len(read_json(folder / "pairs" / "training.json")),
             "lists": trained_on["data"]["training_records"],
             "ranked": len(records),
-            "questions": len(_read(folder / "answers" / "base.json")) - len(run.unseen),
+            "questions": len(read_json(folder / "answers" / "base.json")) - len(run.unseen),
         },
         "training": {
             "steps": settings["max_steps"],
@@ -110,7 +110,7 @@ def finish(folder: Path, run: Run) -> Path:
                 "chosen": _marked(pair["chosen"], run.training[pair["id"] - 1]),
                 "rejected": _marked(pair["rejected"], run.training[pair["id"] - 1]),
             }
-            for pair in _read(folder / "pairs" / "training.json")[:_PAIRS]
+            for pair in read_json(folder / "pairs" / "training.json")[:_PAIRS]
         ],
         "lists": _lists(folder, run.drawing),
         "shares": shares,
@@ -126,23 +126,23 @@ def finish(folder: Path, run: Run) -> Path:
 
 def verdicts(lists: Path) -> dict[str, int]:
     """How many records of an image-lists file have each verdict."""
-    return dict(Counter(line["verdict"] for line in _read_lines(lists)).most_common())
+    return dict(Counter(line["verdict"] for line in read_records(lists)).most_common())
 
 
 def first_pair_lines(folder: Path) -> list[str]:
     """The chosen and the rejected response of the first pair."""
-    pair = _read(folder / "pairs" / "training.json")[0]
+    pair = read_json(folder / "pairs" / "training.json")[0]
     return [f"the first, on {pair['img_path']}:", f"  chosen    {pair['chosen']}", f"  rejected  {pair['rejected']}"]
 
 
 def first_answer_lines(folder: Path, unseen: Sequence[Scene]) -> list[str]:
     """The objects of an unseen scene and each policy's description; the first scene where they differ, if any."""
-    said = _said(folder)
-    other = [at for at in range(1, len(unseen) + 1) if len({said[name][at] for name in POLICIES}) > 1]
+    responses = _responses(folder)
+    other = [at for at in range(1, len(unseen) + 1) if len({responses[name][at] for name in POLICIES}) > 1]
     number, which = (other[0], "the first with different descriptions") if other else (1, "all are equal; the first")
     return [
         f"{which}, {image_name(number)}, shows {', '.join(unseen[number - 1].visible)}:",
-        *(f"  {name:8}  {said[name][number]}" for name in POLICIES),
+        *(f"  {name:8}  {responses[name][number]}" for name in POLICIES),
     ]
 
 
@@ -233,7 +233,7 @@ def _losses(history: Sequence[Mapping[str, float]]) -> list[_Panel]:
 
 
 def _history(folder: Path) -> list[dict[str, float]]:
-    state = _read(folder / "adapter" / "trainer_state.json")
+    state = read_json(folder / "adapter" / "trainer_state.json")
     return [one for one in state["log_history"] if "loss" in one]
 
 
@@ -245,8 +245,8 @@ def _scene(number: int, scene: Scene) -> dict[str, Any]:
 
 
 def _lists(folder: Path, drawing: Drawing) -> list[dict[str, Any]]:
-    texts = {pair["id"]: pair["chosen"] for pair in _read(folder / "pairs" / "training.json")}
-    listed = [line for line in _read_lines(folder / "lists" / "training.jsonl") if line["box"] is not None]
+    texts = {pair["id"]: pair["chosen"] for pair in read_json(folder / "pairs" / "training.json")}
+    listed = [line for line in read_records(folder / "lists" / "training.jsonl") if line["box"] is not None]
     return [
         {
             "images": [
@@ -270,15 +270,15 @@ def _inline_image(image: Any) -> str:
 
 
 def _answers(folder: Path, unseen: Sequence[Scene]) -> list[dict[str, Any]]:
-    questions = _read(folder / "unseen" / "data" / "query" / "query_all.json")
-    truth = {one["id"]: one["truth"] for one in _read(folder / "unseen" / "data" / "annotations.json")}
-    said = _said(folder)
+    questions = read_json(folder / "unseen" / "data" / "query" / "query_all.json")
+    truth = {one["id"]: one["truth"] for one in read_json(folder / "unseen" / "data" / "annotations.json")}
+    responses = _responses(folder)
     rows = []
     for number, scene in enumerate(unseen, start=1):
         asked = [one for one in questions if one["image"] == image_name(number) and one["id"] > len(unseen)]
         descriptions = {}
         for name in POLICIES:
-            text = said[name][number]
+            text = responses[name][number]
             named = mentioned(text)
             descriptions[name] = {
                 "parts": _marked(text, scene),
@@ -294,7 +294,7 @@ def _answers(folder: Path, unseen: Sequence[Scene]) -> list[dict[str, Any]]:
                     {
                         "kind": next(kind for kind in KINDS if kind in re.findall("[a-z]+", one["query"])),
                         "truth": truth[one["id"]],
-                        **{name: said[name][one["id"]] for name in POLICIES},
+                        **{name: responses[name][one["id"]] for name in POLICIES},
                     }
                     for one in asked
                 ],
@@ -303,10 +303,11 @@ def _answers(folder: Path, unseen: Sequence[Scene]) -> list[dict[str, Any]]:
     return rows
 
 
-def _said(folder: Path) -> dict[str, dict[int, str]]:
+def _responses(folder: Path) -> dict[str, dict[int, str]]:
     """Each policy's responses by the question's id, which is a description's number of the scene."""
     return {
-        name: {one["id"]: one["response"] for one in _read(folder / "answers" / f"{name}.json")} for name in POLICIES
+        name: {one["id"]: one["response"] for one in read_json(folder / "answers" / f"{name}.json")}
+        for name in POLICIES
     }
 
 
@@ -317,11 +318,3 @@ def _marked(text: str, scene: Scene) -> list[str | list[str]]:
         for part in re.split("([a-z]+)", text)
         if part
     ]
-
-
-def _read(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _read_lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
