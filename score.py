@@ -1,4 +1,4 @@
-"""Score answers files as the benchmarks' own programs do: python score.py BENCHMARK ANSWERS ... (score.py --help)."""
+"""Score responses as the benchmarks' own programs do: python score.py BENCHMARK RESPONSES ... (score.py --help)."""
 
 from listwise_preference.probe.command import main
 

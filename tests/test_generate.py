@@ -19,7 +19,7 @@ from listwise_preference.errors import DataError, ModelError
 from listwise_preference.files import read_records
 from listwise_preference.generation.command import main, parse
 from listwise_preference.generation.engine import Decoding, Response, ResponseGenerator, plan
-from listwise_preference.generation.questions import Question, read_questions, write_answers
+from listwise_preference.generation.questions import Question, read_questions, write_responses
 from listwise_preference.models.adapters import add_adapter
 from listwise_preference.models.loading import load_base_model, load_processor
 from listwise_preference.scoring.answers import first_word_decided, first_yes_or_no
@@ -341,7 +341,7 @@ def test_forms_of_the_other_benchmarks(tmp_path: Path) -> None:
         asked = read_questions(form, file, tmp_path).questions
         assert [question.image for question in asked] == [tmp_path / image for image in images]
         assert [question.yes_no for question in asked] == [name == "pope"] * len(asked)
-        write_answers(form, zip(asked, "ABC", strict=False), output)
+        write_responses(form, zip(asked, "ABC", strict=False), output)
         text = output.read_text(encoding="utf-8")
         assert ([json.loads(line) for line in text.splitlines()] if form.json_lines else json.loads(text)) == written
     captions, problems = read_captions(tmp_path / "object-halbench-answers.json", None)
@@ -374,7 +374,7 @@ def test_all_that_cannot_be_asked_is_named_before_a_model_is_loaded(
     assert f"{tmp_path / 'gone.jpg'}: no such file (2 questions)" in printed
     assert f"{tmp_path / 'torn.jpg'}: cannot be decoded" in printed
     assert 'record 5: no text under "query"' in printed
-    assert "--on_bad_record drop answers the other 1" in printed
+    assert "--on_bad_record drop asks the other 1" in printed
     asked = read_questions(asked_by("amber"), file, tmp_path, "drop")
     assert [question.number for question in asked.questions] == [1]
     assert len(asked.dropped) == 3

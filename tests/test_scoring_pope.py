@@ -70,7 +70,7 @@ def test_answers_to_other_questions_are_refused(score: Score, tmp_path: Path) ->
     assert result["counters"] == {"TP": 0, "FP": 0, "TN": 1, "FN": 0}
 
     answers.write_text(json.dumps(rows[1]))
-    assert "1 answers for 2 questions" in score("pope", answers, "--questions", questions).err
+    assert "1 responses for 2 questions" in score("pope", answers, "--questions", questions).err
 
 
 def test_a_missing_answer_moves_no_other(score: Score, tmp_path: Path) -> None:
@@ -84,4 +84,4 @@ def test_a_missing_answer_moves_no_other(score: Score, tmp_path: Path) -> None:
     answers.write_text('{"answer": "yes"}\n{"answer": "no"}\n')
     run = score("pope", answers, "--questions", questions, "--partial")
     assert run.status == 2
-    assert "no question_id in the answers that would say which are missing" in run.err
+    assert "no question_id in the responses that would say which are missing" in run.err

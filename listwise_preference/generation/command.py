@@ -1,9 +1,10 @@
-"""What the generating programs share: options -> questions -> model -> answers file, continued where it was stopped.
+"""What the generating programs share: options -> questions -> model -> responses file; a
+stopped run is resumed.
 
 from listwise_preference.generation.command import main
 main(RECIPE)
 
-``answer_files`` says what stands beside ``--output``.
+``response_files`` describes the files beside ``--output``.
 """
 
 import logging
@@ -24,8 +25,8 @@ from listwise_preference import __version__
 from listwise_preference.cli import Parser, count, is_main_process, parse_options, run_program
 from listwise_preference.errors import DataError, ModelError
 from listwise_preference.files import sha256_of
-from listwise_preference.generation.answer_files import AnswerFiles
 from listwise_preference.generation.questions import Questions, read_questions
+from listwise_preference.generation.response_files import ResponseFiles
 from listwise_preference.scoring.benchmarks import BENCHMARKS
 
 Item = TypeVar("Item")
@@ -34,9 +35,9 @@ Result = TypeVar("Result")
 logger = logging.getLogger("listwise_preference")
 
 
-# Of these a continued run may have others: they change no response, or only in the last bits of a number.
+# A resumed run may have other values of these: they change no response, or only the last bits of a number.
 _FREE = ("questions", "image_root", "output", "batch_size", "share_prefix", "on_bad_record", "restart")
-# What they name is recorded by its content.
+# Recorded by the content of what they name.
 _BY_CONTENT = ("model_name_or_path", "model_revision", "adapter")
 
 
@@ -56,20 +57,20 @@ def parse(recipe: Mapping[str, Any], argv: Sequence[str] | None = None) -> Names
     add("--questions", type=Path, help=f"the benchmark's own file: {files}")
     root = "folder that image names are relative to; images inside the questions file are unpacked to it"
     add("--image_root", type=Path, help=root)
-    add("--output", type=Path, help="the answers file, as score.py reads it")
-    bad = "stop with a list of all that cannot be asked, or ask the other questions"
+    add("--output", type=Path, help="responses file to write, as score.py reads it")
+    bad = "stop with a list of all questions that cannot be asked, or ask the others"
     add("--on_bad_record", choices=("stop", "drop"), default="stop", help=bad)
-    restart = "begin again where an earlier run's answers stand; they are kept as OUTPUT.old"
+    restart = "start again where an earlier run's responses are; they are kept as OUTPUT.old"
     add("--restart", action="store_true", help=restart)
     add = parser.group("how it responds")
-    add("--batch_size", type=count, default=16, help="questions, and images, at a time; halved as memory demands")
+    add("--batch_size", type=count, default=16, help="questions, and images, at a time; halved when memory runs out")
     add("--max_new_tokens", type=count, default=512, help="of a response in free text")
     add("--max_new_tokens_yes_no", type=count, default=32, help="of a response to a yes/no question")
     add("--early_stop", action=switch, default=True, help="end a yes/no response once its score is decided")
     share = "run the beginning that an image's prompts share once for each image"
     add("--share_prefix", action=switch, default=True, help=share)
-    add("--temperature", type=float, default=0.0, help="0 takes the likeliest token, above 0 draws")
-    add("--seed", type=int, default=0, help="of the draws")
+    add("--temperature", type=float, default=0.0, help="0 is greedy decoding, above 0 samples")
+    add("--seed", type=int, default=0, help="of the sampling")
     add("--dtype", choices=("bfloat16", "float32", "float16"), default="bfloat16", help="of the base weights")
     add("--attn_implementation", choices=("sdpa", "eager", "flash_attention_2"), default="sdpa", help="attention")
     add("--load_in_4bit", action="store_true", help="quantize the base weights on loading (needs bitsandbytes)")
@@ -84,11 +85,12 @@ def parse(recipe: Mapping[str, Any], argv: Sequence[str] | None = None) -> Names
 
 
 def main(recipe: Mapping[str, Any], argv: Sequence[str] | None = None) -> None:
-    """Run a recipe as the command line changes it. Exits with code 2 and a message on what a user can mend."""
+    """Run a recipe as the command line changes it. Exits with code 2 and a message on an error that the user can
+    correct."""
     options = parse(recipe, argv)
     # peft asks transformers by the old name; nothing a user could do about it.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-    run_program(lambda: _run(options, is_main_process()), stopped="stopped; the same command goes on from here")
+    run_program(lambda: _run(options, is_main_process()), stopped="stopped; the same command resumes from here")
 
 
 def _run(options: Namespace, is_main: bool) -> None:
@@ -110,7 +112,7 @@ def _run(options: Namespace, is_main: bool) -> None:
 
     # The first process done waits for the last, however long that one takes.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=30))
-    files = AnswerFiles(options.output, state.process_index)
+    files = ResponseFiles(options.output, state.process_index)
     refusal: str | None = None
     finished = False
     if is_main:
@@ -128,7 +130,7 @@ def _run(options: Namespace, is_main: bool) -> None:
     if refusal:
         sys.exit(2)
     if finished:
-        logger.info(f"{options.output} is complete: nothing to do (--restart begins again)")
+        logger.info(f"{options.output} is complete: nothing to do (--restart starts again)")
         return
 
     done = files.items()
@@ -162,10 +164,10 @@ def _run(options: Namespace, is_main: bool) -> None:
             prove_adapter(generator, adapted, left[0][0])
         total = sum(map(len, groups))
         if done:
-            logger.info(f"continuing: {len(done):,} of {len(asked.questions):,} questions are answered")
+            logger.info(f"resuming: {len(done):,} of {len(asked.questions):,} questions have responses")
         share = f" (process 1 of {state.num_processes})" if state.num_processes > 1 else ""
         with tqdm(
-            desc=f"answering{share}",
+            desc=f"generating{share}",
             total=total,
             initial=sum(question.number in done for group in groups for question in group),
             unit="question",
@@ -202,7 +204,7 @@ def ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Res
 
 
 def _run_record(options: Namespace, asked: Questions) -> dict[str, Any]:
-    """All that decides the responses, and what else is good to know. The weights are read once for their hash."""
+    """All that decides the responses, and versions. The weights are read once for their hash."""
     import peft
     import torch
     import transformers
@@ -210,7 +212,7 @@ def _run_record(options: Namespace, asked: Questions) -> dict[str, Any]:
     from listwise_preference.models import loading
 
     name, revision = options.model_name_or_path, options.model_revision
-    loading.load_config(name, revision)  # a wrong name is told in the user's words
+    loading.load_config(name, revision)  # a wrong name gives a clear message
     adapter = None
     if options.adapter != "none":
         parts = [Path(options.adapter) / part for part in ("adapter_config.json", "adapter_model.safetensors")]

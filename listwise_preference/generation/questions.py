@@ -1,6 +1,6 @@
-"""A benchmark's questions and images in, its official form of answers file out. Needs no torch.
+"""A benchmark's questions and images in, its official form of responses file out. Needs no torch.
 
-What a benchmark's files look like is in its module in ``listwise_preference.scoring``.
+The form of a benchmark's files is in its module in ``listwise_preference.scoring``.
 """
 
 import json
@@ -24,7 +24,7 @@ _THREADS = 8
 
 @dataclass(frozen=True)
 class Question:
-    """One question on one image; ``number`` is its place in the file, from 1; ``record`` is what stands there."""
+    """One question on one image; ``number`` is its place in the file, from 1; ``record`` is its record there."""
 
     number: int
     text: str
@@ -74,7 +74,7 @@ def read_questions(
         raise DataError(
             f"{file}: {_questions(len(records) - len(questions))} of {len(records)} cannot be asked:\n{listed}\n"
             + (
-                f"Check --image_root ({image_root}); --on_bad_record drop answers the other {len(questions)}."
+                f"Check --image_root ({image_root}); --on_bad_record drop asks the other {len(questions)}."
                 if questions
                 else f"No question is left; check --image_root ({image_root})."
             )
@@ -102,8 +102,8 @@ def _broken_images(images: Iterable[Path]) -> dict[Path, str]:
         return {image: what for image, what in zip(ordered, bar, strict=True) if what is not None}
 
 
-def write_answers(form: QuestionFormat, responses: Iterable[tuple[Question, str]], file: Path) -> None:
-    """The official answers file, in the questions' order, at once or not at all."""
+def write_responses(form: QuestionFormat, responses: Iterable[tuple[Question, str]], file: Path) -> None:
+    """The official responses file, in the questions' order, atomically."""
     records = [form.write(question.record, response) for question, response in responses]
     lines = "".join(map(json_line, records))
     text = lines if form.json_lines else json.dumps(records, ensure_ascii=False, indent=2) + "\n"

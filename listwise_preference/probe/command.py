@@ -3,7 +3,7 @@
     python score.py awareness --pairs pairs.json --image_lists lists.jsonl --model_name_or_path MODEL --adapter FOLDER
 
 The definition is in ``measure``. Data and options are checked before anything heavy is loaded. ``score.py`` begins
-here: the scorers know nothing of models, so that the probe stands beside them and not among them.
+here: the scorers know nothing of models, so the probe is beside them and not among them.
 """
 
 import dataclasses
@@ -37,18 +37,18 @@ from listwise_preference.scoring.result import Result, file_identity, report, ve
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """score.py: the scorers' commands, and this one. Exits with code 2 for something the user can put right."""
+    """score.py: the scorers' commands, and this one. Exits with code 2 on an error that the user can correct."""
     score(argv, [add_command])
 
 
 def add_command(commands: Subcommands) -> None:
     """Add ``awareness`` to the program's commands."""
-    asks = "does a model look at the object, or does it detect hidden boxes?"
+    asks = "does a model look at the object, or does it detect masks?"
     one = commands.add_parser(
         "awareness",
         help=asks,
-        description=f"{asks.capitalize()} Scores the chosen answer with the object hidden, with an equal box hidden"
-        " beside it, and with the object hidden otherwise (docs/scoring.md).",
+        description=f"{asks.capitalize()} Scores the chosen response with the object masked, with an equal box masked"
+        " beside it, and with the object masked in other ways (docs/scoring.md).",
     )
     one.set_defaults(run=score_awareness)
     add = one.add_argument
@@ -59,7 +59,7 @@ def add_command(commands: Subcommands) -> None:
     add("--exclude", type=Path, metavar="FILE", help='ids to leave out: {"rejected": [ids]} or a list')
     stop = "stop with a report, or probe the other records"
     add("--on_bad_record", choices=("stop", "drop"), default="stop", help=stop)
-    marker = "training's marker of the hidden part"
+    marker = "training's marker of the masked part"
     add("--visual_prompt", choices=get_args(VisualPrompt), default="ellipse", help=marker)
     add("--fill", choices=get_args(Fill), default="black", help="training's fill")
     boxes = "boxes that the one beside the object must not overlap: COCO instances, or JSONL of {img_path, label, box}"
@@ -72,7 +72,7 @@ def add_command(commands: Subcommands) -> None:
     add("--dtype", choices=("bfloat16", "float32", "float16"), default="bfloat16", help="of the base weights")
     add("--attn_implementation", choices=("sdpa", "eager", "flash_attention_2"), default="sdpa", help="attention")
     add("--batch_size", type=count, default=1, help="records at a time, each with all its images")
-    add("--max_completion_length", type=count, default=384, help="tokens after which an answer is cut")
+    add("--max_completion_length", type=count, default=384, help="tokens after which a response is cut")
     add("--seed", type=int, default=0, help="of the boxes' places and of the resamples")
     add("--bootstrap", type=count, default=1000, metavar="N", help="resamples of images")
     add("--output", type=Path, help="write the result and every record's numbers there as JSON")

@@ -1,4 +1,4 @@
-"""AMBER: what a description names, and how yes/no questions are answered, as AMBER's own program counts.
+"""AMBER: objects in descriptions and responses to yes/no questions, counted as AMBER's own program counts.
 
 Source of the rules: inference.py of github.com/junyangwang0410/AMBER. Its quirks are kept where they change a
 number: denominators start at 0.001; words keep their case; "No" is the positive class, and only the exact
@@ -119,10 +119,10 @@ def load_amber(folder: Path) -> Amber:
 
 @dataclass(frozen=True)
 class NounVerdict:
-    """What one noun of AMBER's vocabulary stands for in a description.
+    """What one noun of AMBER's vocabulary in a description counts as.
 
     ``position`` is the noun's among all nouns of the description; ``truth`` the place of the true object that it
-    covers, ``hallu`` the places of the likely hallucinations that it falls for, both in the annotation's lists.
+    covers, ``hallu`` the places of the likely hallucinations that it names, both in the annotation's lists.
     A safe noun is never a hallucination and covers nothing.
     """
 
@@ -175,7 +175,7 @@ def score_description(
     """Judge one description's nouns by the official rules; nouns outside the vocabulary are passed over."""
 
     def candidates(objects: Sequence[str]) -> list[tuple[str, int]]:
-        # Associated words stand before the objects themselves, and the first match wins.
+        # Associated words come before the objects themselves, and the first match wins.
         associated = [(word, place) for place, one in enumerate(objects) for word in amber.association.get(one, ())]
         return associated + [(one, place) for place, one in enumerate(objects)]
 
@@ -233,7 +233,7 @@ def count_description(score: DescriptionScore, question: Question) -> dict[str, 
 
 
 def count_yes_or_no(response: str, question: Question) -> dict[str, int]:
-    """What one yes/no answer adds to the official counters, overall and of its kind."""
+    """What one yes/no response adds to the official counters, overall and of its kind."""
     no_is_true = question.truth != "yes"
     says_no = response == "No"
     counts = {
@@ -288,7 +288,7 @@ def metrics_of_sums(sums: Mapping[str, float]) -> Record:
 
 @dataclass(frozen=True)
 class Judged:
-    """One answer, how it was read, and what it adds to the official counters.
+    """One response, how it was read, and what it adds to the official counters.
 
     ``nouns`` and ``description`` are a description's: its nouns, and the verdicts on those that AMBER knows.
     """
@@ -302,32 +302,32 @@ class Judged:
 
     @property
     def image(self) -> str:
-        """The image's name; where AMBER's questions are not there to tell it, each answer has its own."""
+        """The image's name; where AMBER's questions file is missing, each response has a name of its own."""
         return self.question.image or f"question {self.answer.id}"
 
     @property
     def unreadable(self) -> bool:
-        """Whether this is an answer to a yes/no question that is neither Yes nor No after reading."""
+        """Whether this is a response to a yes/no question that is neither Yes nor No after reading."""
         return self.description is None and self.read not in ("Yes", "No")
 
     @property
     def right(self) -> bool:
-        """Whether this is a yes/no answer that counts as correct."""
+        """Whether this is a yes/no response that counts as correct."""
         return self.counts.get("qa_correct_score") == 1
 
 
 @dataclass(frozen=True)
 class AmberScores:
-    """The official counters over all answers, each image's own counts, and how the answers were read."""
+    """The official counters over all responses, each image's own counts, and how the responses were read."""
 
     counters: Mapping[str, float]
     images: Mapping[str, Mapping[str, int]]
-    reread: int  # answers the rule changed
-    unreadable: tuple[int, ...]  # ids whose answer is neither Yes nor No after reading
+    reread: int  # responses that the rule changed
+    unreadable: tuple[int, ...]  # ids whose response is neither Yes nor No after reading
 
 
 def read_yes_or_no(answer: Answer, question: Question, rule: YesNoRule) -> str:
-    """The answer as the rule reads it; ``release`` reads the question too, as the released code does."""
+    """The response as the rule reads it; ``release`` reads the question too, as the released code does."""
     if rule == "release" and answer.id >= RELEASE_READS_FROM:
         if question.query is None:
             raise DataError("--yes_no release reads the questions too: query/query_all.json is missing under --data")
@@ -341,7 +341,7 @@ def read_yes_or_no(answer: Answer, question: Question, rule: YesNoRule) -> str:
 def judge_answers(
     answers: Iterable[Answer], amber: Amber, similarity: Similarity, lemmas: Lemmas, rule: YesNoRule
 ) -> Iterator[Judged]:
-    """Judge each answer. NLTK is loaded at the first description."""
+    """Judge each response. NLTK is loaded at the first description."""
     words: NltkWords | None = None
     for answer in answers:
         question = amber.questions[answer.id]
@@ -356,7 +356,7 @@ def judge_answers(
 
 
 def score_answers(judged: Iterable[Judged]) -> AmberScores:
-    """Count all answers."""
+    """Count all responses."""
     judged = tuple(judged)
     counters: dict[str, float] = {name: START if name.endswith("_num") else 0 for name in COUNTERS}
     for one in judged:
@@ -368,7 +368,7 @@ def score_answers(judged: Iterable[Judged]) -> AmberScores:
 
 
 def check(records: Sequence[Record], amber: Amber) -> tuple[list[Answer], Problems]:
-    """The answers that can be scored, and what is wrong with the file."""
+    """The responses that can be scored, and what is wrong with the file."""
     return check_answers(records, amber.sections())
 
 
@@ -414,7 +414,7 @@ def _add_options(parser: Parser) -> None:
     rules = "word: first whole word yes or no in the first sentence; exact: only Yes and No, as AMBER's program alone; "
     rules += "release: the released LPOI code's rule, for comparison, not to be trusted"
     add("--yes_no", choices=get_args(YesNoRule), default="word", help=rules)
-    add("--report", type=Path, metavar="DIR", help="write a page to look at the answers")
+    add("--report", type=Path, metavar="DIR", help="write a page to look at the responses")
     add("--image_root", type=Path, metavar="DIR", help="AMBER's images, to show them on the page")
 
 
@@ -477,13 +477,13 @@ def _notes(rule: YesNoRule, similarity: Similarity | None, scores: AmberScores, 
         )
     if scores.unreadable:
         notes.append(
-            f"unreadable yes/no answers, neither yes nor no and counted as wrong: {len(scores.unreadable)} "
+            f"unreadable yes/no responses, neither yes nor no and counted as wrong: {len(scores.unreadable)} "
             f"(ids {listed(scores.unreadable)})"
         )
     if rule == "word" and scores.reread:
         notes.append(
-            f"answers that are not exactly Yes or No and were read by their first yes or no: {scores.reread}"
-            "; AMBER's own program counts such answers as wrong, as --yes_no exact does."
+            f"responses that are not exactly Yes or No and were read by their first yes or no: {scores.reread}"
+            "; AMBER's own program counts such responses as wrong, as --yes_no exact does."
         )
     if rule == "release":
         notes.append(
@@ -493,7 +493,7 @@ def _notes(rule: YesNoRule, similarity: Similarity | None, scores: AmberScores, 
     if numbers["discriminative"]:
         absent = [kind for kind in ("existence", "attribute", "relation") if not numbers[kind]]
         if absent:
-            notes.append(f"no {' and no '.join(absent)} answers in the file: the row 'all' is without them.")
+            notes.append(f"no {' and no '.join(absent)} responses in the file: the row 'all' is without them.")
     return notes
 
 

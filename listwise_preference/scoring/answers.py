@@ -1,4 +1,4 @@
-"""Answers files: read them, check them before anything is counted, and read yes and no out of free text."""
+"""Responses files: read and check them before anything is counted, and read yes and no out of free text."""
 
 import json
 import re
@@ -16,7 +16,7 @@ YesNoRule = Literal["word", "exact", "release"]
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer: the id of its question and the text the model gave."""
+    """One response: the id of its question and its text."""
 
     id: int
     response: str
@@ -24,7 +24,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Problems:
-    """What is wrong with an answers file, one sentence per kind; empty when nothing is."""
+    """What is wrong with a responses file, one sentence per kind; empty when nothing is."""
 
     sentences: tuple[str, ...] = ()
 
@@ -38,17 +38,17 @@ class Problems:
             listed = "\n".join(f"  - {sentence}" for sentence in self.sentences)
             raise DataError(
                 f"{path}: not scored, because\n{listed}\n"
-                "Mend the file, or add --partial to score what is there; the result is then marked partial."
+                "Correct the file, or add --partial to score what is there; the result is then marked partial."
             )
 
 
 def first_text(record: Record, keys: Sequence[str]) -> str | None:
-    """The text under the first of ``keys`` that has one: answers files name it differently."""
+    """The text under the first of ``keys`` that has one: responses files name it differently."""
     return next((record[key] for key in keys if isinstance(record.get(key), str)), None)
 
 
 def check_answers(records: Sequence[Record], sections: Mapping[str, Sequence[int]]) -> tuple[list[Answer], Problems]:
-    """Answers that can be scored, in file order, and what is wrong with the file.
+    """Responses that can be scored, in file order, and what is wrong with the file.
 
     ``sections`` are the parts of a benchmark that may be answered alone (AMBER: descriptions, existence,
     ...), each with its ids. A section counts as asked when at least one of its ids is answered, and then
@@ -94,7 +94,7 @@ def check_answers(records: Sequence[Record], sections: Mapping[str, Sequence[int
         more = f" and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
         sentences.append("of the wrong type: " + "; ".join(wrong[:LISTED]) + more)
     if not answers:
-        sentences.append("no answer in it belongs to this benchmark")
+        sentences.append("no response in it belongs to this benchmark")
     return answers, Problems(tuple(sentences))
 
 
@@ -120,8 +120,8 @@ def first_word_decided(beginning: str) -> bool:
 def release_yes_or_no(decoded: str) -> str:
     """The released code's rule, for comparison only: "no" anywhere in the decoded text, inside words too.
 
-    That code decodes the prompt together with the answer, so ``decoded`` is both; 114 of AMBER's questions
-    hold "no" in words such as snow, and their answers are all read as No.
+    That code decodes the prompt together with the response, so ``decoded`` is both; 114 of AMBER's questions
+    hold "no" in words such as snow, and their responses are all read as No.
     """
     if any(word in decoded for word in ("NO", "No", "no")):
         return "No"

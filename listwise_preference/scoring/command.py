@@ -1,10 +1,10 @@
-"""Score answers files as the benchmarks' own programs do: AMBER, Object HalBench, CHAIR, MMHal-Bench, POPE.
+"""Score responses as the benchmarks' own programs do: AMBER, Object HalBench, CHAIR, MMHal-Bench, POPE.
 
-    python score.py amber answers.json --data AMBER --output scores/lpoi-amber.json
-    python score.py amber answers.json --data AMBER --report look --image_root AMBER/image
-    python score.py object-halbench answers.jsonl --coco_annotations annotations
-    python score.py mmhal answers.json --judge_base_url http://localhost:8000/v1 --judge_model MODEL
-    python score.py pope answers.jsonl --questions coco_pope_random.json
+    python score.py amber responses.json --data AMBER --output scores/lpoi-amber.json
+    python score.py amber responses.json --data AMBER --report look --image_root AMBER/image
+    python score.py object-halbench responses.jsonl --coco_annotations annotations
+    python score.py mmhal responses.json --judge_base_url http://localhost:8000/v1 --judge_model MODEL
+    python score.py pope responses.jsonl --questions coco_pope_random.json
     python score.py compare scores/*.json --paper --markdown table.md --plot table.png
 
 Every scorer prints a table and, last, one JSON line; --output writes the same with protocol, versions and
@@ -26,7 +26,7 @@ from listwise_preference.scoring.result import Result, file_identity, report, ve
 def main(argv: Sequence[str] | None = None, more: Sequence[Callable[[Subcommands], None]] = ()) -> None:
     """Run one command: a benchmark's, ``compare``, or one that a function of ``more`` adds.
 
-    Exits with code 2 for something the user can put right.
+    Exits with code 2 on an error that the user can correct.
     """
     parser = Parser(__doc__)
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="benchmark")
@@ -45,9 +45,9 @@ def _add_command(commands: Subcommands, benchmark: Benchmark) -> None:
     one = commands.add_parser(benchmark.name, help=benchmark.help, description=benchmark.help)
     one.set_defaults(run=lambda args: _score(benchmark, args))
     add = one.add_argument
-    add("answers", type=Path, help="answers file (JSON list or JSON lines)")
+    add("answers", type=Path, help="responses file (JSON list or JSON lines)")
     add("--output", type=Path, help="write the result there as JSON")
-    add("--partial", action="store_true", help="score what is there and mark the result partial")
+    add("--partial", action="store_true", help="score the responses that are there and mark the result partial")
     add("--bootstrap", type=count, default=0, metavar="N", help="95 %% intervals by N resamples of images")
     add("--seed", type=int, default=0, help="of the resamples")
     benchmark.add_options(one)

@@ -19,14 +19,14 @@ from listwise_preference.scoring.result import Result
 
 @dataclass(frozen=True)
 class QuestionFormat:
-    """A benchmark's questions file, and the answers file that its official program reads.
+    """A benchmark's questions file, and the responses file that its official program reads.
 
     Attributes:
         files: names of the official questions files, for the help text.
         read: question, image, and whether yes or no is asked for, of a record; the folder is the one that image
             names are relative to. Raises BadRecord.
         write: the official record of the response to a question's record.
-        json_lines: the official answers file is JSON lines, else a JSON list.
+        json_lines: the official responses file is JSON lines, else a JSON list.
         decided: whether a yes/no response that begins like this is scored the same whatever follows; it can then
             end early. None: never.
     """
@@ -57,7 +57,7 @@ def first_found(paths: Sequence[Path]) -> Path:
 
 @dataclass(frozen=True)
 class Column:
-    """One metric: its heading, where it stands in a result, and how it is shown."""
+    """One metric: its heading, its key in a result, and how it is shown."""
 
     heading: str
     key: str
@@ -68,15 +68,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a benchmark makes of an answers file.
+    """A benchmark's numbers for a responses file.
 
     Attributes:
-        numbers: the metrics, and what else stands beside them on the result's top level.
+        numbers: the metrics, and the other entries on the result's top level.
         images: each image's own counts, from which intervals are drawn.
         metrics: the metrics from sums of such counts, for the intervals.
         counts: how many responses there are, and of what kinds.
         protocol: the choices that can change a number.
-        problems: what is wrong with the answers file; scored all the same because of --partial.
+        problems: what is wrong with the responses file; scored all the same because of --partial.
         notes: what a reader of the numbers must know.
         only_in_file: what is too long to print, such as each response's own record.
         write_more: writes what else was asked for, given the result and the notes.
@@ -100,8 +100,8 @@ class Benchmark:
     Attributes:
         name: as the user types it.
         help: one line for ``score.py --help``.
-        add_options: adds its own options to those of every benchmark (answers file, --output, --partial, ...).
-        score: counts the answers file ``args.answers``; raises DataError on what the user can put right.
+        add_options: adds its own options to those of every benchmark (responses file, --output, --partial, ...).
+        score: counts the responses file ``args.answers``; raises DataError on an error that the user can correct.
         table: the result for people to read.
         columns: of ``score.py compare``.
         questions: how generate.py asks it; None where it has no questions of its own.

@@ -1,8 +1,8 @@
-"""MMHal-Bench: 96 answers, each rated 0 to 6 by a judge, counted as the benchmark's own program counts.
+"""MMHal-Bench: 96 responses, each rated 0 to 6 by a judge, counted as the benchmark's own program counts.
 
 The rating is read as that program reads it: the texts "rating: 0" ... "rating: 6" are looked for in the
 reply, any case, and a reply with none or several of them is unparsed and scores 0. A rating below 3 says that
-the answer hallucinates.
+the response hallucinates.
 """
 
 import json
@@ -36,20 +36,20 @@ OUR_PROMPT = DATA / "mmhal_judge_prompt.txt"
 
 
 def join_template(records: Sequence[Record], template: Sequence[Record] | None) -> list[Record]:
-    """Answers in the template's form, from records in that form or from answers in the template's order.
+    """Responses in the template's form, from records in that form or from responses in the template's order.
 
-    Plain answers hold their text under "text", "answer" or "response"; "Assistant:" is taken off as the
+    Responses alone hold their text under "text", "answer" or "response"; "Assistant:" is taken off as the
     benchmark's own converter does. DataError where they come without the template.
     """
     if all("gt_answer" in record for record in records):
         return list(records)
     if template is None:
         raise DataError(
-            "the answers are not in the form of MMHal-Bench's template (question, gt_answer, ...): "
+            "the responses are not in the form of MMHal-Bench's template (question, gt_answer, ...): "
             "give the template file with --questions"
         )
     if len(records) != len(template):
-        raise DataError(f"{len(records)} answers for the {len(template)} questions of the template")
+        raise DataError(f"{len(records)} responses for the {len(template)} questions of the template")
     joined = []
     for number, (record, question) in enumerate(zip(records, template, strict=True), start=1):
         text = first_text(record, ("model_answer", "text", "answer", "response"))
@@ -60,7 +60,7 @@ def join_template(records: Sequence[Record], template: Sequence[Record] | None) 
 
 
 def check(records: Sequence[Record]) -> tuple[list[Record], Problems]:
-    """The answers that can be judged, and what is wrong with the file."""
+    """The responses that can be judged, and what is wrong with the file."""
     sentences, usable, wrong = [], [], []
     for number, record in enumerate(records, start=1):
         content = record.get("image_content")
@@ -81,12 +81,12 @@ def check(records: Sequence[Record]) -> tuple[list[Record], Problems]:
     if usable and not any(record["model_answer"] for record in usable):
         sentences.append("every model_answer is empty: this is the template itself")
     if not usable:
-        sentences.append("no record in it is a MMHal-Bench answer")
+        sentences.append("no record in it is a MMHal-Bench response")
     return usable, Problems(tuple(sentences))
 
 
 def prompts(records: Sequence[Record], template_path: Path) -> list[str]:
-    """The judge's prompt for each answer, from a template with the four fields or with four bare ``{}``."""
+    """The judge's prompt for each response, from a template with the four fields or with four bare ``{}``."""
     template = read_template(template_path, FIELDS)
     return [
         fill(
@@ -107,7 +107,7 @@ def rating_in(reply: str) -> int | None:
 
 
 def count_answer(record: Record, reply: str) -> dict[str, int]:
-    """What one judged answer adds to the sums."""
+    """What one judged response adds to the sums."""
     rating = rating_in(reply)
     score = rating or 0
     return {
@@ -168,7 +168,7 @@ def _add_options(parser: Parser) -> None:
     add("--judge_model", required=True, help="model that rates, by its name there")
     fields = "{image_content}, {question}, {gt_answer} and {model_answer}, or four {}"
     add("--judge_prompt", type=Path, help=f"file with the prompt, a template with {fields}; default: ours")
-    add("--questions", type=Path, help="the benchmark's answer template, where the answers are not in its form")
+    add("--questions", type=Path, help="the benchmark's answer template, where the responses are not in its form")
     add_judge_options(parser)
 
 
@@ -190,7 +190,7 @@ def _score(args: Namespace) -> Scored:
     if not args.judge_prompt:
         notes.append("judged with our prompt; published numbers use the official one (--judge_prompt FILE).")
     if empty := sum(not record["model_answer"] for record in records):
-        notes.append(f"{empty} answers are empty and were judged as they are.")
+        notes.append(f"{empty} responses are empty and were judged as they are.")
     whose = "given by --judge_prompt" if args.judge_prompt else "ours"
     return Scored(
         metrics(sums, types),

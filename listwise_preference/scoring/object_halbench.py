@@ -2,7 +2,7 @@
 
 Source of the rules: CHAIR (Rohrbach et al. 2018, github.com/LisaAnne/Hallucination) in the form that Object
 HalBench's program gives it (eval/eval_gpt_obj_halbench.py of RLHF-V and RLAIF-V). An image's true objects
-are those of its instances and of its five reference captions. The objects of an answer are either its words
+are those of its instances and of its five reference captions. The objects of a response are either its words
 by a synonym table ("words"), or what a language model extracts from it ("extractor", the benchmark's way).
 """
 
@@ -56,7 +56,7 @@ _VEHICLES = ("jet", "train")
 # No objects of COCO, but their second words would be taken for one.
 _NOT_OBJECTS = ("home plate", "train track")
 
-# Longer than any file name: what stands under "image" is then the image itself.
+# Longer than any file name: the value of "image" is then the image itself.
 _INLINE_IMAGE = 300
 
 TaggedWords = list[tuple[str, str]]
@@ -64,7 +64,7 @@ TaggedWords = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Caption:
-    """One text about one image; ``objects`` are those the answers file itself brings, if any."""
+    """One text about one image; ``objects`` are those in the responses file itself, if any."""
 
     image_id: int
     text: str
@@ -74,7 +74,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class Mentions:
-    """COCO objects in a text: the words as named, the object each stands for, and where each was found."""
+    """COCO objects in a text: the words as named, the object of each, and where each was found."""
 
     words: list[str]
     objects: list[str]
@@ -152,7 +152,7 @@ def _coco_id(*records: Record) -> int | None:
 
 
 def read_captions(path: Path, questions: Sequence[Record] | None) -> tuple[list[Caption], Problems]:
-    """Answers or captions that can be scored, and what is wrong with the file.
+    """Responses or captions that can be scored, and what is wrong with the file.
 
     Reads JSON lines or a JSON list with ``image_id`` (or ``image``, a COCO file name) and a text under
     caption, text, answer or response, and CHAIR's own ``{"imgToEval": {...}}``. Records without an image
@@ -162,7 +162,7 @@ def read_captions(path: Path, questions: Sequence[Record] | None) -> tuple[list[
     sentences = []
     records = _chairs_own_records(path) or read_records(path)
     if questions is not None and len(questions) != len(records):
-        sentences.append(f"{len(records)} answers for {len(questions)} questions")
+        sentences.append(f"{len(records)} responses for {len(questions)} questions")
     captions, wrong = [], []
     for number, record in enumerate(records, start=1):
         asked = questions[number - 1] if questions and number <= len(questions) else {}
@@ -184,10 +184,10 @@ def read_captions(path: Path, questions: Sequence[Record] | None) -> tuple[list[
     if wrong:
         sentences.append(
             f"no image_id (a COCO id) or no text under {', '.join(TEXT_KEYS)}: record {listed(wrong)}"
-            + ("" if questions else " (give the benchmark's questions with --questions where answers lack the id)")
+            + ("" if questions else " (give the benchmark's questions with --questions where responses lack the id)")
         )
     if not captions:
-        sentences.append("no answer in it belongs to a COCO image")
+        sentences.append("no response in it belongs to a COCO image")
     return captions, Problems(tuple(sentences))
 
 
@@ -282,7 +282,7 @@ def parse_objects(reply: str) -> list[str] | None:
 def extract_objects(captions: Sequence[Caption], template_path: Path, judge: Judge) -> list[list[str] | None]:
     """The extractor's list for each caption; None where it gave none in five tries.
 
-    Answers of up to three words hold no objects and are not asked about, as in the official program.
+    Responses of up to three words hold no objects and are not asked about, as in the official program.
     """
     template = read_template(template_path, ("question", "answer"))
     extracted: list[list[str] | None] = [[] if len(caption.text.split()) <= 3 else None for caption in captions]
@@ -374,7 +374,7 @@ def count_caption(caption: Caption, mentions: Mentions, truth: set[str]) -> tupl
 def metrics(sums: Mapping[str, float]) -> Record:
     """Unrounded shares; None where the official program would divide by zero.
 
-    ``chair_s`` is over all answers, ``chair_s_with_objects`` over those that name at least one COCO object
+    ``chair_s`` is over all responses, ``chair_s_with_objects`` over those that name at least one COCO object
     (the official CHAIRs and CHAIRs_refine).
     """
 
@@ -419,11 +419,11 @@ def table(result: Result) -> str:
     named = f"CHAIR_s, of the {official['coco_sentence_num']:.0f} that name an object "
     return "\n".join(
         [
-            f"CHAIR_s, of all {official['sentence_num']:.0f} answers            {percent(result['chair_s'])}",
+            f"CHAIR_s, of all {official['sentence_num']:.0f} responses          {percent(result['chair_s'])}",
             named + percent(result["chair_s_with_objects"]),
             f"CHAIR_i                            {percent(result['chair_i'])}",
             f"Object recall                      {percent(result['object_recall'])}",
-            f"Words per answer                   {result['mean_words']:6.1f}",
+            f"Words per response                 {result['mean_words']:6.1f}",
         ]
     )
 
@@ -456,7 +456,7 @@ def _write_answer(record: Record, response: str) -> Record:
 def _add_options(parser: Parser) -> None:
     add = parser.add_argument
     add("--coco_annotations", type=Path, required=True, help="folder with instances_*.json and captions_*.json")
-    add("--questions", type=Path, help="the benchmark's questions, where answers have no image_id")
+    add("--questions", type=Path, help="the benchmark's questions, where responses have no image_id")
     add("--synonyms", type=Path, help="synonym table (default: CHAIR's own, shipped)")
     add("--lemmas", metavar="FILE|wordnet", help="default: shipped table")
 
@@ -464,7 +464,7 @@ def _add_options(parser: Parser) -> None:
 def _add_object_halbench_options(parser: Parser) -> None:
     _add_options(parser)
     add = parser.add_argument
-    sources = "the answer's words, a language model, or the list extract_objs that each answer brings"
+    sources = "the response's words, a language model, or the list extract_objs in each record"
     add("--objects", choices=("words", "extractor", "given"), help=f"where objects come from: {sources}")
     add("--extractor_base_url", "--judge_base_url", help="OpenAI-compatible endpoint (then --objects is extractor)")
     add("--extractor_model", "--judge_model", help="model that extracts objects, by its name there")
@@ -478,7 +478,7 @@ def _score_object_halbench(args: Namespace) -> Scored:
     scored = _score(args, mode, OBJECT_HALBENCH_NAMES)
     if scored.counts["answers"] == ANSWERS or scored.problems.sentences:
         return scored
-    note = f"{scored.counts['answers']} answers; Object HalBench has {ANSWERS}."
+    note = f"{scored.counts['answers']} responses; Object HalBench has {ANSWERS}."
     return replace(scored, notes=[*scored.notes, note])
 
 
@@ -513,7 +513,7 @@ def _score(args: Namespace, mode: str, more_names: Mapping[str, str]) -> Scored:
             print(f"Extractor: {json.dumps(judge.describe())}", file=sys.stderr)
             protocol |= {"extractor": judge.model, "prompt": file_identity(prompt)}
             if lost := [number for number, objects in enumerate(extracted, start=1) if objects is None]:
-                problems = problems.and_also(f"the extractor gave no list of objects for answer {listed(lost)}")
+                problems = problems.and_also(f"the extractor gave no list of objects for response {listed(lost)}")
                 problems.refuse_unless(args.partial and len(lost) < len(captions), args.answers)
         captions = [one for one, objects in zip(captions, extracted, strict=True) if objects is not None]
         if args.spacy_model:

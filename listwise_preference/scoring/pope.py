@@ -1,7 +1,7 @@
 """POPE: "is there a ... in the image?", counted as evaluate.py of github.com/AoiDragon/POPE counts.
 
-Answers and questions are paired by their order. A first sentence with the word No, no or not is "no";
-everything else, an empty answer too, is "yes", which is the positive class.
+Responses and questions are paired by their order. A first sentence with the word No, no or not is "no";
+everything else, an empty response too, is "yes", which is the positive class.
 """
 
 from argparse import Namespace
@@ -40,7 +40,7 @@ def decided(beginning: str) -> bool:
 
 
 def check(records: Sequence[Record], questions: Sequence[Record]) -> tuple[list[tuple[Record, Record]], Problems]:
-    """(answer, question) pairs that can be scored, and what is wrong with the two files.
+    """(response, question) pairs that can be scored, and what is wrong with the two files.
 
     A record that repeats its question's text or id is checked against the question at its place.
     """
@@ -50,10 +50,10 @@ def check(records: Sequence[Record], questions: Sequence[Record]) -> tuple[list[
     sentences = []
     at_their_place: list[Record | None] = list(questions[: len(records)])
     if len(records) != len(questions):
-        sentences.append(f"{len(records)} answers for {len(questions)} questions")
+        sentences.append(f"{len(records)} responses for {len(questions)} questions")
         if any("question_id" not in record for record in records):
-            # Behind a gap every answer would be held against its neighbour's question.
-            sentences.append("no question_id in the answers that would say which are missing")
+            # Behind a gap every response would be compared with its neighbour's question.
+            sentences.append("no question_id in the responses that would say which are missing")
             return [], Problems(tuple(sentences))
         by_id = {question.get("question_id"): question for question in questions}
         at_their_place = [by_id.get(record["question_id"]) for record in records]
@@ -74,14 +74,14 @@ def check(records: Sequence[Record], questions: Sequence[Record]) -> tuple[list[
     if textless:
         sentences.append(f'no text under "answer" in record {listed(textless)}')
     if strange:
-        sentences.append(f"answers to another question than the one at their place: record {listed(strange)}")
+        sentences.append(f"responses to another question than the one at their place: record {listed(strange)}")
     if not pairs:
-        sentences.append("no answer in it belongs to these questions")
+        sentences.append("no response in it belongs to these questions")
     return pairs, Problems(tuple(sentences))
 
 
 def count(record: Record, question: Record) -> str:
-    """The official cell of one answer: TP, FP, TN or FN."""
+    """The official cell of one response: TP, FP, TN or FN."""
     yes = says_yes(first_text(record, ANSWER_KEYS) or "")
     if question["label"] == "no":
         return "FP" if yes else "TN"

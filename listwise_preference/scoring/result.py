@@ -51,7 +51,7 @@ def report(
 ) -> None:
     """Print the table, the notes and the JSON line, and write the output file, which hold the notes as well.
 
-    ``only_in_file`` is what is too long for the line, such as each answer's own record.
+    ``only_in_file`` is what is too long for the line, such as each response's own record.
     """
     print(table(result))
     print("\n".join(intervals_table(result)), end="\n" if result.get("bootstrap") else "")

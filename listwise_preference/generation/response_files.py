@@ -1,6 +1,6 @@
-"""The answers of a run on the disk, so that it can be stopped at any moment and continued.
+"""The responses of a run on disk, so that it can be stopped at any moment and resumed.
 
-While a run works, finished answers stand in ``OUTPUT.parts/`` (see ``listwise_preference.store``). At its end OUTPUT
+During a run, finished responses are in ``OUTPUT.parts/`` (see ``listwise_preference.store``). At its end OUTPUT
 holds them in the benchmark's own form, and ``OUTPUT.run.json`` the model, adapter, questions and settings that made
 them; what OUTPUT held before a --restart is kept as ``OUTPUT.old``.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from listwise_preference.errors import DataError
 from listwise_preference.files import Record, read_json, write_json
-from listwise_preference.generation.questions import Question, Questions, write_answers
+from listwise_preference.generation.questions import Question, Questions, write_responses
 from listwise_preference.scoring.interface import QuestionFormat
 from listwise_preference.store import WAYS_ON, ResumableOutput
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("listwise_preference")
 
 
-class AnswerFiles(ResumableOutput):
-    """The answers file of a run and what stands beside it."""
+class ResponseFiles(ResumableOutput):
+    """The responses file of a run and the files beside it."""
 
     def __init__(self, output: Path, process: int = 0) -> None:
         super().__init__(output, process)
@@ -32,15 +32,16 @@ class AnswerFiles(ResumableOutput):
         self._run: Mapping[str, Any] = {}
 
     def made(self) -> Mapping[str, Any] | None:
-        """What decided the answers that stand, as ``OUTPUT.run.json`` says."""
+        """What decided the existing responses, from ``OUTPUT.run.json``."""
         record = read_json(self.record) if self.record.exists() else None
         return record.get("decides") if isinstance(record, dict) else None
 
     def begin(self, run: Mapping[str, Any], *, restart: bool, versions: Mapping[str, str] | None = None) -> bool:
-        """Begin or continue a run, of whose record ``decides`` decides the answers; whether OUTPUT is whole already.
+        """Begin or resume a run whose record says under ``decides`` what decides the responses; returns whether OUTPUT
+        is complete already.
 
         Raises:
-            DataError: answers of another run, or of an unfinished one of an earlier version, are in the way.
+            DataError: responses of another run, or of an unfinished one of an earlier version, are there.
         """
         earlier = sorted(self.output.parent.glob(f"{glob.escape(self.output.name)}.partial*.jsonl"))
         if earlier and not restart:
@@ -56,23 +57,24 @@ class AnswerFiles(ResumableOutput):
         self._run = run
         return is_whole
 
-    def add(self, answers: Iterable["Response"]) -> None:
-        """Append answers and flush them."""
-        self.append({"number": one.question.number, "answer": one.text, "cut": one.cut} for one in answers)
+    def add(self, responses: Iterable["Response"]) -> None:
+        """Append responses and flush them."""
+        self.append({"number": one.question.number, "answer": one.text, "cut": one.cut} for one in responses)
 
     def finish(self, form: QuestionFormat, asked: Questions) -> None:
-        """Write OUTPUT and ``OUTPUT.run.json`` and remove the parts. The process that called :meth:`begin` calls it."""
+        """Write OUTPUT and ``OUTPUT.run.json`` and remove the parts. Called by the process that called
+        :meth:`begin`."""
         items = self.items()
         cut = {kind: _count_cut(asked.questions, items, kind == "yes_no") for kind in ("free_text", "yes_no")}
         write_json(self.record, {**self._run, "answers_cut": cut})
         if self.output.exists():
             self.output.replace(self.output.with_name(f"{self.output.name}.old"))
-        write_answers(form, ((one, items[one.number]["answer"]) for one in asked.questions), self.output)
+        write_responses(form, ((one, items[one.number]["answer"]) for one in asked.questions), self.output)
         self.discard()
         for kind, option in (("free_text", "--max_new_tokens"), ("yes_no", "--max_new_tokens_yes_no")):
             if cut[kind]:
-                logger.warning(f"{cut[kind]:,} answers had not ended when they reached {option}")
-        logger.info(f"wrote {len(asked.questions):,} answers to {self.output}")
+                logger.warning(f"{cut[kind]:,} responses had no end token when they reached {option}")
+        logger.info(f"wrote {len(asked.questions):,} responses to {self.output}")
 
 
 def _count_cut(questions: Iterable[Question], items: Mapping[int, Record], yes_no: bool) -> int:
