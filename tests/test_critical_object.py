@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from listwise_preference.data.pairs import Pair
+from listwise_preference.english.singular import singular
+from listwise_preference.english.text import english
 from listwise_preference.image_lists.english.critical_object import Phrase, candidate_phrases
-from listwise_preference.image_lists.english.object_words import singular
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT.parent / "shared" / "benchmarks"
@@ -318,19 +319,17 @@ def test_singulars_agree_with_wordnet() -> None:
 def test_the_quick_model_tags_as_nltk_does() -> None:
     import nltk
 
-    from listwise_preference.image_lists.english.tagged_text import _tools
-
     for sentence in [*SENTENCES, *HELD_OUT]:
         words = nltk.word_tokenize(sentence)
-        assert _tools().tagger.tag(words) == nltk.pos_tag(words)
+        assert english().tags(words) == nltk.pos_tag(words)
 
 
 @pytest.mark.parametrize(
     ("hidden", "command"),
     [
-        ("import sys; sys.modules['nltk'] = None", "pip install 'nltk>=3.9'"),
+        ("import sys; sys.modules['nltk'] = None", "pip install 'nltk>=3.9.1'"),
         (
-            "import nltk.data; nltk.data.path[:] = []",
+            "import nltk.data; nltk.data.path[:] = []; import os; os.environ['https_proxy'] = 'http://127.0.0.1:9'",
             "python -m nltk.downloader punkt_tab averaged_perceptron_tagger_eng",
         ),
     ],
@@ -340,6 +339,8 @@ def test_what_is_missing_is_named_with_the_command_that_gets_it(hidden: str, com
 from listwise_preference.errors import DataError
 from listwise_preference.image_lists.english.critical_object import candidate_phrases
 from listwise_preference.data.pairs import Pair
+from listwise_preference.english.singular import singular
+from listwise_preference.english.text import english
 try:
     candidate_phrases(Pair(1, "a.jpg", "What is it?", "A dog.", "A cat."))
 except DataError as error:

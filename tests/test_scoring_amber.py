@@ -318,7 +318,7 @@ def test_output_file_holds_the_result_and_intervals_hold_the_numbers(score: Scor
     # Two images: a draw has the first twice, the second twice, or both. Their CHAIR is 3/8, 1/4 and 4/12.
     assert intervals["generative.chair"] == [25.0, 37.5]
     assert result["bootstrap"]["unit"] == "picture"
-    assert set(result["versions"]) >= {"python", "nltk", "listwise_preference"}
+    assert set(result["versions"]) >= {"python", "nltk", "nltk_data punkt_tab", "listwise_preference"}
     assert list(tmp_path.rglob("*unfinished*")) == []
 
 
@@ -326,6 +326,7 @@ def test_output_file_holds_the_result_and_intervals_hold_the_numbers(score: Scor
 def test_missing_nltk_data_gives_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "score.py", "amber", str(SAMPLE / "answers.json"), "--data", str(SAMPLE)]
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "NLTK_DATA": str(tmp_path)}
+    environment |= {"https_proxy": "http://127.0.0.1:9"}  # nobody there: as without a network
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode == 0:
         pytest.skip("NLTK's data is in a place that every user of this machine shares")

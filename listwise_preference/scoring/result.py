@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from listwise_preference import __version__
+from listwise_preference.english import nltk_data
 from listwise_preference.files import sha256_of, write_json
 
 Result = dict[str, Any]
@@ -23,7 +24,7 @@ def versions() -> dict[str, str]:
                 found[package] = version(package)
             except PackageNotFoundError:
                 found[package] = "unknown"
-    return found
+    return found | {f"nltk_data {package}": digest for package, digest in nltk_data.versions().items()}
 
 
 def file_identity(file: Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from listwise_preference.data.pairs import Entry
+from listwise_preference.english.singular import singulars
 from listwise_preference.errors import DataError
 from listwise_preference.files import parse_json, read_rows, read_text
 from listwise_preference.image_lists.detectors.detect import DetectorEntry, Failed, Found, Query, cut_box
@@ -237,8 +238,7 @@ class Annotations:
 
 def _match(phrase: str, label: str) -> int | None:
     """How near a phrase and a label are: 0 the same, 1 by the table, 2 by the last word of one; None: another thing."""
-    phrases = {_plain(phrase), *_singulars(_plain(phrase))}
-    labels = {label, *_singulars(label)}
+    phrases, labels = singulars(_plain(phrase)), singulars(label)
     if phrases & labels:
         return 0
     if any(_BROADER.get(one, set()) & labels for one in phrases) or any(
@@ -252,12 +252,6 @@ def _match(phrase: str, label: str) -> int | None:
 
 def _last_words(words: set[str]) -> set[str]:
     return {word.rpartition(" ")[2] for word in words if " " in word and word not in _NOT_ITS_LAST_WORD}
-
-
-def _singulars(word: str) -> set[str]:
-    """What the word may be the plural of, by its ending."""
-    endings = (("ies", "y"), ("ves", "f"), ("es", ""), ("s", ""))
-    return {word.removesuffix(plural) + one for plural, one in endings if word.endswith(plural) and len(word) > 3}
 
 
 def _plain(label: str) -> str:

@@ -21,6 +21,7 @@ Known misses:
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from listwise_preference.english.singular import singular
 from listwise_preference.image_lists.english.object_words import (
     ABSTRACT_ENDINGS,
     BALLS,
@@ -32,7 +33,6 @@ from listwise_preference.image_lists.english.object_words import (
     NOT_VISIBLE,
     PORTIONS,
     VISIBLE_DESPITE_ENDING,
-    singular,
     words,
 )
 from listwise_preference.image_lists.english.tagged_text import Token, sentences

@@ -1,14 +1,12 @@
 """English text as tagged words: NLTK splits and tags, the lists of ``object_words`` put right what they know better."""
 
-import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
-import numpy as np
-
-from listwise_preference.errors import DataError
+from listwise_preference.english.singular import singular
+from listwise_preference.english.text import English, english
+from listwise_preference.english.tokens import tokenize
 from listwise_preference.image_lists.english.object_words import (
     ADJECTIVES,
     COLOURS,
@@ -19,13 +17,7 @@ from listwise_preference.image_lists.english.object_words import (
     PREPOSITIONS,
     THINGS,
     VERBS,
-    singular,
 )
-
-if TYPE_CHECKING:
-    from nltk.tag.perceptron import AveragedPerceptron, PerceptronTagger
-    from nltk.tokenize import NLTKWordTokenizer
-    from nltk.tokenize.punkt import PunktSentenceTokenizer
 
 # Text on a sign, set phrases, and the camera that took the image.
 _SET_ASIDE = re.compile(
@@ -36,6 +28,8 @@ _SET_ASIDE = re.compile(
 )
 _STRANGE = re.compile(r"[^\w\s.,;:!?'\"()&%$-]|_")
 _PLAIN = str.maketrans("’‘“”—–…•/", "''\"\";;.-,")
+# The tokenizer parts single letters from a quote before them; here 'words' too, but not the 's of it's.
+_OPENING_QUOTE = re.compile(r"(?<!\w)'(?!(?:re|ve|ll|m|t|s|d|n)\b)(?=\w)", re.IGNORECASE)
 _WORD = re.compile(r"[a-zß-öø-ÿ]+(?:-[a-zß-öø-ÿ]+)*")
 _COUNT = re.compile(r"two|three|four|five|six|seven|eight|nine|ten|several|some|many|a|an|another|\d+")
 _ADJECTIVE_ENDINGS = ("ful", "ous", "able", "ible", "al", "ive", "est", "ish", "less", "ic", "ed", "ing", "er")
@@ -50,75 +44,25 @@ class Token(NamedTuple):
     end: int
 
 
-@dataclass(frozen=True)
-class _Tools:
-    """NLTK's parts; ``case`` has Punkt's flags of the forms in which it met a word."""
-
-    splitter: "PunktSentenceTokenizer"
-    tokenizer: "NLTKWordTokenizer"
-    tagger: "PerceptronTagger"
-    case: Mapping[str, int]
-
-
-class _DenseModel:
-    """NLTK's perceptron with its weights as rows of an array: the same tags, several times as fast."""
-
-    def __init__(self, model: "AveragedPerceptron") -> None:
-        # Backwards, because the first of equal scores wins here and the last label by name wins there.
-        self.labels = sorted(model.classes, reverse=True)
-        column = {label: i for i, label in enumerate(self.labels)}
-        self.row = {feature: i for i, feature in enumerate(model.weights)}
-        self.weights = np.zeros((len(self.row), len(self.labels)))
-        for row, weights in enumerate(model.weights.values()):
-            for label, weight in weights.items():
-                self.weights[row, column[label]] = weight
-
-    def predict(self, features: Iterable[str], return_conf: bool = False) -> tuple[str, None]:
-        """The best label; every feature counts once, and the tagger asks for no confidence."""
-        rows = [self.row[feature] for feature in features if feature in self.row]
-        return self.labels[self.weights[rows].sum(axis=0).argmax()], None
-
-
-@functools.cache
-def _tools() -> _Tools:
-    try:
-        from nltk.data import find
-        from nltk.tag.perceptron import PerceptronTagger
-        from nltk.tokenize import NLTKWordTokenizer
-        from nltk.tokenize.punkt import PunktSentenceTokenizer, load_punkt_params
-    except ImportError as error:
-        raise DataError(f"objects in text are found with NLTK ({error}); get it: pip install 'nltk>=3.9'") from None
-    try:
-        punkt = load_punkt_params(find("tokenizers/punkt_tab/english/"))
-        tagger = PerceptronTagger()
-        tagger.model = _DenseModel(tagger.model)
-    except LookupError:
-        raise DataError(
-            "objects in text are found with NLTK's data, which is neither in NLTK_DATA nor in the usual folders; "
-            "get it: python -m nltk.downloader punkt_tab averaged_perceptron_tagger_eng"
-        ) from None
-    return _Tools(PunktSentenceTokenizer(punkt), NLTKWordTokenizer(), tagger, punkt.ortho_context)
-
-
 def sentences(text: str) -> Iterator[list[Token]]:
     """Tagged sentences; a line break ends a sentence."""
-    tools = _tools()
+    reader = english()
     # Every step keeps the length, so that positions hold in the text as given.
     plain = _SET_ASIDE.sub(lambda match: " " * len(match.group()), text.translate(_PLAIN))
     plain = _STRANGE.sub(" ", plain)
     for line in re.finditer(r"[^\n\r]+", plain):
-        for start, end in tools.splitter.span_tokenize(line.group()):
-            tokens = _tagged(plain, line.start() + start, line.start() + end, tools)
+        for start, end in reader.sentences(line.group()):
+            tokens = _tagged(plain, line.start() + start, line.start() + end, reader)
             if tokens:
                 yield tokens
 
 
-def _tagged(plain: str, start: int, end: int, tools: _Tools) -> list[Token]:
+def _tagged(plain: str, start: int, end: int, reader: English) -> list[Token]:
     sentence = plain[start:end]
-    forms = tools.tokenizer.tokenize(sentence)
+    forms = tokenize(_OPENING_QUOTE.sub("' ", sentence))
     # Capitals throughout, or on the first word, would make names of nouns.
     shouted = sentence.isupper()
-    tagged = tools.tagger.tag([form.lower() if shouted or i == 0 else form for i, form in enumerate(forms)])
+    tagged = reader.tags([form.lower() if shouted or i == 0 else form for i, form in enumerate(forms)])
     tokens: list[Token] = []
     for i, (form, (_, tag)) in enumerate(zip(forms, tagged, strict=True)):
         at = plain.find(form, start, end)
@@ -127,24 +71,22 @@ def _tagged(plain: str, start: int, end: int, tools: _Tools) -> list[Token]:
             continue
         start = at + len(form)
         if tag.startswith("NN"):
-            tag = "NAME" if not shouted and _is_name(forms, i, tag, tokens, tools.case) else "NN"
+            tag = "NAME" if not shouted and _is_name(forms, i, tag, tokens, reader) else "NN"
         tokens.append(Token(form.lower(), tag, at, start))
     for i in range(len(tokens)):
         tokens[i] = tokens[i]._replace(tag=_better_tag(tokens, i))
     return tokens
 
 
-def _is_name(forms: list[str], i: int, tag: str, before: list[Token], case: Mapping[str, int]) -> bool:
+def _is_name(forms: list[str], i: int, tag: str, before: list[Token], reader: English) -> bool:
     """Whether a noun is a proper name, by its place and by the forms that Punkt's corpus has of it."""
     form = forms[i]
     if not form[0].isupper() or form.lower() in ("tv", "tvs", "suv", "suvs", "pc"):
         return False
-    # Punkt keeps three bits for where it met a capital, and above them three for small letters.
-    flags = case.get(form.lower(), 0)
-    in_lower_case, in_upper_case = bool(flags & 0b1110000), bool(flags & 0b1110)
+    in_lower_case = reader.is_written_small(form.lower())
     next_has_capital = i + 1 < len(forms) and forms[i + 1][0].isupper()
     if not before:
-        return not in_lower_case and (in_upper_case or next_has_capital)
+        return not in_lower_case and (reader.is_written_with_capital(form.lower()) or next_has_capital)
     if not tag.startswith("NNP"):
         return False
     if next_has_capital or before[-1].tag == "NAME":
