@@ -394,6 +394,8 @@ def test_two_processes_write_the_file_of_one(tmp_path: Path) -> None:
     finish(start(options(tmp_path / "two.jsonl", pairs), *launcher))
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
     assert json.loads((tmp_path / "two.summary.json").read_text())["speed"]["processes"] == 2
+    _, said = start([*options(tmp_path / "two.jsonl", pairs), "--min_box_share", "0.1"], *launcher).communicate()
+    assert said.count("was made with other options") == 1 and "[rank" not in said  # no traceback of the second one
 
 
 # Exclusion

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -20,7 +20,7 @@ from listwise_preference import __version__
 from listwise_preference.cli import is_main_process, run_program
 from listwise_preference.data.pairs import Entry, Pair, read_entries, read_exclusions
 from listwise_preference.data.ranked_images import Box
-from listwise_preference.errors import DataError, ModelError
+from listwise_preference.errors import DataError, ModelError, UserError
 from listwise_preference.files import Record, write_json
 from listwise_preference.image_lists.build import WINDOW, Builder, excluded_line
 from listwise_preference.image_lists.detectors import DETECTORS
@@ -32,6 +32,8 @@ from listwise_preference.image_lists.review.review import ReviewItem, check_revi
 from listwise_preference.image_lists.store import ListStore
 from listwise_preference.image_lists.summary import draw_histogram, summarize
 from listwise_preference.models.families import PLACEHOLDERS
+
+Result = TypeVar("Result")
 
 logger = logging.getLogger("listwise_preference")
 
@@ -60,11 +62,7 @@ def _run(options: Options) -> None:
 
     # Nothing is wrong with options, records and folders: now the heavy part.
     processes = Processes.join()
-    run: dict[str, Any] = {}
-    if is_main_process():
-        run = _what_decides(options, entries)
-        store.begin(run, restart=options.restart)
-    processes.wait_for_all()
+    run = processes.once(lambda: _begin(options, entries, store))
     done = _as_computed(store.lines())
     processes.wait_for_all()  # no process appends before all have read
     to_do = {entry.number for entry in entries if entry.number not in done and str(entry.id) not in excluded}
@@ -81,6 +79,12 @@ def _run(options: Options) -> None:
         draw_histogram(lines, store.histogram)
         _report(lines, store)
         _write_results(options, entries, lines)
+
+
+def _begin(options: Options, entries: Sequence[Entry], store: ListStore) -> dict[str, Any]:
+    run = _what_decides(options, entries)
+    store.begin(run, restart=options.restart)
+    return run
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,22 @@ class Processes:
         # The first one to finish may have to wait for long.
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
         return cls(state.process_index, state.num_processes, state.wait_for_everyone)
+
+    def once(self, work: Callable[[], Result]) -> Result:
+        """What the first process's work returns, in all of them; so is an error that the user can correct."""
+        done: list[Any] = [None, None]
+        if self.index == 0:
+            try:
+                done[0] = work()
+            except UserError as error:
+                done[1] = error
+        if self.count > 1:
+            from accelerate.utils import broadcast_object_list
+
+            broadcast_object_list(done)
+        if done[1] is not None:
+            raise done[1]
+        return done[0]
 
 
 def _make(
