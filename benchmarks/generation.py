@@ -4,9 +4,9 @@
     python benchmarks/generation.py --family idefics2
 
 AMBER's mix on photographs of data/sample: one description and 14 yes/no questions on each image. The model has random
-weights and no reason to end an answer, so both ways write the same numbers of tokens; that real answers to yes/no
-questions end early, or are ended, is not counted. Both ways start from the image files and end in texts, which are
-compared.
+weights and no reason to end a response, so both ways generate the same numbers of tokens; that real responses to yes/no
+questions end early, or are stopped early, is not counted. Both ways start from the image files and end with texts,
+which are compared.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def main() -> None:
     print(
         f"{arguments.family}, {parameters:,} parameters, {prompt.count(model.config.image_token_id)} image tokens,"
         f" float32, CPU threads: {torch.get_num_threads()}; {len(questions)} questions on {len(images)} images,"
-        f" {budgets[False]} tokens a description, {budgets[True]} a yes/no answer, batches of {arguments.batch_size}"
+        f" {budgets[False]} tokens a description, {budgets[True]} a yes/no response, batches of {arguments.batch_size}"
     )
     print("| way | s | CPU s | questions a second | of the loop |")
     print("|---|---|---|---|---|")

@@ -4,11 +4,11 @@
 
 For every seed a small Idefics2 is pre-trained, describes scenes, and its own descriptions become the rejected responses
 of the pairs. A method is trained on the same pairs by ``lpoi.py``'s code at each learning rate of a grid, its
-checkpoints answer the validation scenes by ``generate.py``'s code and are scored by ``score.py``'s. The learning rate
+checkpoints describe the validation scenes by ``generate.py``'s code and are scored by ``score.py``'s. The learning rate
 and the number of steps with the best F of precision (1 - CHAIR) and Cover, averaged over the first two seeds, are the
-method's; the test scenes are answered only by runs at that learning rate.
+method's; only runs at that learning rate describe the test scenes.
 
-All work is kept below ``--work``: a stopped run continues, and what is there is not made again. What was measured, seed
+All work is kept below ``--work``: a stopped run resumes, and what is there is not made again. What was measured, seed
 by seed, goes into results.json, from which ``objectives_report.py`` makes tables and figures.
 """
 
@@ -109,8 +109,8 @@ class Run:
     """One training run.
 
     Attributes:
-        base: "robust" was pre-trained with things before the scenes, "naive" without.
-        pairs: "matched" in length, or "natural": whatever the base said.
+        base: "robust" was pre-trained with partly masked images, "naive" without.
+        pairs: "matched" in length, or "natural": any length.
         pair_set: which training scenes.
     """
 
@@ -131,7 +131,7 @@ class Run:
 
 
 class Bench:
-    """The work's files, and how each is made. Every step is left alone where its result stands."""
+    """The work's files, and how each is made. A step whose result exists is not repeated."""
 
     def __init__(self, work: Path) -> None:
         self.work = work
@@ -180,7 +180,7 @@ class Bench:
             for draw in range(2):
                 output = folder / f"said-{run.base}-{draw}.json"
                 base = self.base(run.base, run.seed)
-                self._answer(base, None, folder, "generative", output, temperature=1.0, seed=draw)
+                self._generate(base, None, folder, "generative", output, temperature=1.0, seed=draw)
                 descriptions += [(one["id"], one["response"]) for one in json.loads(output.read_text())]
             scenes = data.scenes(NATURAL, TRAINING_SCENES, f"{what} {run.seed}")
             made = data.preference_pairs(scenes, descriptions, matched=run.pairs == "matched", seed=run.seed)
@@ -198,7 +198,7 @@ class Bench:
                 [*given, "--output", str(lists), "--detector", "annotations", "--verifier", "none", *options]
             )
 
-    # ---- training and answering, by the programs' own code ----
+    # ---- training and generation, by the programs' own code ----
 
     def train(self, run: Run) -> Path:
         """The run's folder with its checkpoints."""
@@ -259,7 +259,7 @@ class Bench:
                 level.save(folder / record["img_path"])
         return {"image_lists": None, "image_root": str(folders[0]), "ranked_image_folders": [*map(str, folders)]}
 
-    def _answer(
+    def _generate(
         self, base: Path, adapter: Path | None, scenes: Path, questions: str, output: Path, **changes: Any
     ) -> None:
         options = {
@@ -316,7 +316,7 @@ class Bench:
         output.parent.mkdir(parents=True, exist_ok=True)
         for left in output.parent.glob(f"{output.name}*"):
             left.unlink()
-        self._answer(self.base(run.base, run.seed), adapter, scenes, questions, output)
+        self._generate(self.base(run.base, run.seed), adapter, scenes, questions, output)
         benchmark = amber.load_amber(scenes)
         answers, problems = amber.check(read_records(output), benchmark)
         problems.refuse_unless(False, output)
@@ -469,7 +469,7 @@ def _set_up(work: Path) -> None:
 def _do(work: Path, task: Task) -> None:
     try:
         task.step(Bench(work), *task.arguments)
-    except SystemExit as stop:  # how the programs end on what a user can mend
+    except SystemExit as stop:  # how the programs end on an error that the user can correct
         what = f"{task.step.__name__}{task.arguments} stopped with {stop.code}"
         raise RuntimeError(f"{what}; {work}/log-{os.getpid()}.txt says why") from None
 

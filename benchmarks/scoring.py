@@ -1,8 +1,8 @@
-"""Seconds that score.py takes for a whole AMBER run: 1,004 descriptions and 14,216 yes/no answers.
+"""Seconds that score.py takes for a whole AMBER run: 1,004 descriptions and 14,216 yes/no responses.
 
     python benchmarks/scoring.py --data AMBER --descriptions g.json --yes_no d.json
 
-The answers are made from the given ones: descriptions are repeated in turn until every image has one, and
+The responses are made from the given ones: descriptions are repeated in turn until every image has one, and
 with --words they are joined until each has that many, because models write more than test sentences do. The
 whole program is timed, from the start of Python to the written result: best and worst of --runs.
 """
@@ -22,7 +22,7 @@ BENCHMARKS = ROOT.parent / "shared" / "benchmarks"
 
 
 def whole_run(descriptions: list[str], yes_no: list[dict[str, object]], words: int) -> list[dict[str, object]]:
-    """Answers to all of AMBER, every description at least ``words`` long."""
+    """Responses to all of AMBER, every description at least ``words`` long."""
     texts = itertools.cycle(text for text in descriptions if text.strip())
     answers: list[dict[str, object]] = []
     for id_ in range(1, DESCRIPTIONS + 1):
@@ -68,7 +68,7 @@ def main() -> None:
         counts = json.loads(output.read_text(encoding="utf-8"))["counts"]
     mean = sum(len(str(answer["response"]).split()) for answer in answers[:DESCRIPTIONS]) / DESCRIPTIONS
     print(
-        f"{counts['descriptions']} descriptions of {mean:.0f} words and {counts['yes_no']} yes/no answers: "
+        f"{counts['descriptions']} descriptions of {mean:.0f} words and {counts['yes_no']} yes/no responses:  "
         f"{min(seconds):.2f} to {max(seconds):.2f} s ({args.runs} runs of the whole program)"
     )
 

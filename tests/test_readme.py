@@ -250,3 +250,9 @@ def prose(text: str) -> str:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
 def test_documents_use_the_fields_words(document: Path) -> None:
     assert DIALECT.findall(prose(read(document))) == []
+
+
+@pytest.mark.parametrize("program", [program for program in PROGRAMS if "training_step" not in program])
+def test_help_texts_use_the_fields_words(program: str) -> None:
+    words = re.sub(r"--[\w-]+( [A-Z_]{2,})?|\{[^}]*\}", " ", help_of(program))
+    assert DIALECT.findall(words) == []

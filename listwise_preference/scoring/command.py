@@ -45,7 +45,7 @@ def _add_command(commands: Subcommands, benchmark: Benchmark) -> None:
     one = commands.add_parser(benchmark.name, help=benchmark.help, description=benchmark.help)
     one.set_defaults(run=lambda args: _score(benchmark, args))
     add = one.add_argument
-    add("answers", type=Path, help="responses file (JSON list or JSON lines)")
+    add("answers", metavar="responses", type=Path, help="responses file (JSON list or JSON lines)")
     add("--output", type=Path, help="write the result there as JSON")
     add("--partial", action="store_true", help="score the responses that are there and mark the result partial")
     add("--bootstrap", type=count, default=0, metavar="N", help="95 %% intervals by N resamples of images")
