@@ -33,6 +33,9 @@ from listwise_preference.scoring.pope import says_yes
 from .conftest import ROOT, SAMPLE, Run
 from .scoring_data import needs_nltk_data
 
+# Of our own calls none is deprecated; peft's asks transformers by an old name.
+pytestmark = pytest.mark.filterwarnings("error", "ignore:.*is_gradient_checkpointing.*:FutureWarning")
+
 BENCHMARK_DATA = ROOT.parent / "shared" / "benchmarks"
 PICTURES = ("cat", "coffee", "astronaut", "rocket", "moose", "stairs")
 YES_NO = (

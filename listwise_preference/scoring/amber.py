@@ -40,6 +40,7 @@ from listwise_preference.scoring.words import Lemmas, NltkWords, load_lemmas, to
 # The official counters' prefix of each kind of yes/no question; the overall counters have none.
 PREFIXES = {"state": "as_", "number": "an_", "action": "aa_", "relation": "asso_", "existence": "ha_"}
 KIND_OF_TYPE = {
+    "generative": "generative",
     "discriminative-attribute-state": "state",
     "discriminative-attribute-number": "number",
     "discriminative-attribute-action": "action",
@@ -102,10 +103,8 @@ def load_amber(folder: Path) -> Amber:
         query = queries.get(record["id"], {})
         questions[record["id"]] = Question(
             record["id"],
-            "generative"
-            if record["type"] == "generative"
             # "relation" and "discriminative-relation" are one kind, as in the official program.
-            else KIND_OF_TYPE.get(record["type"], "relation"),
+            KIND_OF_TYPE.get(record["type"], "relation"),
             record["truth"],
             record.get("hallu", ()),
             query.get("image"),

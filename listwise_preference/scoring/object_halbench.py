@@ -173,14 +173,8 @@ def read_captions(path: Path, questions: Sequence[Record] | None) -> tuple[list[
         if image_id is None or text is None:
             wrong.append(number)
             continue
-        captions.append(
-            Caption(
-                image_id,
-                text.replace("Assistant:", "").strip(),
-                str(question),
-                tuple(map(str, objects)) if isinstance(objects, list) else None,
-            )
-        )
+        given = tuple(map(str, objects)) if isinstance(objects, list) else None
+        captions.append(Caption(image_id, text.replace("Assistant:", "").strip(), str(question), given))
     if wrong:
         sentences.append(
             f"no image_id (a COCO id) or no text under {', '.join(TEXT_KEYS)}: record {listed(wrong)}"
@@ -225,39 +219,27 @@ def true_objects(
     """
     wanted = set(image_ids)
     objects: dict[int, set[str]] = {}
-    try:
-        _add_true_objects(objects, wanted, folder, table, words, lemmas)
-    except KeyError as error:
-        raise DataError(f"{folder}: not COCO's instances and captions: no {error}") from error
-    return objects, wanted - set(objects)
-
-
-def _add_true_objects(
-    objects: dict[int, set[str]],
-    wanted: set[int],
-    folder: Path,
-    table: ObjectWords,
-    words: NltkWords,
-    lemmas: Lemmas,
-) -> None:
     for instances_path, captions_path in _annotation_files(folder):
         if len(objects) == len(wanted):
             break
-        instances, captions = read_json(instances_path), read_json(captions_path)
-        for image in instances["images"]:
-            if image["id"] in wanted:
-                objects.setdefault(image["id"], set())
-        category = {one["id"]: one["name"] for one in instances["categories"]}
-        for instance in instances["annotations"]:
-            if instance["image_id"] in objects:
-                name = category[instance["category_id"]]
-                if name not in table.object_of:
-                    raise DataError(f"{table.source}: no line for COCO's object {name!r}")
-                objects[instance["image_id"]].add(table.object_of[name])
-        for caption in captions["annotations"]:
-            if caption["image_id"] in objects:
-                mentions = caption_mentions(caption["caption"], table, words, lemmas)
-                objects[caption["image_id"]].update(mentions.objects)
+        try:
+            instances, captions = read_json(instances_path), read_json(captions_path)["annotations"]
+            for image in instances["images"]:
+                if image["id"] in wanted:
+                    objects.setdefault(image["id"], set())
+            category = {one["id"]: one["name"] for one in instances["categories"]}
+            boxes = instances["annotations"]
+            named = [(one["image_id"], category[one["category_id"]]) for one in boxes if one["image_id"] in objects]
+            captioned = [(one["image_id"], one["caption"]) for one in captions if one["image_id"] in objects]
+        except KeyError as error:
+            raise DataError(f"{folder}: not COCO's instances and captions: no {error}") from error
+        for image_id, name in named:
+            if name not in table.object_of:
+                raise DataError(f"{table.source}: no line for COCO's object {name!r}")
+            objects[image_id].add(table.object_of[name])
+        for image_id, caption in captioned:
+            objects[image_id].update(caption_mentions(caption, table, words, lemmas).objects)
+    return objects, wanted - set(objects)
 
 
 # ---- objects by an extractor ----

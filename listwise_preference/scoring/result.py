@@ -32,17 +32,6 @@ def file_identity(file: Path) -> dict[str, str]:
     return {"file": file.name, "sha256": sha256_of([file])}
 
 
-def intervals_table(result: Mapping[str, Any]) -> list[str]:
-    """Lines with the 95 % intervals, where the result has any."""
-    if not (bootstrap := result.get("bootstrap")):
-        return []
-    lines = ["", f"95 % intervals, {bootstrap['resamples']} resamples of {bootstrap['pictures']} images"]
-    for name, edges in bootstrap["intervals"].items():
-        if edges:
-            lines.append(f"  {name:28} {edges[0]:9.4g} to {edges[1]:.4g}")
-    return lines
-
-
 def report(
     result: Result,
     table: Callable[[Result], str],
@@ -55,12 +44,14 @@ def report(
     ``only_in_file`` is what is too long for the line, such as each response's own record.
     """
     print(table(result))
-    print("\n".join(intervals_table(result)), end="\n" if result.get("bootstrap") else "")
+    if drawn := result.get("bootstrap"):
+        print(f"\n95 % intervals, {drawn['resamples']} resamples of {drawn['pictures']} images")
+        for name, edges in drawn["intervals"].items():
+            if edges:
+                print(f"  {name:28} {edges[0]:9.4g} to {edges[1]:.4g}")
     if result["partial"]:
-        notes = [
-            "PARTIAL: not all of the benchmark was scored; do not compare these numbers with whole ones.",
-            *notes,
-        ]
+        partial = "PARTIAL: not all of the benchmark was scored; do not compare these numbers with whole ones."
+        notes = [partial, *notes]
     result = {**result, "notes": list(notes)}
     for note in result["notes"]:
         print(f"\nNote: {note}")
