@@ -84,7 +84,7 @@ def parse(recipe: Mapping[str, Any], argv: Sequence[str] | None = None) -> Names
     return options
 
 
-def main(recipe: Mapping[str, Any], argv: Sequence[str] | None = None) -> None:
+def main(recipe: Mapping[str, Any] = {}, argv: Sequence[str] | None = None) -> None:
     """Run a recipe as the command line changes it. Exits with code 2 and a message on an error that the user can
     correct."""
     options = parse(recipe, argv)

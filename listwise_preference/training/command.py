@@ -10,7 +10,6 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from listwise_preference.cli import run_program
@@ -33,10 +32,8 @@ from listwise_preference.training.options import Arguments, parse
 
 logger = logging.getLogger("listwise_preference")
 
-_NO_RECIPE: Mapping[str, Any] = MappingProxyType({"do_train": True})
 
-
-def main(recipe: Mapping[str, Any] = _NO_RECIPE, argv: Sequence[str] | None = None) -> None:
+def main(recipe: Mapping[str, Any] = {"do_train": True}, argv: Sequence[str] | None = None) -> None:
     """Run a recipe as the command line changes it. Exits with code 2 and a message on what a user can put right."""
     arguments = parse(recipe, argv, description=sys.modules["__main__"].__doc__ or __doc__)
     run_program(lambda: train(arguments))
