@@ -53,7 +53,7 @@ def by_hand(verifier: Verifier, check: Check) -> float:
         }
     ]
     prompt = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    lead = ChatFormat(processor, "").answer_lead
+    lead = ChatFormat(processor, "").response_lead
     scores = []
     for answer in ("Yes", "No"):
         head = processor(text=[prompt], images=[[check.image]], return_tensors="pt")

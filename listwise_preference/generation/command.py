@@ -10,7 +10,6 @@ main(RECIPE)
 import logging
 import math
 import sys
-import warnings
 from argparse import BooleanOptionalAction, Namespace
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -88,8 +87,6 @@ def main(recipe: Mapping[str, Any] = {}, argv: Sequence[str] | None = None) -> N
     """Run a recipe as the command line changes it. Exits with code 2 and a message on an error that the user can
     correct."""
     options = parse(recipe, argv)
-    # peft asks transformers by the old name; nothing a user could do about it.
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     run_program(lambda: _run(options, is_main_process()), stopped="stopped; the same command resumes from here")
 
 

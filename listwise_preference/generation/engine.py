@@ -19,6 +19,7 @@ import gc
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -161,9 +162,8 @@ class ResponseGenerator:
         self.model: Any = model  # its families' own methods are not PreTrainedModel's
         self.processor = processor
         self.decoding = decoding
-        self.family = FAMILIES[model.config.model_type]
         self.image_token = model.config.image_token_id
-        end = end_token(processor, self.family)
+        end = end_token(processor, FAMILIES[model.config.model_type])
         self.chat = ChatFormat(processor, end)
         tokenizer = processor.tokenizer
         configured = model.generation_config.eos_token_id
@@ -184,40 +184,37 @@ class ResponseGenerator:
             ImageError: an image that could be opened at the start no longer can.
             ModelError: the processor gives other tokens with the image than without.
         """
-        first_asked: dict[object, Question] = {}
-        for question in questions:
-            first_asked.setdefault(question.image, question)
+        texts = [self.chat.prompt_text(question.text) for question in questions]
+        first_asked: dict[Path, int] = {}
+        for index, question in enumerate(questions):
+            first_asked.setdefault(question.image, index)
         place = {image: index for index, image in enumerate(first_asked)}
         firsts = list(first_asked.values())
         encoded = self.processor(
-            text=[self.chat.prompt_text(question.text) for question in firsts],
-            images=[open_image(question.image) for question in firsts],
+            text=[texts[first] for first in firsts],
+            images=[open_image(image) for image in first_asked],
             padding=True,
             return_tensors="pt",
         )
         whole = [
             ids[mask.bool()].tolist() for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True)
         ]
-        image_tokens = [ids.count(self.image_token) for ids in whole]
-        prompts = self._prompt_ids(questions, [image_tokens[place[question.image]] for question in questions])
-        rows = tuple(
-            Row(question, place[question.image], ids) for question, ids in zip(questions, prompts, strict=True)
-        )
-        for row in rows:
-            if row.question is firsts[row.image] and row.ids != whole[row.image]:
-                raise ModelError(f"{row.question.text!r} has other tokens with its image than without")
-        return Group(rows, {name: value for name, value in encoded.items() if name.startswith("pixel_")})
-
-    def _prompt_ids(self, questions: Sequence[Question], image_tokens: Sequence[int]) -> list[list[int]]:
-        """The prompts' tokens as the processor makes them with the image, without processing it again."""
-        texts = [self.chat.prompt_text(question.text) for question in questions]
-        if self.family.expands_text_alone:
-            return self.processor(text=texts)["input_ids"]
-        tokenizer = self.processor.tokenizer
-        image = tokenizer.convert_ids_to_tokens(self.image_token)
-        return tokenizer([text.replace(image, image * count) for text, count in zip(texts, image_tokens, strict=True)])[
-            "input_ids"
+        # Without an image a prompt has its image token once, or as often as with one where that is always the same.
+        # What stands in its place with the image is put into the other prompts on it: no image is processed twice.
+        alone = self.processor(text=texts)["input_ids"]
+        starts = [ids.index(self.image_token) for ids in alone]
+        expansions = [
+            ids[starts[first] : starts[first] + 1 + len(ids) - len(alone[first])]
+            for ids, first in zip(whole, firsts, strict=True)
         ]
+        rows = tuple(
+            Row(question, place[question.image], ids[:start] + expansions[place[question.image]] + ids[start + 1 :])
+            for question, ids, start in zip(questions, alone, starts, strict=True)
+        )
+        for ids, first in zip(whole, firsts, strict=True):
+            if rows[first].ids != ids:
+                raise ModelError(f"{questions[first].text!r} has other tokens with its image than without")
+        return Group(rows, {name: value for name, value in encoded.items() if name.startswith("pixel_")})
 
     # ---- on the device ----
 

@@ -31,7 +31,7 @@ from listwise_preference.image_lists.options import Options, parse
 from listwise_preference.image_lists.review.review import ReviewItem, check_review, write_review
 from listwise_preference.image_lists.store import ListStore
 from listwise_preference.image_lists.summary import draw_histogram, summarize
-from listwise_preference.models.families import PLACEHOLDERS
+from listwise_preference.models.families import special_tokens
 
 Result = TypeVar("Result")
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(options: Options) -> None:
-    entries = read_entries(options.pairs, options.image_root, PLACEHOLDERS)
+    entries = read_entries(options.pairs, options.image_root, special_tokens())
     _check_images_are_there(entries, options)
     store = ListStore(options.output, [entry.id for entry in entries], int(os.environ.get("RANK", "0")))
     if is_main_process():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from listwise_preference.errors import ModelError
 from listwise_preference.models.families import FAMILIES, Family
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -31,7 +32,7 @@ def add_adapter(
         target_modules: module name endings, or ``["all-linear"]`` for every linear layer but the vocabulary projection.
         frozen_module: a module whose layers get no adapter, e.g. the vision tower.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
     config = LoraConfig(
         r=r,
@@ -41,9 +42,18 @@ def add_adapter(
         exclude_modules=rf".*{re.escape(frozen_module)}\..*" if frozen_module else None,
     )
     try:
-        return get_peft_model(model, config)
+        return _with_layers(model, config)
     except ValueError as error:
         raise ModelError(f"--lora_target_modules {' '.join(target_modules)}: {error}") from error
+
+
+def _with_layers(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():
+        # peft 0.21 asks the model whether it is_gradient_checkpointing, which transformers calls otherwise since 5.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        return get_peft_model(model, config)
 
 
 def adapter_file(folder: Path) -> Path:
@@ -71,14 +81,14 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
     Raises:
         ModelError: no adapter there; or tensors that are left over, missing, or of another shape, each named.
     """
-    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
 
     file = adapter_file(folder)
     config = PeftConfig.from_pretrained(str(folder))
     config.inference_mode = not trainable
     try:
-        adapted: PeftModel = get_peft_model(model, config)
+        adapted = _with_layers(model, config)
     except ValueError as error:
         raise ModelError(f"{folder}: the adapter does not fit this model: {error}") from error
 

@@ -7,13 +7,16 @@ from transformers import ProcessorMixin
 
 from listwise_preference.errors import ModelError
 
+# Anything that a template might strip, escape or write in other letters.
+_PROBE = " \n<b>A & 'c'\t"
+
 
 class ChatFormat:
-    """A model's chat template as this method needs it: a prompt's text, and an answer's tokens behind it.
+    """A prompt's text in the model's chat template, and the tokens of a response behind it.
 
     Args:
         processor: of the model; its template must render a conversation as its generation prompt continued.
-        end_token: what the model ends an answer with.
+        end_token: what the model ends a response with.
 
     Raises:
         ModelError: there is no template, or it does not continue its generation prompt.
@@ -24,8 +27,9 @@ class ChatFormat:
             raise ModelError("the checkpoint's processor has no chat template (chat_template.jinja)")
         self.processor = processor
         self.end_token = end_token
-        probe = "answer"
-        prompt = self.prompt_text("question")
+        # A template that leaves a text as it is need not be rendered for each: what stands around it is the same.
+        self._around = self._render(_PROBE).split(_PROBE)
+        prompt, probe = self.prompt_text("question"), "answer"
         turns = [
             self._user_turn("question"),
             {"role": "assistant", "content": [{"type": "text", "text": probe}]},
@@ -35,28 +39,38 @@ class ChatFormat:
             raise ModelError(
                 f"the chat template does not continue its generation prompt: {prompt!r} is no beginning of {whole!r}"
             )
-        # What stands between the generation prompt and the answer, a space in both families' templates.
-        self.answer_lead = whole[len(prompt) :].partition(probe)[0]
+        # What stands between the generation prompt and the response, a space in both families' templates.
+        self.response_lead = whole[len(prompt) :].partition(probe)[0]
 
     @staticmethod
     def _user_turn(prompt: str) -> dict[str, Any]:
         return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
 
-    def prompt_text(self, prompt: str) -> str:
-        """The text of one user turn with one image, up to and with the generation prompt."""
+    def _render(self, prompt: str) -> str:
         return self.processor.apply_chat_template([self._user_turn(prompt)], add_generation_prompt=True, tokenize=False)
 
-    def completion_ids(self, prompt_texts: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
-        """Token ids of each answer behind its prompt, its end token included.
+    def prompt_text(self, prompt: str) -> str:
+        """The text of one user turn with one image, up to and with the generation prompt."""
+        return prompt.join(self._around) if len(self._around) == 2 else self._render(prompt)
 
-        An answer is tokenized together with its prompt, since a tokenizer may treat a beginning differently; should
-        the two merge at the seam, the answer alone is tokenized, so that prompts are the same for every answer.
+    def completion_ids(self, prompt_texts: Sequence[str], responses: Sequence[str]) -> list[list[int]]:
+        """Token ids of each response behind its prompt, its end token included.
+
+        A response is tokenized together with its prompt, since a tokenizer may treat a beginning differently; should
+        the two merge at the seam, the response alone is tokenized, so that prompts are the same for every response.
         """
-        tokenizer = self.processor.tokenizer
-        tails = [f"{self.answer_lead}{answer}{self.end_token}" for answer in answers]
-        heads = tokenizer(list(prompt_texts)).input_ids
-        wholes = tokenizer([head + tail for head, tail in zip(prompt_texts, tails, strict=True)]).input_ids
+        tails = [f"{self.response_lead}{response}{self.end_token}" for response in responses]
+        distinct = list(dict.fromkeys(prompt_texts))
+        head_of = dict(zip(distinct, self._ids(distinct), strict=True))
+        heads = [head_of[text] for text in prompt_texts]
+        wholes = self._ids([text + tail for text, tail in zip(prompt_texts, tails, strict=True)])
         return [
-            whole[len(head) :] if whole[: len(head)] == head else tokenizer(tail, add_special_tokens=False).input_ids
+            whole[len(head) :] if whole[: len(head)] == head else self._ids([tail], add_special_tokens=False)[0]
             for head, whole, tail in zip(heads, wholes, tails, strict=True)
         ]
+
+    def _ids(self, texts: list[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        # Masks that nobody reads would take half as long again.
+        return self.processor.tokenizer(
+            texts, add_special_tokens=add_special_tokens, return_attention_mask=False
+        ).input_ids

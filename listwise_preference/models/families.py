@@ -1,8 +1,9 @@
-"""What is special to a family of models: one entry of ``FAMILIES`` each."""
+"""What is special to a family of models: one entry of ``FAMILIES`` each, under the ``model_type`` of its config."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 # Renamings of adapter keys, old layout -> today's, applied in order to what follows "base_model.model.".
 # Up to transformers 4.51 LLaVA kept a causal language model and its head inside and stood one level higher; up to 5.0
@@ -14,8 +15,7 @@ _LLAVA_RENAMINGS = (
     (re.compile(r"^model\.vision_tower\.vision_model\."), "model.vision_tower."),
 )
 
-
-# What stands around a user's turn and before an answer, for checkpoints that bring no template of their own.
+# What stands around a user's turn and before a response, for checkpoints that bring no template of their own.
 _IDEFICS2_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].capitalize() }}"
     "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
@@ -38,38 +38,55 @@ class Family:
 
     Attributes:
         chat_template: of checkpoints that have none themselves.
-        end_token: ends an answer; ``None`` takes the tokenizer's end-of-sequence token.
+        end_token: ends a response; ``None`` takes the tokenizer's end-of-sequence token.
+        special_tokens: that may not stand in a user's text: they would ask for an image that is not there, or end a
+            response in its middle.
         vision_tower: name of the module that ``--freeze_vision_tower`` leaves without adapter.
         packed_rows: whether a custom attention mask and custom positions reach its language model unchanged.
         processor_settings: how the method wants the processor set.
-        expands_text_alone: whether the processor puts the image tokens into a prompt without seeing the image.
+        complete_processor: takes the processor and the model's config, and sets what old checkpoints leave unsaid.
         adapter_renamings: of adapters saved under an older layout of the model.
     """
 
     chat_template: str
     end_token: str | None
+    special_tokens: Sequence[str]
     vision_tower: str
     packed_rows: bool = True
     processor_settings: Mapping[str, object] = field(default_factory=dict)
-    expands_text_alone: bool = False
+    complete_processor: Callable[[Any, Any], None] | None = None
     adapter_renamings: Sequence[tuple[re.Pattern[str], str]] = ()
 
 
-FAMILIES = {
+def _complete_llava(processor: Any, config: Any) -> None:
+    """How many tokens an image becomes, which processors of old checkpoints do not say."""
+    processor.patch_size = processor.patch_size or config.vision_config.patch_size
+    processor.vision_feature_select_strategy = (
+        processor.vision_feature_select_strategy or config.vision_feature_select_strategy
+    )
+    if config.vision_config.model_type == "clip_vision_model":
+        processor.num_additional_image_tokens = 1  # CLIP's class token, which "default" drops again
+
+
+FAMILIES: dict[str, Family] = {
     "idefics2": Family(
         chat_template=_IDEFICS2_TEMPLATE,
         end_token="<end_of_utterance>",
+        special_tokens=("<image>", "<fake_token_around_image>", "<end_of_utterance>", "<s>", "</s>", "<unk>"),
         vision_tower="model.vision_model",
         processor_settings={"do_image_splitting": False},
-        expands_text_alone=True,
     ),
     "llava": Family(
         chat_template=_LLAVA_TEMPLATE,
         end_token=None,
+        special_tokens=("<image>", "<s>", "</s>", "<pad>", "<unk>"),
         vision_tower="model.vision_tower",
+        complete_processor=_complete_llava,
         adapter_renamings=_LLAVA_RENAMINGS,
     ),
 }
 
-# In a user's text they would ask for an image that is not there, or end an answer in its middle.
-PLACEHOLDERS = ("<image>", "<fake_token_around_image>", "<end_of_utterance>", "<s>", "</s>", "<pad>", "<unk>")
+
+def special_tokens() -> tuple[str, ...]:
+    """Those of all families, since data is checked before the model is looked at."""
+    return tuple(dict.fromkeys(token for family in FAMILIES.values() for token in family.special_tokens))

@@ -44,10 +44,9 @@ def load_config(name_or_path: str, revision: str | None = None) -> tuple[PreTrai
 
 
 def load_processor(name_or_path: str, revision: str | None = None) -> ProcessorMixin:
-    """The checkpoint's processor, Pillow-backed, set as the method wants it.
+    """The checkpoint's processor, Pillow-backed, set and completed as its family wants it.
 
-    Processors of old LLaVA checkpoints do not say how many image tokens an image becomes; that is then taken from
-    the model's config. A checkpoint without a chat template gets its family's.
+    A checkpoint without a chat template gets its family's.
 
     Raises:
         ModelError: the checkpoint's processor cannot be loaded.
@@ -62,20 +61,15 @@ def load_processor(name_or_path: str, revision: str | None = None) -> ProcessorM
         raise ModelError(f"cannot load the processor of {name_or_path}: {' '.join(str(error).split())}") from error
     if processor.tokenizer.convert_tokens_to_ids(processor.image_token) != config.image_token_id:
         raise ModelError(f"{name_or_path}: the tokenizer does not know the model's image token; are its files there?")
-    if config.model_type == "llava":
-        processor.patch_size = processor.patch_size or config.vision_config.patch_size
-        processor.vision_feature_select_strategy = (
-            processor.vision_feature_select_strategy or config.vision_feature_select_strategy
-        )
-        if config.vision_config.model_type == "clip_vision_model":
-            processor.num_additional_image_tokens = 1  # CLIP's class token, which "default" drops again
+    if family.complete_processor is not None:
+        family.complete_processor(processor, config)
     if not processor.chat_template:
         processor.chat_template = processor.tokenizer.chat_template or family.chat_template
     return processor
 
 
 def end_token(processor: ProcessorMixin, family: Family) -> str:
-    """What the model ends an answer with."""
+    """What the model ends a response with."""
     return family.end_token or processor.tokenizer.eos_token
 
 

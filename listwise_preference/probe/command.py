@@ -8,7 +8,6 @@ here: the scorers know nothing of models, so the probe is beside them and not am
 
 import dataclasses
 import sys
-import warnings
 from argparse import Namespace
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -21,7 +20,7 @@ from listwise_preference.data.ranked_images import Drawing, Fill, VisualPrompt
 from listwise_preference.errors import DataError
 from listwise_preference.files import sha256_of
 from listwise_preference.image_lists.detectors.annotations import Annotations
-from listwise_preference.models.families import PLACEHOLDERS
+from listwise_preference.models.families import special_tokens
 from listwise_preference.probe.measure import (
     CONDITIONS,
     Measurement,
@@ -130,7 +129,7 @@ def _read(args: Namespace) -> tuple[Records, Sequence[Probe], list[str]]:
         args.image_root,
         BoxLists(args.image_lists, Drawing(visual_prompt=args.visual_prompt, fill=args.fill)),
         on_bad_record=args.on_bad_record,
-        placeholders=PLACEHOLDERS,
+        placeholders=special_tokens(),
         excluded=excluded,
     )
     notes = [records.report] if records.report else []
@@ -153,8 +152,6 @@ def _read(args: Namespace) -> tuple[Records, Sequence[Probe], list[str]]:
 
 def _probe(args: Namespace, probes: Sequence[Probe]) -> tuple[Sequence[Measurement], Result]:
     """The measurements, and what they are of."""
-    # peft asks transformers by the old name; nothing a user could do about it.
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     import torch
     from accelerate import PartialState
 

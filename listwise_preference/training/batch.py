@@ -44,16 +44,16 @@ class Batch(TypedDict):
     keep: Tensor  # (R, T) bool: positions whose hidden state goes to the vocabulary
     target_source: Tensor  # (N,) which kept position predicts the token
     targets: Tensor  # (N,) the token
-    target_completion: Tensor  # (N,) which answer it belongs to, of B * A
+    target_completion: Tensor  # (N,) which completion it belongs to, of B * A
     images: dict[str, Tensor]  # what the image processor returns, first axis R
-    packed: bool  # whether a row holds two answers
+    packed: bool  # whether a row may hold two completions
     completion_count: int  # A
     reference_logps: NotRequired[Tensor]  # (B, A)
 
 
 @dataclass(frozen=True)
 class Example:
-    """One record, its images open and its answers tokenized."""
+    """One record, its images open and its responses tokenized."""
 
     index: int
     prompt_text: str
@@ -67,20 +67,20 @@ class ListwiseDataset(Dataset[Example]):
     """Records, tokenized at the start (texts are small), their images opened and drawn when a record is asked for.
 
     Attributes:
-        completions_cut: how many of the ``2 * len(self)`` answers were longer than ``max_completion_length`` tokens.
-            A cut answer loses its end token with its end: the model shall not learn to stop in mid-sentence.
-        reference_logps: per record the reference's log-probabilities in the order of the answers, once known.
+        completions_cut: how many of the ``2 * len(self)`` responses were longer than ``max_completion_length`` tokens.
+            A cut response loses its end token with its end: the model shall not learn to stop in mid-sentence.
+        reference_logps: per record the reference's log-probabilities in the order of the completions, once known.
     """
 
     def __init__(self, records: Sequence[Record], chat: ChatFormat, max_completion_length: int) -> None:
         self.records = records
         self.reference_logps: list[tuple[float, ...]] | None = None
         self.prompt_texts = [chat.prompt_text(record.pair.prompt) for record in records]
-        chosen = chat.completion_ids(self.prompt_texts, [record.pair.chosen for record in records])
-        rejected = chat.completion_ids(self.prompt_texts, [record.pair.rejected for record in records])
-        self.completions_cut = sum(len(ids) > max_completion_length for ids in (*chosen, *rejected))
-        self.chosen_ids = [ids[:max_completion_length] for ids in chosen]
-        self.rejected_ids = [ids[:max_completion_length] for ids in rejected]
+        responses = [record.pair.chosen for record in records] + [record.pair.rejected for record in records]
+        completions = chat.completion_ids(self.prompt_texts * 2, responses)
+        self.completions_cut = sum(len(ids) > max_completion_length for ids in completions)
+        cut = [ids[:max_completion_length] for ids in completions]
+        self.chosen_ids, self.rejected_ids = cut[: len(records)], cut[len(records) :]
 
     def __len__(self) -> int:
         return len(self.records)
@@ -130,20 +130,20 @@ class Collator:
 
         rows = _Rows()
         image_rows: list[int] = []
-        first_image, answer = 0, 0
+        first_image, completion = 0, 0
         for example in examples:
             for level in range(len(example.images)):
                 prompt = prompts[first_image + level]
-                rows.add(prompt, example.chosen_ids, CHOSEN, answer)
+                rows.add(prompt, example.chosen_ids, CHOSEN, completion)
                 image_rows.append(first_image + level)
-                answer += 1
+                completion += 1
                 if level == 0 and self.with_rejected:
                     if self.packed:
-                        rows.extend(len(prompt), example.rejected_ids, answer)
+                        rows.extend(len(prompt), example.rejected_ids, completion)
                     else:
-                        rows.add(prompt, example.rejected_ids, REJECTED, answer)
+                        rows.add(prompt, example.rejected_ids, REJECTED, completion)
                         image_rows.append(first_image)
-                    answer += 1
+                    completion += 1
             first_image += len(example.images)
 
         if image_rows != list(range(first_image)):
@@ -167,7 +167,7 @@ class Collator:
             targets=torch.tensor(rows.targets),
             target_completion=torch.tensor(rows.target_completion),
             packed=self.packed and self.with_rejected,
-            completion_count=answer // len(examples),
+            completion_count=completion // len(examples),
         )
         references = [example.reference_logps for example in examples if example.reference_logps is not None]
         if references:
@@ -176,7 +176,7 @@ class Collator:
 
 
 class _Rows:
-    """Rows under construction: their tokens, and for each answer token the kept position that predicts it."""
+    """Rows under construction: their tokens, and for each completion token the kept position that predicts it."""
 
     def __init__(self) -> None:
         self.tokens: list[list[int]] = []
@@ -188,18 +188,18 @@ class _Rows:
         self.target_source: list[int] = []
         self.target_completion: list[int] = []
 
-    def add(self, prompt: list[int], completion_ids: list[int], segment: int, answer: int) -> None:
-        """A new row: a prompt and one answer."""
+    def add(self, prompt: list[int], completion_ids: list[int], segment: int, completion: int) -> None:
+        """A new row: a prompt and one completion."""
         count = len(prompt) + len(completion_ids)
         self.tokens.append(prompt + completion_ids)
         self.positions.append(list(range(count)))
         self.segments.append([PROMPT] * len(prompt) + [segment] * len(completion_ids))
         # A token is predicted at the position before it, the first one at the end of the prompt.
         self.kept.append(list(range(len(prompt) - 1, count - 1)))
-        self._target(completion_ids, answer, list(range(self.kept_count, self.kept_count + len(completion_ids))))
+        self._target(completion_ids, completion, list(range(self.kept_count, self.kept_count + len(completion_ids))))
         self.kept_count += len(completion_ids)
 
-    def extend(self, prompt_length: int, completion_ids: list[int], answer: int) -> None:
+    def extend(self, prompt_length: int, completion_ids: list[int], completion: int) -> None:
         """The rejected response behind the chosen one of the last row; both begin at the prompt's last position."""
         start = len(self.tokens[-1])
         first_kept = self.kept_count - len(self.kept[-1])
@@ -208,11 +208,11 @@ class _Rows:
         self.segments[-1] += [REJECTED] * len(completion_ids)
         self.kept[-1] += range(start, start + len(completion_ids) - 1)
         self._target(
-            completion_ids, answer, [first_kept, *range(self.kept_count, self.kept_count + len(completion_ids) - 1)]
+            completion_ids, completion, [first_kept, *range(self.kept_count, self.kept_count + len(completion_ids) - 1)]
         )
         self.kept_count += len(completion_ids) - 1
 
-    def _target(self, completion_ids: list[int], answer: int, sources: list[int]) -> None:
+    def _target(self, completion_ids: list[int], completion: int, sources: list[int]) -> None:
         self.targets += completion_ids
         self.target_source += sources
-        self.target_completion += [answer] * len(completion_ids)
+        self.target_completion += [completion] * len(completion_ids)

@@ -6,7 +6,6 @@ A recipe is a dict of options: ``main(RECIPE)``. Options and data are read and c
 import hashlib
 import logging
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from listwise_preference.data.pairs import (
 from listwise_preference.data.ranked_images import Drawing
 from listwise_preference.errors import DataError, ImageError, ModelError
 from listwise_preference.models.adapters import adapter_file
-from listwise_preference.models.families import PLACEHOLDERS
+from listwise_preference.models.families import special_tokens
 from listwise_preference.training.options import Arguments, parse
 
 logger = logging.getLogger("listwise_preference")
@@ -53,8 +52,6 @@ def train(arguments: Arguments) -> None:
         raise ModelError(f"cannot load the model {model}: no such folder")
     training, evaluation = read_data(arguments)
 
-    # peft asks transformers by the old name; nothing a user could do about it.
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     from listwise_preference.training.run import Run  # torch, transformers, peft
 
     try:
@@ -130,7 +127,7 @@ def read_data(arguments: Arguments) -> tuple[Sequence[Record], Sequence[Record]]
             Path(data.image_root),
             source,
             on_bad_record=data.on_bad_record,
-            placeholders=PLACEHOLDERS,
+            placeholders=special_tokens(),
             excluded=excluded,
         )
         _say_what_was_left_out(records, what, excluded)

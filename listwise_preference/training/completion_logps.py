@@ -1,4 +1,4 @@
-"""One forward pass -> the log-probability of each answer on each image.
+"""One forward pass -> the log-probability of each completion on each image.
 
 Shapes: R row, T token, K kept position, N completion token, B record, A completion, V vocabulary.
 """
@@ -35,14 +35,14 @@ def _attention(batch: Batch, model_dtype: torch.dtype, implementation: str) -> d
 
 
 def completion_logps(model: nn.Module, batch: Batch, implementation: str = "sdpa") -> Tensor:
-    """Log-probabilities of the batch's answers, each summed over its tokens: (B, A), float32 or wider.
+    """Log-probabilities of the batch's completions, each summed over its tokens: (B, A), float32 or wider.
 
-    Only the positions that predict an answer token reach the vocabulary projection: logits are (K, V), never
+    Only the positions that predict a completion token reach the vocabulary projection: logits are (K, V), never
     (R, T, V).
 
     Args:
         model: the model as a trainer or accelerate wraps it, or bare.
-        batch: from :class:`listwise_preference.batch.Collator`, on the model's device.
+        batch: from :class:`listwise_preference.training.batch.Collator`, on the model's device.
         implementation: the language model's attention, "sdpa" or "eager" for packed rows.
     """
     parameter = next(model.parameters())

@@ -235,7 +235,6 @@ class Run:
         """The evaluation's means in ``eval_results.json``, and a line for each of its records."""
         assert self.eval_set is not None
         prediction = self.trainer.predict(self.eval_set, metric_key_prefix="eval")
-        self.trainer.log_metrics("eval", prediction.metrics)
         self.trainer.log(dict(prediction.metrics or {}))
         if self.trainer.is_world_process_zero():
             results, records = self.output / "eval_results.json", self.output / "eval_records.jsonl"

@@ -14,12 +14,13 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
-from transformers import EvalPrediction, Trainer
+from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
 from listwise_preference.files import write_atomic
 from listwise_preference.training.batch import Batch, ListwiseDataset
 from listwise_preference.training.completion_logps import completion_logps
+from listwise_preference.training.console import ProgressBar, StepLines
 from listwise_preference.training.losses import TERMS
 from listwise_preference.training.model_card import write_model_card
 from listwise_preference.training.objective import Objective, Outcome, compare, metrics
@@ -46,6 +47,10 @@ class ListwiseTrainer(Trainer):
         self, *, objective: Objective, attn_implementation: str, run: Mapping[str, Any], **trainer_arguments: Any
     ) -> None:
         super().__init__(compute_metrics=self._mean_metrics, **trainer_arguments)
+        self.remove_callback(PrinterCallback)
+        if self.pop_callback(ProgressCallback):
+            self.add_callback(ProgressBar())
+        self.add_callback(StepLines())
         self.run: Mapping[str, Any] = run
         self.objective: Objective = objective
         self.attn_implementation: str = attn_implementation
@@ -146,7 +151,7 @@ class ListwiseTrainer(Trainer):
             folder = folder or Path(str(self.args.output_dir))
             write_model_card(folder / "README.md", self.run, self.objective, self.state.log_history)
 
-    # ---- reference once ----
+    # ---- precomputed reference ----
 
     def precompute_reference(
         self, dataset: ListwiseDataset, keys: Sequence[str], cache: ReferenceCache, batch_size: int
@@ -206,7 +211,7 @@ def write_eval_records(
     indices: Any = prediction.label_ids
     row_of = {int(index): row for row, index in enumerate(indices)}
 
-    def answers(values_BA: Tensor, row: int) -> list[float | None]:
+    def completions(values_BA: Tensor, row: int) -> list[float | None]:
         values: list[float | None] = values_BA[row].tolist()
         return values if objective.uses_rejected else [values[0], None, *values[1:]]
 
@@ -215,9 +220,9 @@ def write_eval_records(
         row = row_of[index]
         line = {
             "id": record.pair.id,
-            "policy_logps": answers(policy, row),
-            "reference_logps": answers(reference, row),
-            "rewards": answers(outcome.rewards.rewards_BA, row),
+            "policy_logps": completions(policy, row),
+            "reference_logps": completions(reference, row),
+            "rewards": completions(outcome.rewards.rewards_BA, row),
             **{f"loss_{name}": outcome.terms[name][row].item() if name in outcome.terms else None for name in TERMS},
             "loss": outcome.loss_B[row].item(),
         }
