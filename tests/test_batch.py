@@ -30,7 +30,7 @@ def chat_of(checkpoint: Path) -> ChatFormat:
 
 
 @pytest.mark.parametrize(
-    ("family", "prompt_text", "answer_tokens"),
+    ("family", "prompt_text", "completion_tokens"),
     [
         (
             "idefics2",
@@ -40,51 +40,53 @@ def chat_of(checkpoint: Path) -> ChatFormat:
         ("llava", "USER: <image>\nWhat is it? ASSISTANT:", ["▁A", "▁cat", ".", "</s>"]),
     ],
 )
-def test_labels_are_the_answers_tokens_and_its_end(
-    small_checkpoints: dict[str, Path], family: str, prompt_text: str, answer_tokens: list[str]
+def test_labels_are_the_completions_tokens_and_its_end(
+    small_checkpoints: dict[str, Path], family: str, prompt_text: str, completion_tokens: list[str]
 ) -> None:
     chat = chat_of(small_checkpoints[family])
     assert chat.prompt_text("What is it?") == prompt_text
     dataset = ListwiseDataset([record()], chat, max_completion_length=100)
     tokenizer = chat.processor.tokenizer
-    assert tokenizer.convert_ids_to_tokens(dataset.chosen_ids[0]) == answer_tokens
-    assert tokenizer.convert_ids_to_tokens(dataset.rejected_ids[0]) == ["▁A", "▁dog", answer_tokens[-1]]
+    assert tokenizer.convert_ids_to_tokens(dataset.chosen_ids[0]) == completion_tokens
+    assert tokenizer.convert_ids_to_tokens(dataset.rejected_ids[0]) == ["▁A", "▁dog", completion_tokens[-1]]
 
     batch = Collator(chat.processor)([dataset[0]])
     row = batch["input_ids"][0][batch["segments"][0] == PROMPT]
     image_token = tokenizer.convert_tokens_to_ids("<image>")
     assert (row == image_token).sum() == {"idefics2": 8, "llava": 16}[family]
-    # What the model reads before the answer is what it reads when it generates.
+    # What the model reads before the response is what it reads when it generates.
     expected = chat.processor(text=[prompt_text], images=[dataset[0].images[0]], return_tensors="pt")
     assert row.tolist() == expected["input_ids"][0].tolist()
 
 
-def test_targets_stand_at_the_position_before_each_answer_token(checkpoint: Path) -> None:
-    """Every target is the token that follows its source; the rejected answer's first follows the prompt's end."""
+def test_targets_stand_at_the_position_before_each_completion_token(checkpoint: Path) -> None:
+    """Every target is the token that follows its source; the rejected completion's first follows the prompt's end."""
     chat = chat_of(checkpoint)
     dataset = ListwiseDataset([record(), record(COFFEE, chosen="A cup of coffee.")], chat, 100)
     batch = Collator(chat.processor)([dataset[0], dataset[1]])
     kept_rows, kept_positions = batch["keep"].nonzero(as_tuple=True)
     targets_of: dict[int, list[int]] = {}
-    for source, token, answer in zip(
+    for source, token, completion in zip(
         batch["target_source"].tolist(), batch["targets"].tolist(), batch["target_completion"].tolist(), strict=True
     ):
         row, position = int(kept_rows[source]), int(kept_positions[source])
-        targets_of.setdefault(answer, []).append(token)
+        targets_of.setdefault(completion, []).append(token)
         segments = batch["segments"][row]
-        if answer % 4 == 1 and len(targets_of[answer]) == 1:
+        if completion % 4 == 1 and len(targets_of[completion]) == 1:
             assert segments[position] == PROMPT and segments[position + 1] == CHOSEN
             assert batch["input_ids"][row][segments == REJECTED][0] == token
         else:
             assert batch["input_ids"][row, position + 1] == token
-    answers = [
-        dataset.rejected_ids[i] if answer == 1 else dataset.chosen_ids[i] for i in range(2) for answer in range(4)
+    completions = [
+        dataset.rejected_ids[i] if completion == 1 else dataset.chosen_ids[i]
+        for i in range(2)
+        for completion in range(4)
     ]
-    assert [targets_of[answer] for answer in range(8)] == answers
+    assert [targets_of[completion] for completion in range(8)] == completions
 
 
 def test_rows_positions_and_padding(checkpoint: Path) -> None:
-    """Three rows a record; the rejected answer's positions start where the chosen one's did; padding is right."""
+    """Three rows a record; the rejected completion's positions start where the chosen one's did; padding is right."""
     chat = chat_of(checkpoint)
     dataset = ListwiseDataset([record()], chat, 100)
     batch = Collator(chat.processor)([dataset[0]])
@@ -97,17 +99,17 @@ def test_rows_positions_and_padding(checkpoint: Path) -> None:
     assert batch["images"]["pixel_values"].shape[0] == 3
 
 
-def test_plain_layout_gives_the_rejected_answer_a_row_with_the_first_image(checkpoint: Path) -> None:
+def test_unpacked_rows_give_the_rejected_response_a_row_with_the_first_image(checkpoint: Path) -> None:
     chat = chat_of(checkpoint)
     dataset = ListwiseDataset([record()], chat, 100)
-    packed, plain = (Collator(chat.processor, packed=packed)([dataset[0]]) for packed in (True, False))
-    assert plain["input_ids"].shape[0] == 4
-    assert plain["input_ids"][1][plain["segments"][1] == REJECTED].tolist() == dataset.rejected_ids[0]
+    packed, unpacked = (Collator(chat.processor, packed=packed)([dataset[0]]) for packed in (True, False))
+    assert unpacked["input_ids"].shape[0] == 4
+    assert unpacked["input_ids"][1][unpacked["segments"][1] == REJECTED].tolist() == dataset.rejected_ids[0]
     for name, pixels in packed["images"].items():
-        assert torch.equal(plain["images"][name], pixels[[0, 0, 1, 2]])
+        assert torch.equal(unpacked["images"][name], pixels[[0, 0, 1, 2]])
 
 
-def test_without_rejected_answers_no_row_holds_one(checkpoint: Path) -> None:
+def test_without_rejected_responses_no_row_holds_one(checkpoint: Path) -> None:
     chat = chat_of(checkpoint)
     dataset = ListwiseDataset([record()], chat, 100)
     batch = Collator(chat.processor, with_rejected=False)([dataset[0]])
@@ -115,8 +117,8 @@ def test_without_rejected_answers_no_row_holds_one(checkpoint: Path) -> None:
     assert not (batch["segments"] == REJECTED).any()
 
 
-def test_long_answers_are_cut_and_counted_and_prompts_are_not(checkpoint: Path) -> None:
-    """Of two answers one is longer than four tokens; the cut one keeps its beginning and loses its end token."""
+def test_long_responses_are_cut_and_counted_and_prompts_are_not(checkpoint: Path) -> None:
+    """Of two responses one is longer than four tokens; the cut one keeps its beginning and loses its end token."""
     chat = chat_of(checkpoint)
     long = record(prompt="Describe it. " * 200, chosen="A cat on the chair and a cup.", rejected="A dog")
     whole = ListwiseDataset([long], chat, 100)
@@ -129,14 +131,42 @@ def test_long_answers_are_cut_and_counted_and_prompts_are_not(checkpoint: Path) 
     assert prompt.count("Describe it.") == 200
 
 
-@pytest.mark.parametrize("answer", ["", " A cat. ", "Łódź 🙂 \n\n1. one", "</s> A", "猫"])
-def test_answers_of_any_text_come_back_from_their_tokens(checkpoint: Path, answer: str) -> None:
+PROMPTS = ["What is it?", " What? ", "Łódź 🙂 \n\n1. one", "What is it?", "<b> & {{ x }} 'q'", "", "\nA\n"]
+
+
+def test_prompts_and_completions_are_those_of_the_plain_way(checkpoint: Path) -> None:
+    """The template rendered and the prompt tokenized for every response anew, one text at a time."""
     chat = chat_of(checkpoint)
-    ids = chat.completion_ids([chat.prompt_text("What?")], [answer])[0]
+    processor, tokenizer = chat.processor, chat.processor.tokenizer
+    responses = ["A cat.", " A dog ", "", "猫 \n", "Yes", "1", "."]
+    texts = []
+    for prompt in PROMPTS:
+        turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
+        texts.append(processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+    assert [chat.prompt_text(prompt) for prompt in PROMPTS] == texts
+    expected = []
+    for text, response in zip(texts, responses, strict=True):
+        head, whole = (tokenizer(t).input_ids for t in (text, f"{text} {response}{chat.end_token}"))
+        assert whole[: len(head)] == head
+        expected.append(whole[len(head) :])
+    assert chat.completion_ids(texts, responses) == expected
+
+
+def test_a_template_that_changes_texts_is_rendered_for_each(checkpoint: Path) -> None:
+    processor = load_processor(str(checkpoint))
+    processor.chat_template = "{% for message in messages %}{{ message['content'][-1]['text'] | trim }}:{% endfor %}"
+    chat = ChatFormat(processor, "</s>")
+    assert [chat.prompt_text(prompt) for prompt in (" What? ", "{{ x }}\n")] == ["What?:", "{{ x }}:"]
+
+
+@pytest.mark.parametrize("response", ["", " A cat. ", "Łódź 🙂 \n\n1. one", "</s> A", "猫"])
+def test_responses_of_any_text_come_back_from_their_tokens(checkpoint: Path, response: str) -> None:
+    chat = chat_of(checkpoint)
+    ids = chat.completion_ids([chat.prompt_text("What?")], [response])[0]
     tokenizer = chat.processor.tokenizer
     assert tokenizer.decode(ids[-1:]) == chat.end_token
-    if "</s>" not in answer:  # special tokens are special wherever they stand
-        assert tokenizer.decode(tokenizer.encode("x")[:1] + ids[:-1]).removeprefix("<s>").strip(" ") == answer.strip(
+    if "</s>" not in response:  # special tokens are special wherever they stand
+        assert tokenizer.decode(tokenizer.encode("x")[:1] + ids[:-1]).removeprefix("<s>").strip(" ") == response.strip(
             " "
         )
 

@@ -1,4 +1,4 @@
-"""Packed rows, plain rows and one answer at a time give the same log-probabilities and gradients."""
+"""Packed rows, unpacked rows and one completion at a time give the same log-probabilities and gradients."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from listwise_preference.training.completion_logps import completion_logps, pack
 
 from .conftest import SAMPLE
 
-# Images of different sizes and answers of different lengths.
+# Images of different sizes and completions of different lengths.
 RECORDS = (0, 9, 15, 30)
 
 
@@ -48,14 +48,14 @@ def in_float64(batch: Batch) -> Batch:
 
 
 def one_at_a_time(model: nn.Module, chat: ChatFormat, example: Any) -> list[float]:
-    """Each answer alone behind its prompt: whole logits, log-softmax, sum over the answer's tokens."""
-    answers = [example.chosen_ids, example.rejected_ids] + [example.chosen_ids] * (len(example.images) - 1)
+    """Each completion alone behind its prompt: whole logits, log-softmax, sum over the completion's tokens."""
+    completions = [example.chosen_ids, example.rejected_ids] + [example.chosen_ids] * (len(example.images) - 1)
     images = [example.images[0], *example.images]
     values = []
-    for image, answer in zip(images, answers, strict=True):
+    for image, completion in zip(images, completions, strict=True):
         inputs = chat.processor(text=[example.prompt_text], images=[image], return_tensors="pt")
         prompt = inputs["input_ids"]
-        tokens = torch.cat([prompt, torch.tensor([answer])], dim=1)
+        tokens = torch.cat([prompt, torch.tensor([completion])], dim=1)
         pixels = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items() if k.startswith("pixel")}
         logps = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), **pixels).logits.log_softmax(-1)
         steps = range(prompt.shape[1] - 1, tokens.shape[1] - 1)
@@ -90,7 +90,7 @@ def test_a_padded_batch_is_its_records_one_at_a_time(checkpoint: Path) -> None:
     torch.testing.assert_close(together, alone, atol=1e-9, rtol=1e-9)
 
 
-def test_packed_and_plain_rows_have_the_same_gradient(checkpoint: Path) -> None:
+def test_packed_and_unpacked_rows_have_the_same_gradient(checkpoint: Path) -> None:
     dataset, chat = sample_dataset(checkpoint)
     model = policy(checkpoint)
     gradients = []
@@ -135,8 +135,8 @@ def test_who_sees_whom() -> None:
     ]
 
 
-def test_only_answer_positions_reach_the_vocabulary(tmp_path: Path) -> None:
-    """At 576 image tokens a record: the projection sees as many rows as answer tokens, and never (rows, tokens, V)."""
+def test_only_completion_positions_reach_the_vocabulary(tmp_path: Path) -> None:
+    """At 576 image tokens a record the projection sees as many rows as completion tokens, never (rows, tokens, V)."""
     folder = save_small_model(tmp_path / "llava", "llava", image_size=336)
     dataset, chat = sample_dataset(folder)
     model: Any = load_base_model(str(folder), dtype=torch.float32)
@@ -156,7 +156,7 @@ def test_only_answer_positions_reach_the_vocabulary(tmp_path: Path) -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(record_saved, lambda tensor: tensor):
         completion_logps(model, batch).sum().backward()
-    # The rejected answer's first token is predicted where the chosen one's is.
+    # The rejected completion's first token is predicted where the chosen one's is.
     kept = len(batch["targets"]) - 2
     assert seen == [(kept, vocabulary)]
     assert largest_saved <= len(batch["targets"]) < batch["input_ids"].numel() / 5

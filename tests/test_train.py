@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from listwise_preference.models.adapters import load_adapter
 from listwise_preference.models.loading import load_base_model, load_processor
 from listwise_preference.training.command import main
+from listwise_preference.training.losses import TERMS, LossTerm
 
 from .conftest import ROOT, SAMPLE, Run, sample_pairs
 
@@ -100,6 +101,27 @@ def test_what_is_logged(train: Train) -> None:
     assert {f"eval_{name}" for name in expected} <= json.loads((folder / "eval_results.json").read_text()).keys()
 
 
+@pytest.mark.parametrize("without_bar", [True, False])
+def test_the_console_shows_an_aligned_line_a_step(
+    train_idefics2: Train, without_bar: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train_idefics2("run", "--eval_share", "0.25", "--eval_strategy", "epoch", disable_tqdm=without_bar)
+    printed = capsys.readouterr()
+    assert "{'" not in printed.out and ("| 2/2 [" in printed.err) == (not without_bar)
+    header, *lines = [line for line in printed.out.splitlines() if line]
+    names = "step epoch loss dpo anchor listwise margin list acc first last records/s left"
+    assert header.split() == names.split()
+    steps = [line for line in lines if "/2 " in line]
+    assert len(steps) == 2 and {len(line) for line in steps} == {len(header)}
+    step, epoch, *values, per_second, left = steps[0].split()
+    assert (step, epoch) == ("1/2", "1.00") and float(per_second) > 0 and left.startswith("0:00:")
+    # Before the first step all rewards are 0: ln 2 twice, ln 5! for the list, and no margin.
+    assert values[:5] == ["6.1738", "0.6931", "0.6931", "4.7875", "+0.000"] and values[6:] == ["+0.000", "+0.000"]
+    assert steps[-1].split()[2] == f"{logged(folder)[-1]:.4f}" and steps[-1].split()[-1] == "0:00:00"
+    evaluations = [line.split() for line in lines if line.startswith("evaluation")]
+    assert [line[2] for line in evaluations[:2]] == [f"{loss:.4f}" for loss in logged(folder, "eval_loss")[:2]]
+
+
 def test_metrics_are_means_over_all_records_of_a_step(train_idefics2: Train) -> None:
     """One step of 8 records, in micro-batches of 8, 2 or 3 (3 + 3 + 2), counts each record once."""
     values = []
@@ -130,10 +152,10 @@ def test_accumulating_four_batches_of_one_is_one_batch_of_four(train_idefics2: T
     assert logged(ones)[-1] < logged(ones)[0]
 
 
-def test_a_precomputed_reference_gives_the_losses_of_a_live_one(train: Train) -> None:
-    live = train("live", "--precompute_ref_log_probs", "false")
-    once = train("once", "--precompute_ref_log_probs", "true")
-    assert logged(live) == pytest.approx(logged(once), abs=2e-5)
+def test_a_precomputed_reference_gives_the_losses_of_an_online_one(train: Train) -> None:
+    online = train("online", "--precompute_ref_log_probs", "false")
+    precomputed = train("precomputed", "--precompute_ref_log_probs", "true")
+    assert logged(online) == pytest.approx(logged(precomputed), abs=2e-5)
 
 
 def test_unpacked_and_packed_rows_train_alike(train: Train) -> None:
@@ -191,7 +213,30 @@ def test_without_dpo_no_rejected_answer_is_scored(train_idefics2: Train) -> None
     )
 
 
-# ---- reference once ----
+def test_a_loss_term_from_outside_is_trained_logged_and_written_down(
+    train_idefics2: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A hinge of 1 on the margin between the first and the last image: 1 at the start, where all rewards are 0."""
+    hinge = LossTerm(lambda rewards: (1 - rewards.chosen_BL[:, 0] + rewards.chosen_BL[:, -1]).relu(), needs_list=True)
+    monkeypatch.setitem(TERMS, "hinge", hinge)
+    weights = ("--loss_weights", "dpo=0", "anchor=0", "listwise=0", "hinge=2")
+    folder = train_idefics2("run", *weights, "--learning_rate", "1e-2", "--eval_share", "0.25")
+    losses = logged(folder, "loss_hinge")
+    assert losses[0] == pytest.approx(1.0, abs=1e-4) and logged(folder)[0] == pytest.approx(2.0, abs=1e-4)
+    assert losses[-1] < losses[0] - 1e-4
+    assert not logged(folder, "rewards/rejected") and not logged(folder, "loss_listwise")
+    for record in eval_records(folder):
+        first, last = record["rewards"][0], record["rewards"][-1]
+        assert record["loss_hinge"] == pytest.approx(1 - first + last, abs=1e-4)
+        assert record["loss"] == pytest.approx(2 * record["loss_hinge"]) and record["loss_dpo"] is None
+    card = (folder / "final" / "README.md").read_text()
+    assert "hinge 2" in card and "| loss_hinge | 1.0000 |" in card
+    assert json.loads((folder / "run.json").read_text())["loss_weights"]["hinge"] == 2
+    header = next(line for line in capsys.readouterr().out.splitlines() if "records/s" in line)
+    assert header.split()[:4] == ["step", "epoch", "loss", "hinge"]
+
+
+# ---- precomputed reference ----
 
 
 def test_an_unchanged_run_computes_no_reference_again_and_a_changed_one_does(

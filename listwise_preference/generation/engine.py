@@ -163,7 +163,9 @@ class ResponseGenerator:
         self.processor = processor
         self.decoding = decoding
         self.image_token = model.config.image_token_id
-        end = end_token(processor, FAMILIES[model.config.model_type])
+        family = FAMILIES[model.config.model_type]
+        self.expands_text_alone = family.expands_text_alone
+        end = end_token(processor, family)
         self.chat = ChatFormat(processor, end)
         tokenizer = processor.tokenizer
         configured = model.generation_config.eos_token_id
@@ -199,9 +201,11 @@ class ResponseGenerator:
         whole = [
             ids[mask.bool()].tolist() for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True)
         ]
-        # Without an image a prompt has its image token once, or as often as with one where that is always the same.
-        # What stands in its place with the image is put into the other prompts on it: no image is processed twice.
-        alone = self.processor(text=texts)["input_ids"]
+        # What stands in the place of the image token once the image is known goes into all prompts on that image, so
+        # that no image is processed twice.
+        alone = (self.processor(text=texts) if self.expands_text_alone else self.processor.tokenizer(texts))[
+            "input_ids"
+        ]
         starts = [ids.index(self.image_token) for ids in alone]
         expansions = [
             ids[starts[first] : starts[first] + 1 + len(ids) - len(alone[first])]

@@ -44,6 +44,7 @@ class Family:
         vision_tower: name of the module that ``--freeze_vision_tower`` leaves without adapter.
         packed_rows: whether a custom attention mask and custom positions reach its language model unchanged.
         processor_settings: how the method wants the processor set.
+        expands_text_alone: whether the processor puts all of an image's tokens into a prompt without seeing the image.
         complete_processor: takes the processor and the model's config, and sets what old checkpoints leave unsaid.
         adapter_renamings: of adapters saved under an older layout of the model.
     """
@@ -54,6 +55,7 @@ class Family:
     vision_tower: str
     packed_rows: bool = True
     processor_settings: Mapping[str, object] = field(default_factory=dict)
+    expands_text_alone: bool = False
     complete_processor: Callable[[Any, Any], None] | None = None
     adapter_renamings: Sequence[tuple[re.Pattern[str], str]] = ()
 
@@ -75,6 +77,7 @@ FAMILIES: dict[str, Family] = {
         special_tokens=("<image>", "<fake_token_around_image>", "<end_of_utterance>", "<s>", "</s>", "<unk>"),
         vision_tower="model.vision_model",
         processor_settings={"do_image_splitting": False},
+        expands_text_alone=True,
     ),
     "llava": Family(
         chat_template=_LLAVA_TEMPLATE,

@@ -1,0 +1,150 @@
+"""A family of models from outside the package, in one entry: Idefics3, trained, evaluated and generated with."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    GenerationConfig,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3ImageProcessorPil,
+    Idefics3Processor,
+    LlamaConfig,
+)
+from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
+
+from listwise_preference.data.pairs import BoxLists, load_records
+from listwise_preference.data.ranked_images import Drawing
+from listwise_preference.errors import DataError
+from listwise_preference.generation.command import main as generate
+from listwise_preference.models.chat_format import ChatFormat
+from listwise_preference.models.families import FAMILIES, Family
+from listwise_preference.models.loading import load_base_model, load_processor
+from listwise_preference.small_world.model import SAMPLE_TEXTS, build_tokenizer
+from listwise_preference.training.batch import Collator, ListwiseDataset
+from listwise_preference.training.command import main as train
+from listwise_preference.training.completion_logps import completion_logps
+
+from .conftest import SAMPLE, sample_pairs
+
+IDEFICS3 = Family(
+    chat_template=FAMILIES["idefics2"].chat_template,
+    end_token="<end_of_utterance>",
+    special_tokens=("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"),
+    vision_tower="model.vision_model",
+    processor_settings={"do_image_splitting": False},
+)
+
+
+@pytest.fixture
+def idefics3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small checkpoint; an image becomes <fake_token_around_image><global-img>, 4 <image>, and a fake token again."""
+    monkeypatch.setitem(FAMILIES, "idefics3", IDEFICS3)
+    tokenizer = build_tokenizer(SAMPLE_TEXTS, 600, list(IDEFICS3.special_tokens))
+    side = {"longest_edge": 56}
+    processor = Idefics3Processor(Idefics3ImageProcessorPil(size=side, max_image_size=side), tokenizer, image_seq_len=4)
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.1}
+    model = Idefics3ForConditionalGeneration(
+        Idefics3Config(
+            vision_config=Idefics3VisionConfig(
+                hidden_size=48, intermediate_size=96, image_size=56, patch_size=14, **sizes
+            ),
+            text_config=LlamaConfig(
+                vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, pad_token_id=0, **sizes
+            ),
+            scale_factor=2,
+            image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+            tie_word_embeddings=False,
+        )
+    )
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    model.save_pretrained(tmp_path / "idefics3")
+    processor.save_pretrained(tmp_path / "idefics3")
+    return tmp_path / "idefics3"
+
+
+def test_packed_rows_score_as_each_completion_alone(idefics3: Path) -> None:
+    source = BoxLists(SAMPLE / "image_lists.jsonl", Drawing(list_size=2))
+    records = load_records(SAMPLE / "pairs.json", SAMPLE, source).records[:2]
+    processor = load_processor(str(idefics3))
+    dataset = ListwiseDataset(records, ChatFormat(processor, "<end_of_utterance>"), 384)
+    model = load_base_model(str(idefics3), dtype=torch.float32)
+    with torch.no_grad():
+        together = completion_logps(model, Collator(processor)([dataset[0], dataset[1]]))
+        for index, logps_A in enumerate(together):
+            example = dataset[index]
+            first, second = example.images
+            rows = ((first, example.chosen_ids), (first, example.rejected_ids), (second, example.chosen_ids))
+            for (image, ids), logp in zip(rows, logps_A, strict=True):
+                inputs = processor(text=[example.prompt_text], images=[image], return_tensors="pt")
+                inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([ids])], dim=1)
+                inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+                logps = model(**inputs).logits[0, -len(ids) - 1 : -1].log_softmax(-1)
+                assert logp.item() == pytest.approx(logps[range(len(ids)), ids].sum().item(), abs=1e-3)
+
+
+def test_a_family_from_outside_is_trained_and_answers(idefics3: Path, tmp_path: Path, few_pairs: Path) -> None:
+    train(
+        {
+            "model_name_or_path": str(idefics3),
+            "dtype": "float32",
+            "output_dir": str(tmp_path / "run"),
+            "pairs": str(few_pairs),
+            "image_root": str(SAMPLE),
+            "image_lists": str(SAMPLE / "image_lists.jsonl"),
+            "do_train": True,
+            "max_steps": 4,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+        },
+        [],
+    )
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert losses[0] == pytest.approx(2 * math.log(2) + math.log(120), abs=1e-4) and losses[-1] < losses[0]
+
+    texts = ("Describe this image.", "What is on the table?")
+    images = ("cat.jpg", "coffee.jpg")
+    queries = [{"image": image, "query": text} for image in images for text in texts]
+    (tmp_path / "questions.json").write_text(json.dumps([{"id": i + 1} | query for i, query in enumerate(queries)]))
+    options = ["--model_name_or_path", idefics3, "--adapter", "none", "--dtype", "float32", "--max_new_tokens", "6"]
+    options += ["--benchmark", "amber", "--questions", tmp_path / "questions.json", "--image_root", SAMPLE / "images"]
+    generate({}, [str(option) for option in [*options, "--output", tmp_path / "base.json"]])
+    responses = [line["response"] for line in json.loads((tmp_path / "base.json").read_text())]
+
+    # Each by itself, by transformers' own generate().
+    processor, model = load_processor(str(idefics3)), load_base_model(str(idefics3), dtype=torch.float32)
+    chat = ChatFormat(processor, "<end_of_utterance>")
+    ends = [2, processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")]
+    expected = []
+    for query in queries:
+        with Image.open(SAMPLE / "images" / query["image"]) as image:
+            inputs = processor(text=[chat.prompt_text(query["query"])], images=[image], return_tensors="pt")
+        new = model.generate(**inputs, max_new_tokens=6, do_sample=False, eos_token_id=ends)[0]
+        new = new[inputs["input_ids"].shape[1] :]
+        expected.append(processor.tokenizer.decode(new, skip_special_tokens=True).strip())
+    assert responses == expected and len(set(expected)) > 1
+
+    options[3] = tmp_path / "run" / "final"
+    generate({}, [str(option) for option in [*options, "--output", tmp_path / "trained.json"]])
+    assert len(json.loads((tmp_path / "trained.json").read_text())) == len(queries)
+
+
+def test_its_special_tokens_may_not_stand_in_a_text(idefics3: Path, tmp_path: Path) -> None:
+    from listwise_preference.data.pairs import ImageOnly
+    from listwise_preference.models.families import special_tokens
+
+    pairs = sample_pairs(2)
+    pairs[1]["chosen"] += " <global-img>"
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    with pytest.raises(DataError, match='"chosen" contains <global-img>'):
+        load_records(tmp_path / "pairs.json", SAMPLE, ImageOnly(), placeholders=special_tokens())
