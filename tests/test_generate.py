@@ -21,6 +21,7 @@ from listwise_preference.generation.command import main, parse
 from listwise_preference.generation.engine import Decoding, Response, ResponseGenerator, plan
 from listwise_preference.generation.questions import Question, read_questions, write_responses
 from listwise_preference.models.adapters import add_adapter
+from listwise_preference.models.chat_format import ChatFormat
 from listwise_preference.models.loading import load_base_model, load_processor
 from listwise_preference.scoring.answers import first_word_decided, first_yes_or_no
 from listwise_preference.scoring.benchmarks import BENCHMARKS
@@ -140,12 +141,13 @@ def test_a_prompt_that_does_not_begin_with_its_image_is_answered_all_the_same(
     small_checkpoints: dict[str, Path], sixty: tuple[Question, ...]
 ) -> None:
     generator = generator_of(small_checkpoints["llava"])
-    generator.processor.chat_template = generator.processor.chat_template.replace("'ASSISTANT:'", "'<image>'").replace(
-        "{{ '<image>\n' }}", ""
-    )
-    generator.chat.processor.chat_template = generator.processor.chat_template
-    prompt = generator.chat.prompt_text("Is it?")
-    assert prompt.endswith("Is it? <image>")
+    template = generator.processor.chat_template
+    image = "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    turn_end = "{% endfor %}{% if add_generation_prompt %}"
+    assert image in template and turn_end in template
+    generator.processor.chat_template = template.replace(image, "").replace(turn_end, image + turn_end)
+    generator.chat = ChatFormat(generator.processor, "</s>")
+    assert generator.chat.prompt_text("Is it?") == "USER: Is it? <image>\nASSISTANT:"
     few = sixty[:3] + sixty[6:12]
     assert generator.encode(generator.prepare(few)).shared == 0
     assert texts_of(generator, few) == plain_texts(generator, few)

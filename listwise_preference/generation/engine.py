@@ -163,9 +163,8 @@ class ResponseGenerator:
         self.processor = processor
         self.decoding = decoding
         self.image_token = model.config.image_token_id
-        family = FAMILIES[model.config.model_type]
-        self.expands_text_alone = family.expands_text_alone
-        end = end_token(processor, family)
+        self.family = FAMILIES[model.config.model_type]
+        end = end_token(processor, self.family)
         self.chat = ChatFormat(processor, end)
         tokenizer = processor.tokenizer
         configured = model.generation_config.eos_token_id
@@ -203,9 +202,8 @@ class ResponseGenerator:
         ]
         # What stands in the place of the image token once the image is known goes into all prompts on that image, so
         # that no image is processed twice.
-        alone = (self.processor(text=texts) if self.expands_text_alone else self.processor.tokenizer(texts))[
-            "input_ids"
-        ]
+        tokenize = self.processor if self.family.expands_text_alone else self.processor.tokenizer
+        alone = tokenize(text=texts)["input_ids"]
         starts = [ids.index(self.image_token) for ids in alone]
         expansions = [
             ids[starts[first] : starts[first] + 1 + len(ids) - len(alone[first])]
