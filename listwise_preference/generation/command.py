@@ -26,6 +26,7 @@ from listwise_preference.errors import DataError, ModelError
 from listwise_preference.files import sha256_of
 from listwise_preference.generation.questions import Questions, read_questions
 from listwise_preference.generation.response_files import ResponseFiles
+from listwise_preference.models.adapters import adapter_file, check_folders
 from listwise_preference.scoring.benchmarks import BENCHMARKS
 
 Item = TypeVar("Item")
@@ -93,13 +94,15 @@ def main(recipe: Mapping[str, Any] = {}, argv: Sequence[str] | None = None) -> N
 def _run(options: Namespace, is_main: bool) -> None:
     form = BENCHMARKS[options.benchmark].questions
     assert form is not None  # --benchmark offers no others
+    adapter = None if options.adapter == "none" else Path(options.adapter)
     asked = None
     if is_main:
+        check_folders(options.model_name_or_path, adapter)
         asked = read_questions(form, options.questions, options.image_root, options.on_bad_record)
         for problem in asked.dropped:
             logger.warning(f"left out: {problem}")
 
-    # Nothing is wrong with options, questions and images: now the heavy part.
+    # Nothing is wrong with options, folders, questions and images: now the heavy part.
     import torch
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
@@ -115,7 +118,7 @@ def _run(options: Namespace, is_main: bool) -> None:
     if is_main:
         assert asked is not None
         try:
-            finished = files.begin(_run_record(options, asked), restart=options.restart)
+            finished = files.begin(_run_record(options, adapter, asked), restart=options.restart)
         except (DataError, ModelError) as error:
             refusal = str(error)
     agreed = [asked, refusal, finished]
@@ -153,11 +156,9 @@ def _run(options: Namespace, is_main: bool) -> None:
             seed=options.seed,
             share_prefix=options.share_prefix,
         )
-        if options.adapter == "none":
-            generator = ResponseGenerator(bare, processor, decoding)
-        else:
-            adapted = adapters.load_adapter(bare, Path(options.adapter)).eval()
-            generator = ResponseGenerator(bare, processor, decoding)
+        adapted = adapter and adapters.load_adapter(bare, adapter).eval()
+        generator = ResponseGenerator(bare, processor, decoding)
+        if adapted:
             prove_adapter(generator, adapted, left[0][0])
         total = sum(map(len, groups))
         if done:
@@ -200,7 +201,7 @@ def ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Res
 # ---- what a run is, and what it leaves ----
 
 
-def _run_record(options: Namespace, asked: Questions) -> dict[str, Any]:
+def _run_record(options: Namespace, adapter: Path | None, asked: Questions) -> dict[str, Any]:
     """All that decides the responses, and versions. The weights are read once for their hash."""
     import peft
     import torch
@@ -210,19 +211,13 @@ def _run_record(options: Namespace, asked: Questions) -> dict[str, Any]:
 
     name, revision = options.model_name_or_path, options.model_revision
     loading.load_config(name, revision)  # a wrong name gives a clear message
-    adapter = None
-    if options.adapter != "none":
-        parts = [Path(options.adapter) / part for part in ("adapter_config.json", "adapter_model.safetensors")]
-        if absent := [part.name for part in parts if not part.is_file()]:
-            raise ModelError(f"--adapter {options.adapter} holds no {' and no '.join(absent)}")
-        adapter = sha256_of(parts)
     images = sorted({question.image for question in asked.questions})
     shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     return {
         "program": Path(sys.argv[0]).name,
         "decides": {
             "model": loading.weights_identity(name, revision),
-            "adapter": adapter,
+            "adapter": adapter and sha256_of([adapter / "adapter_config.json", adapter_file(adapter)]),
             "processor": loading.processor_identity(loading.load_processor(name, revision)),
             "questions": sha256_of([options.questions]),
             "pictures": sha256_of(images),

@@ -56,6 +56,18 @@ def _with_layers(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
         return get_peft_model(model, config)
 
 
+def check_folders(model: str, adapter: Path | None) -> None:
+    """Refuse, before anything heavy is imported, folders that are not there.
+
+    Raises:
+        ModelError: ``model`` can be no name on the hub and is no folder, or ``adapter`` holds no adapter.
+    """
+    if (model.startswith(("/", ".", "~")) or model.count("/") > 1) and not Path(model).is_dir():
+        raise ModelError(f"cannot load the model {model}: no such folder")
+    if adapter is not None:
+        adapter_file(adapter)
+
+
 def adapter_file(folder: Path) -> Path:
     """The weights' file of an adapter folder.
 

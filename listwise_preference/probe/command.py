@@ -20,6 +20,7 @@ from listwise_preference.data.ranked_images import Drawing, Fill, VisualPrompt
 from listwise_preference.errors import DataError
 from listwise_preference.files import sha256_of
 from listwise_preference.image_lists.detectors.annotations import Annotations
+from listwise_preference.models.adapters import adapter_file, check_folders
 from listwise_preference.models.families import special_tokens
 from listwise_preference.probe.measure import (
     CONDITIONS,
@@ -80,8 +81,10 @@ def add_command(commands: Subcommands) -> None:
 
 def score_awareness(args: Namespace) -> None:
     """Check, probe, report."""
+    adapter = None if args.adapter == "none" else Path(args.adapter)
     records, probes, notes = _read(args)
-    measurements, model = _probe(args, probes)
+    check_folders(args.model_name_or_path, adapter)
+    measurements, model = _probe(args, adapter, probes)
     summary = summarize(measurements, resamples=args.bootstrap, seed=args.seed)
     if summary.images == 1:
         notes.append("one image gives no interval, and without one there is no artefact ratio.")
@@ -150,7 +153,7 @@ def _read(args: Namespace) -> tuple[Records, Sequence[Probe], list[str]]:
     return records, probes, notes
 
 
-def _probe(args: Namespace, probes: Sequence[Probe]) -> tuple[Sequence[Measurement], Result]:
+def _probe(args: Namespace, adapter: Path | None, probes: Sequence[Probe]) -> tuple[Sequence[Measurement], Result]:
     """The measurements, and what they are of."""
     import torch
     from accelerate import PartialState
@@ -158,10 +161,7 @@ def _probe(args: Namespace, probes: Sequence[Probe]) -> tuple[Sequence[Measureme
     from listwise_preference.models import adapters, loading
 
     name, revision = args.model_name_or_path, args.model_revision
-    adapter = None if args.adapter == "none" else Path(args.adapter)
     try:
-        if adapter is not None:
-            adapters.adapter_file(adapter)
         processor = loading.load_processor(name, revision)
         model: Any = loading.load_base_model(
             name,
@@ -174,9 +174,7 @@ def _probe(args: Namespace, probes: Sequence[Probe]) -> tuple[Sequence[Measureme
             model = adapters.load_adapter(model, adapter)
         identity = {
             "model": loading.weights_identity(name, revision),
-            "adapter": None
-            if adapter is None
-            else sha256_of([adapter / "adapter_config.json", adapters.adapter_file(adapter)]),
+            "adapter": adapter and sha256_of([adapter / "adapter_config.json", adapter_file(adapter)]),
             "pictures": sha256_of(sorted({file for probe in probes for file in probe.record.images.files()})),
             "dtype": args.dtype,
             "attn_implementation": args.attn_implementation,

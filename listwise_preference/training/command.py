@@ -25,7 +25,7 @@ from listwise_preference.data.pairs import (
 )
 from listwise_preference.data.ranked_images import Drawing
 from listwise_preference.errors import DataError, ImageError, ModelError
-from listwise_preference.models.adapters import adapter_file
+from listwise_preference.models.adapters import check_folders
 from listwise_preference.models.families import special_tokens
 from listwise_preference.training.options import Arguments, parse
 
@@ -45,11 +45,8 @@ def train(arguments: Arguments) -> None:
         UserError: data, checkpoint, adapter or a combination of options that cannot be used.
     """
     checkpoint = find_checkpoint(arguments)
-    if arguments.model.init_adapter is not None:
-        adapter_file(Path(arguments.model.init_adapter))
-    model = arguments.model.model_name_or_path
-    if (model.startswith(("/", ".", "~")) or model.count("/") > 1) and not Path(model).is_dir():  # no name on the hub
-        raise ModelError(f"cannot load the model {model}: no such folder")
+    start = arguments.model.init_adapter
+    check_folders(arguments.model.model_name_or_path, Path(start) if start else None)
     training, evaluation = read_data(arguments)
 
     from listwise_preference.training.run import Run  # torch, transformers, peft
