@@ -136,10 +136,6 @@ class Bench:
     def __init__(self, work: Path) -> None:
         self.work = work
 
-    def is_of(self, settings: Mapping[str, Any]) -> bool:
-        """Whether what is here was made under these settings; an empty folder takes them on."""
-        return bool(kept(self.work / "settings.json", lambda: settings) == json.loads(json.dumps(settings)))
-
     # ---- bases and data ----
 
     def base(self, kind: str, seed: int) -> Path:
@@ -410,7 +406,11 @@ def grid(method: str, seeds: Sequence[int] = CHOICE_SEEDS) -> list[Run]:
 
 
 def choose(bench: Bench, method: str) -> Choice:
-    """The learning rate and step with the best mean F on the validation scenes of ``CHOICE_SEEDS``."""
+    """The learning rate and step with the best mean F on the validation scenes of ``CHOICE_SEEDS``.
+
+    The distractor's are those of the same method without it.
+    """
+    method = "lpoi-5 /(L-1)" if method == DISTRACTOR else method
     means: dict[Choice, float] = {}
     for rate in LEARNING_RATES:
         curves = [bench.scores(run, "validation")[1:] for run in grid(method) if run.learning_rate == rate]
@@ -420,15 +420,9 @@ def choose(bench: Bench, method: str) -> Choice:
 
 
 def final_runs(bench: Bench, methods: Iterable[str], seeds: Sequence[int], **changes: Any) -> list[Run]:
-    """Each method at its own learning rate; a distractor run at that of the same without."""
-    return [
-        replace(
-            Run(method, seed, choose(bench, "lpoi-5 /(L-1)" if method == DISTRACTOR else method).learning_rate),
-            **changes,
-        )
-        for method in methods
-        for seed in seeds
-    ]
+    """Each method at its own learning rate."""
+    chosen = {method: choose(bench, method).learning_rate for method in methods}
+    return [Run(method, seed, rate, **changes) for method, rate in chosen.items() for seed in seeds]
 
 
 def variations(bench: Bench) -> dict[str, list[Run]]:
@@ -451,12 +445,8 @@ def variations(bench: Bench) -> dict[str, list[Run]]:
 PROBED = ("methods", "naive", "distractor")
 
 
-@dataclass(frozen=True)
-class Task:
-    """A step of the work: a method of :class:`Bench`, and what it is called with."""
-
-    step: Callable[..., object]
-    arguments: tuple[Any, ...]
+# A step of the work: a method of Bench, and what it is called with.
+Task = tuple[Callable[..., object], tuple[Any, ...]]
 
 
 def _set_up(work: Path) -> None:
@@ -467,16 +457,16 @@ def _set_up(work: Path) -> None:
 
 
 def _do(work: Path, task: Task) -> None:
+    step, arguments = task
     try:
-        task.step(Bench(work), *task.arguments)
-    except SystemExit as stop:  # how the programs end on an error that the user can correct
-        what = f"{task.step.__name__}{task.arguments} stopped with {stop.code}"
+        step(Bench(work), *arguments)
+    except SystemExit as stop:  # how the programs end on an error that a user can correct
+        what = f"{step.__name__}{arguments} stopped with {stop.code}"
         raise RuntimeError(f"{what}; {work}/log-{os.getpid()}.txt says why") from None
 
 
 def carry_out(pool: ProcessPoolExecutor, work: Path, tasks: Iterable[Task], what: str) -> None:
     """All tasks, several at a time; the first that fails ends the program."""
-
     running = [pool.submit(_do, work, task) for task in dict.fromkeys(tasks)]
     for done in tqdm(as_completed(running), desc=what, total=len(running), unit="task"):
         done.result()
@@ -491,7 +481,7 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     bench = Bench(args.work.resolve())
-    if not bench.is_of(SETTINGS):
+    if kept(bench.work / "settings.json", lambda: SETTINGS) != json.loads(json.dumps(SETTINGS)):
         parser.error(f"{args.work} holds work under other settings: name another folder with --work, or remove it")
     with ProcessPoolExecutor(
         args.workers, multiprocessing.get_context("spawn"), initializer=_set_up, initargs=(bench.work,)
@@ -513,28 +503,25 @@ def main() -> None:
 def work(bench: Bench, do: Callable[..., None]) -> None:
     """All that is measured, in the order in which one thing needs another."""
     bases = [("robust", seed) for seed in SEEDS] + [("naive", seed) for seed in FEW_SEEDS]
-    do([Task(Bench.base, base) for base in bases], what="pre-training")
+    do([(Bench.base, base) for base in bases], what="pre-training")
     # Before whatever reads them, since several bases describe the same.
-    scenes = [Task(Bench.scenes, (f"train{number}", seed, TRAINING_SCENES)) for number in (0, 1) for seed in SEEDS]
-    scenes += [Task(Bench.evaluation_scenes, (what, seed)) for what in ("validation", "test") for seed in SEEDS]
-    do([*scenes, *(Task(Bench.probe_data, (seed,)) for seed in SEEDS)], what="scenes")
-    do([Task(Bench.pairs, (Run("dpo", seed, 0.0, base=base),)) for base, seed in bases], what="pairs")
-    do([Task(Bench.base_scores, (*base, what)) for base in bases for what in ("validation", "test")], what="bases")
-    do([Task(Bench.yes_no, (Run("dpo", seed, 0.0, base=base), 0)) for base, seed in bases], what="bases, yes/no")
-    do([Task(Bench.scores, (run, "validation")) for method in METHODS for run in grid(method)], what="choosing")
+    scenes: list[Task] = [
+        (Bench.scenes, (f"train{number}", seed, TRAINING_SCENES)) for number in (0, 1) for seed in SEEDS
+    ]
+    scenes += [(Bench.evaluation_scenes, (what, seed)) for what in ("validation", "test") for seed in SEEDS]
+    do([*scenes, *((Bench.probe_data, (seed,)) for seed in SEEDS)], what="scenes")
+    do([(Bench.pairs, (Run("dpo", seed, 0.0, base=base),)) for base, seed in bases], what="pairs")
+    do([(Bench.base_scores, (*base, what)) for base in bases for what in ("validation", "test")], what="bases")
+    do([(Bench.yes_no, (Run("dpo", seed, 0.0, base=base), 0)) for base, seed in bases], what="bases, yes/no")
+    do([(Bench.scores, (run, "validation")) for method in METHODS for run in grid(method)], what="choosing")
     methods = final_runs(bench, METHODS, SEEDS)
     for name, runs in {"methods": methods, **variations(bench)}.items():
-        do([Task(Bench.pairs, (run,)) for run in runs if run.method == runs[0].method], what=f"{name}, pairs")
-        do([Task(Bench.scores, (run, "test")) for run in runs], what=name)
-        do([Task(Bench.yes_no, (run, choose_step(bench, run))) for run in runs], what=f"{name}, yes/no")
+        do([(Bench.pairs, (run,)) for run in runs if run.method == runs[0].method], what=f"{name}, pairs")
+        do([(Bench.scores, (run, "test")) for run in runs], what=name)
+        do([(Bench.yes_no, (run, choose(bench, run.method).step)) for run in runs], what=f"{name}, yes/no")
         if name in PROBED:
             probed = [run for run in runs if run.seed in FEW_SEEDS]
-            do([Task(Bench.probe, (run, choose_step(bench, run))) for run in probed], what=f"{name}, awareness")
-
-
-def choose_step(bench: Bench, run: Run) -> int:
-    """The step at which a run is looked at: its method's."""
-    return choose(bench, "lpoi-5 /(L-1)" if run.method == DISTRACTOR else run.method).step
+            do([(Bench.probe, (run, choose(bench, run.method).step)) for run in probed], what=f"{name}, awareness")
 
 
 # ---- what was measured ----
@@ -549,7 +536,6 @@ def summary(counters: Mapping[str, float]) -> dict[str, float]:
 
 def at_step(curve: Sequence[Mapping[str, float]], step: int, yes_no: Mapping[str, float]) -> dict[str, float]:
     """All percentages of one checkpoint, the yes/no ones from their own counters."""
-
     counters = next(point for point in curve if point["step"] == step)
     official = amber.metrics_of_sums({**counters, **yes_no})
     return summary(counters) | {
@@ -568,7 +554,7 @@ def by_name(seeds: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
 def of_runs(bench: Bench, runs: Sequence[Run]) -> dict[str, Any]:
     """One method on several seeds: every percentage at its step, and CHAIR, Cover and F over training."""
     curves = [bench.scores(run, "test") for run in runs]
-    step = choose_step(bench, runs[0])
+    step = choose(bench, runs[0].method).step
     points = [at_step(curve, step, bench.yes_no(run, step)) for run, curve in zip(runs, curves, strict=True)]
     return {
         "learning_rate": runs[0].learning_rate,
@@ -622,7 +608,7 @@ def probes(bench: Bench) -> dict[str, Any]:
     runs |= {("naive", run.method): [one for one in naive if one.method == run.method] for run in naive}
     result: dict[str, Any] = {"robust": {}, "naive": {}}
     for (base, method), same in runs.items():
-        found = [bench.probe(run, choose_step(bench, run)) for run in same]
+        found = [bench.probe(run, choose(bench, run.method).step) for run in same]
 
         def changes(quantity: str, found: Sequence[Mapping[str, Any]] = found) -> dict[str, list[float]]:
             means = [{name: of["mean"] for name, of in one["changes"][quantity].items()} for one in found]

@@ -470,7 +470,7 @@ def test_the_files_command_refuses_and_writes_nothing(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")
     argv = ["--scenes", "1", "--output", f"{tmp_path}/new", *(one.format(tmp_path) for one in arguments)]
-    assert stopped(data.main, argv, capsys).endswith(what.format(tmp_path))
+    assert stopped(data.main, argv, capsys).endswith(what.format(tmp_path) + " (see --help)")
     left = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*")}
     assert left == {"mine.txt", "image", "image/1.png"}
     assert (tmp_path / "image/1.png").read_text() == "mine"
@@ -735,7 +735,7 @@ def test_pretraining_refuses_before_it_begins(
 ) -> None:
     (tmp_path / "model.safetensors").write_text("a model")
     argv = ["--family", "llava", "--output", f"{tmp_path}/new", *(one.format(tmp_path) for one in arguments)]
-    assert stopped(pretraining.main, argv, capsys).endswith(what.format(tmp_path))
+    assert stopped(pretraining.main, argv, capsys).endswith(what.format(tmp_path) + " (see --help)")
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
 
 

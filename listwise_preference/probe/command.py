@@ -103,7 +103,7 @@ def score_awareness(args: Namespace) -> None:
             "dropped": records.dropped,
         },
         "protocol": {
-            "rules": "listwise_preference.awareness",
+            "rules": "listwise_preference.probe.measure",
             "unit": "nats",
             "conditions": [name for name in CONDITIONS if any(name in probe.conditions for probe in probes)],
             "visual_prompt": args.visual_prompt,

@@ -16,7 +16,6 @@
 ``preference_pairs`` turns a model's own descriptions into pairs: the right description is chosen, the model's rejected.
 """
 
-import argparse
 import json
 import random
 import re
@@ -147,17 +146,12 @@ def foreign(folder: Path) -> str | None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write natural scenes; images that an earlier run with more scenes left are removed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--scenes", type=cli.count, required=True, help="how many")
-    parser.add_argument(
-        "--seed", default="unseen", help="a word or a number; another one gives other scenes (default unseen)"
-    )
-    parser.add_argument("--difficulty", type=cli.share, default=NATURAL.difficulty, help="0 to 1 (default %(default)s)")
-    parser.add_argument(
-        "--output", type=cli.folder, required=True, help="folder: new, empty, or written by this command"
-    )
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    add("--scenes", type=cli.count, required=True, help="how many")
+    add("--seed", default="unseen", help="a word or a number; another one gives other scenes")
+    add("--difficulty", type=cli.share, default=NATURAL.difficulty, help="0 to 1")
+    add("--output", type=cli.folder, required=True, help="folder: new, empty, or written by this command")
     given = parser.parse_args(argv)
     folder: Path = given.output
     if other := foreign(folder):

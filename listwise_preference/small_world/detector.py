@@ -6,7 +6,6 @@ It finds nothing in particular, but the program loads and runs it like the full 
     python make_image_lists.py --detector_model runs/small-grounding-dino --box_threshold 0.2 ...
 """
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -19,6 +18,8 @@ from transformers import (
     GroundingDinoProcessor,
     SwinConfig,
 )
+
+from listwise_preference import cli
 
 # Marks and words stand in BERT's vocabulary at these places; Grounding DINO knows [CLS], [SEP], "." and "?" by them.
 _PLACES = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}
@@ -93,9 +94,9 @@ def save_small_detector(folder: Path, *, shortest_edge: int = 64, longest_edge: 
 
 def main() -> None:
     """Write one small detector."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--output", type=cli.folder, required=True, help="folder of the checkpoint")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights")
     arguments = parser.parse_args()
     print(f"wrote {save_small_detector(arguments.output, seed=arguments.seed)}")
 

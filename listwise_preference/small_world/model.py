@@ -7,7 +7,6 @@ template, generation config), so the programs load them by ``--model_name_or_pat
     python lpoi.py --model_name_or_path runs/small-idefics2 --dtype float32 ...
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +42,7 @@ from transformers import (
 )
 from transformers.models.idefics2.configuration_idefics2 import Idefics2PerceiverConfig, Idefics2VisionConfig
 
+from listwise_preference import cli
 from listwise_preference.models.families import FAMILIES
 
 FamilyName = Literal["idefics2", "llava"]
@@ -234,13 +234,14 @@ def save_small_model(folder: Path, family: FamilyName, **sizes: object) -> Path:
 
 def main() -> None:
     """Write one small checkpoint."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--family", choices=("idefics2", "llava"), required=True)
-    parser.add_argument("--output", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--image_size", type=int, default=56, help="336 gives LLaVA's 576 image tokens")
-    parser.add_argument("--hidden_size", type=int, default=64)
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    add("--family", choices=("idefics2", "llava"), required=True, help="the model's classes")
+    add("--output", type=cli.folder, required=True, help="folder of the checkpoint")
+    add("--image_size", type=cli.count, default=56, help="pixels; 336 gives LLaVA's 576 image tokens")
+    add("--hidden_size", type=cli.count, default=64, help="width of the language model")
+    add("--layers", type=cli.count, default=2, help="of the language model")
+    add("--seed", type=int, default=0, help="of the weights")
     arguments = vars(parser.parse_args())
     folder = save_small_model(arguments.pop("output"), arguments.pop("family"), **arguments)
     print(f"wrote {folder}")

@@ -12,7 +12,6 @@ is not visible.
 Shapes: B scene, N image token, D width, K kind, T token.
 """
 
-import argparse
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -353,16 +352,14 @@ _MEANINGS: dict[str, tuple[Callable[[str], Any], str]] = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Pre-train and save one model."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = cli.Parser(__doc__)
     add, defaults = parser.add_argument, Pretraining()
     add("--family", choices=("idefics2", "llava"), required=True, help="the model's classes")
-    add("--output", type=cli.folder, required=True, metavar="DIR", help="folder of the checkpoint")
+    add("--output", type=cli.folder, required=True, help="folder of the checkpoint")
     add("--overwrite", action="store_true", help="replace the checkpoint that is there")
-    add("--workers", type=int, default=1, help="processes that draw the scenes (default 1)")
+    add("--workers", type=int, default=1, help="processes that draw the scenes")
     for name, (kind, meaning) in _MEANINGS.items():
-        add(f"--{name}", type=kind, default=vars(defaults)[name], help=f"{meaning} (default %(default)s)")
+        add(f"--{name}", type=kind, default=vars(defaults)[name], help=meaning)
     given = parser.parse_args(argv)
     output: Path = given.output
     chosen = Pretraining(**{name: vars(given)[name] for name in _MEANINGS})
