@@ -1,209 +1,534 @@
-"""One training step, the same work done in several ways: seconds, memory, tokens and images.
+"""One training step of one record, the same work done in several ways, interleaved: seconds, tokens, bytes saved.
 
-    python benchmarks/training_step.py --family llava                    # a small model on the CPU, about two minutes
-    python benchmarks/training_step.py --family idefics2 --size full     # real shapes, random weights, bf16: a GPU
+    OMP_NUM_THREADS=1 python benchmarks/training_step.py --shape llava --json llava.json          # a CPU, three minutes
+    OMP_NUM_THREADS=1 python benchmarks/training_step.py --shape idefics2 --dtype bfloat16 --json idefics2.json
+    OMP_NUM_THREADS=1 python benchmarks/training_step.py --shape llava --frozen_tower --json tower.json
+    OMP_NUM_THREADS=1 python benchmarks/training_step.py --shape llava --against trl --json trl.json   # trl installed
+    python benchmarks/training_step.py --shape llava --size 7b --dtype bfloat16 --json 7b.json    # a GPU
 
-Each way runs in a process of its own, on the same records of data/sample:
+A list of 5 images, chosen and rejected completions of 150 and 140 tokens, LoRA r 8 on all linear layers. The ways:
 
-    release   the authors' form: chosen and rejected on the image, then the chosen answer on all five (7 rows), the
-              vocabulary projection at every position, the reference at every step
-    plain     a row an answer (6 rows), answer positions only
-    packed    a row an image (5 rows), answer positions only
+    release                the authors' form: 7 rows, the vocabulary projection at every position, the reference at
+                           every step, activation checkpointing
+    packed_checkpointed    5 padded rows, the rejected completion in the first behind a dense mask: this project's
+                           former default, kept here as the yardstick
+    unpacked_checkpointed  6 padded rows, an ordinary mask
+    ragged_checkpointed    5 rows behind one another, no padding
+    default                ragged rows, fused LoRA, nothing recomputed: what a GPU with room gets
 
-plain and packed are measured with the reference at every step ("live") and precomputed ("once").
+All but the release's with a precomputed reference. ``bfloat16``: bf16 weights and bf16 autocast, as recipes train.
+Weights are random; small shapes are narrow, with the real models' width of a head and share of the MLP. Seconds are CPU
+time of the process,
+on a GPU the clock's; medians, with (slowest - fastest) / median as spread. ``saved_bytes`` are what autograd
+keeps for the backward pass, parameters left out. ``largest_difference`` compares each way's loss and gradient with one
+completion at a time through peft's own layers, relative.
 """
 
 import argparse
 import json
-import resource
 import statistics
-import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a clone without installing
+SAMPLE = ROOT / "data" / "sample"
 
-WAYS = ("release live", "plain live", "packed live", "plain once", "packed once")
+CHOSEN_TOKENS, REJECTED_TOKENS = 150, 140
+IMAGE_SIZES = {"llava": 336, "idefics2": 378}
+# Width of the small language models, four layers of them: what a minute or two on one thread allows.
+WIDTHS = {
+    ("llava", "float32"): 512,
+    ("llava", "bfloat16"): 768,
+    ("idefics2", "float32"): 768,
+    ("idefics2", "bfloat16"): 1024,
+}
+# (layers, width, MLP width, heads, key-value heads) of the language model at full size.
+FULL = {
+    ("llava", "7b"): (32, 4096, 11008, 32, 32),
+    ("llava", "13b"): (40, 5120, 13824, 40, 40),
+    ("idefics2", "8b"): (32, 4096, 14336, 32, 8),
+}
 
 
-def build(family: str, size: str) -> tuple[Any, Any]:
-    """A model with random weights on the device, and its processor."""
+def build(shape: str, size: str, dtype: Any, vision_width: int = 128, vision_layers: int = 3, **text: int) -> Any:
+    """A model of random weights on the device, and its processor."""
     import torch
-    from transformers import AutoModelForImageTextToText, Idefics2Processor
+    from transformers import AutoModelForImageTextToText
 
     from listwise_preference.small_world.model import build_small_model
 
-    full = size != "small"
-    image_size = {"llava": 336, "idefics2": 980 if full else 378}[family]
-    sizes: dict[str, Any] = {"image_size": image_size, "hidden_size": 256, "layers": 4, "vocab_size": 8000}
-    model, processor = build_small_model(family, **sizes)  # type: ignore[arg-type]
-    if isinstance(processor, Idefics2Processor):
-        processor.image_seq_len = 64  # as the real one, at any size
-        model.config.perceiver_config.resampler_n_latents = 64
-        model = AutoModelForImageTextToText.from_config(model.config)
-    if not full:
-        return model, processor
+    small = size == "small"
+    image_size = IMAGE_SIZES[shape] if small or shape == "llava" else 980
+    family: Any = shape
+    model, processor = build_small_model(family, image_size=image_size, layers=1, initializer_range=0.02)
     config = model.config
-    text, vision = config.text_config, config.vision_config
-    text.update({"num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "vocab_size": 32064})
-    if family == "llava":
-        text.update({"num_key_value_heads": 32, "intermediate_size": 11008, "head_dim": 128})
-        vision.update(
-            {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
-        )
-        if size == "13b":
-            text.update({"num_hidden_layers": 40, "hidden_size": 5120, "num_attention_heads": 40})
-            text.update({"num_key_value_heads": 40, "intermediate_size": 13824})
+    if small:
+        width = text.get("width", WIDTHS[shape, str(dtype).removeprefix("torch.")])
+        heads = width // 128  # a head is as wide as the real models'
+        kv_heads = heads if shape == "llava" else max(1, heads // 4)
+        layers, mlp = text.get("layers", 4), width * 11 // 4
     else:
-        text.update({"num_key_value_heads": 8, "intermediate_size": 14336, "head_dim": 128})
-        vision.update(
-            {"num_hidden_layers": 27, "hidden_size": 1152, "num_attention_heads": 16, "intermediate_size": 4304}
-        )
-        config.perceiver_config.update({"hidden_size": 4096, "resampler_depth": 3})
-        config.perceiver_config.update({"resampler_n_heads": 16, "resampler_head_dim": 96, "num_key_value_heads": 4})
-    del model
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device("cuda"):
-        model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
-    torch.set_default_dtype(torch.float32)
-    return model, processor
+        layers, width, mlp, heads, kv_heads = FULL[shape, size]
+    config.text_config.update(
+        {
+            "num_hidden_layers": layers,
+            "hidden_size": width,
+            "intermediate_size": mlp,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "head_dim": width // heads,
+        }
+    )
+    if small:
+        vision = (vision_layers, vision_width, 4 * vision_width, max(2, vision_width // 64))
+    else:
+        config.text_config.vocab_size = 32064
+        vision = (24, 1024, 4096, 16) if shape == "llava" else (27, 1152, 4304, 16)
+    config.vision_config.update(
+        dict(zip(("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads"), vision, strict=True))
+    )
+    if shape == "idefics2":
+        processor.image_seq_len = 64  # as the real one, at any size
+        resampler = {"resampler_n_latents": 64, "hidden_size": width}
+        if small:
+            resampler |= {"resampler_depth": 1, "resampler_n_heads": 4, "resampler_head_dim": 64}
+            resampler |= {"num_key_value_heads": 2}
+        else:
+            resampler |= {"resampler_depth": 3, "resampler_n_heads": 16, "resampler_head_dim": 96}
+            resampler |= {"num_key_value_heads": 4}
+        config.perceiver_config.update(resampler)
+    torch.manual_seed(0)
+    with device():
+        return AutoModelForImageTextToText.from_config(config, dtype=dtype), processor
 
 
-def measure(way: str, family: str, size: str, steps: int, answer_tokens: int | None) -> dict[str, Any]:
-    """Time ``steps`` steps of one record each after one that is not counted.
-
-    On the CPU one thread does all, and seconds are its CPU time, which other work on the machine changes little.
-    """
+def device() -> Any:
+    """The accelerator, or the CPU."""
     import torch
 
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def with_adapter(model: Any, shape: str, freeze: bool = False) -> Any:
+    """LoRA on all linear layers, with B away from 0 so that every gradient counts."""
+    import torch
+
+    from listwise_preference.models.adapters import add_adapter
+    from listwise_preference.models.families import FAMILIES
+
+    tower = FAMILIES[shape].vision_tower if freeze else None
+    policy = add_adapter(model, r=8, alpha=8, dropout=0.0, target_modules=["all-linear"], frozen_module=tower)
+    torch.manual_seed(1)
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.01)
+    return policy.train()
+
+
+def records_of(processor: Any, shape: str, chosen: int = CHOSEN_TOKENS, rejected: int = REJECTED_TOKENS) -> Any:
+    """The sample's records with completions of these many tokens."""
     from listwise_preference.data.pairs import BoxLists, load_records
     from listwise_preference.data.ranked_images import Drawing
-    from listwise_preference.models.adapters import add_adapter
     from listwise_preference.models.chat_format import ChatFormat
     from listwise_preference.models.families import FAMILIES
     from listwise_preference.models.loading import end_token
-    from listwise_preference.training.batch import Batch, Collator, ListwiseDataset
-    from listwise_preference.training.completion_logps import completion_logps
-    from listwise_preference.training.objective import Objective, compare
+    from listwise_preference.training.batch import ListwiseDataset
 
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    sample = ROOT / "data" / "sample"
-    records = load_records(sample / "pairs.json", sample, BoxLists(sample / "image_lists.jsonl", Drawing())).records
-    bare, processor = build(family, size)
-    chat = ChatFormat(processor, end_token(processor, FAMILIES[family]))
-    dataset = ListwiseDataset(records, chat, 384)
-    if answer_tokens is not None:
-        for answers in (dataset.chosen_ids, dataset.rejected_ids):
-            answers[:] = [(ids * answer_tokens)[:answer_tokens] for ids in answers]
-    model = add_adapter(bare, r=8, alpha=8, dropout=0.0, target_modules=["all-linear"])
-    model.activation_checkpointing_enable()
-    model.train()
-    device = next(model.parameters()).device
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
-    layout, reference_mode = way.split()
-    collate = Collator(processor, packed=layout == "packed")
-    objective = Objective()
+    records = load_records(SAMPLE / "pairs.json", SAMPLE, BoxLists(SAMPLE / "image_lists.jsonl", Drawing())).records
+    dataset = ListwiseDataset(records, ChatFormat(processor, end_token(processor, FAMILIES[shape])), 384)
+    for completions, count in ((dataset.chosen_ids, chosen), (dataset.rejected_ids, rejected)):
+        completions[:] = [(ids * count)[:count] for ids in completions]
+    return dataset
 
-    def logps_of(batch: Batch) -> torch.Tensor:
-        if layout != "release":
-            return completion_logps(model, batch)
-        # Rows 0 and 1 are the text pair; the chosen answer on the first image once more for the list.
-        rows = torch.tensor([0, 1, 0, *range(2, len(batch["input_ids"]))], device=device)
-        tokens = batch["input_ids"][rows]
-        logits = model(
-            input_ids=tokens,
-            attention_mask=(batch["segments"][rows] != 0).long(),
-            **{name: value[rows] for name, value in batch["images"].items()},
-            use_cache=False,
-        ).logits
-        logps = logits[:, :-1].float().log_softmax(-1).gather(2, tokens[:, 1:, None])[..., 0]
-        summed = (logps * (batch["segments"][rows][:, 1:] >= 2)).sum(1)
-        return summed[[0, 1, *range(3, len(rows))]][None]
 
-    def to_device(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: to_device(item) for key, item in value.items()}
-        return value.to(device) if isinstance(value, torch.Tensor) else value
+# ---- the ways ----
 
-    def clock() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-            return time.perf_counter()
-        return time.process_time()
 
-    seconds, tokens, scored = [], 0, 0
-    # Every third record: different images, questions and lengths.
-    for index in range(steps + 1):
-        batch: Any = to_device(collate([dataset[(3 * index) % len(dataset)]]))
-        start = clock()
-        with torch.autocast(device.type, torch.bfloat16, enabled=size != "small"):
-            if reference_mode == "live":
-                with torch.no_grad(), model.disable_adapter():
-                    reference = logps_of(batch)
-            policy = logps_of(batch)
-        loss = compare(objective, policy, reference if reference_mode == "live" else policy.detach()).loss_B.mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if index:
-            seconds.append(clock() - start)
-            tokens += batch["input_ids"].numel() * (7 / 6 if layout == "release" else 1)
-            scored += len(batch["targets"])
-    on_gpu = device.type == "cuda"
-    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    forwards = 2 if reference_mode == "live" else 1
+def gathered(logits_KV: Any, batch: Any) -> Any:
+    """Log-probabilities of the completions from the logits of the kept positions."""
+    import torch
+
+    logits_KV = logits_KV.float()
+    logps_N = logits_KV[batch["target_source"], batch["targets"]] - logits_KV.logsumexp(-1)[batch["target_source"]]
+    logps_N = logps_N.double()
+    sums = torch.zeros(len(batch["record"]) * batch["completion_count"], dtype=logps_N.dtype, device=logps_N.device)
+    return sums.index_add(0, batch["target_completion"], logps_N).view(len(batch["record"]), -1)
+
+
+def release_logps(model: Any, unpacked: Any) -> Any:
+    """The authors' form, from the six unpacked rows: the chosen completion on the first image twice."""
+    import torch
+
+    rows = torch.tensor([0, 1, 0, *range(2, len(unpacked["input_ids"]))], device=unpacked["input_ids"].device)
+    tokens = unpacked["input_ids"][rows]
+    mask = unpacked["attention_mask"][rows]
+    images = {name: value[rows] for name, value in unpacked["images"].items()}
+    logits = model(input_ids=tokens, attention_mask=mask, **images, use_cache=False).logits
+    logps = logits[:, :-1].float().log_softmax(-1).gather(2, tokens[:, 1:, None])[..., 0]
+    # A kept position predicts the token behind it.
+    summed = (logps.double() * unpacked["keep"][rows][:, :-1]).sum(1)
+    return summed[[0, 1, *range(3, len(rows))]][None]
+
+
+def packed(ragged: Any, pad: int) -> Any:
+    """Ragged rows as padded ones below each other, with a dense mask for who sees whom."""
+    import torch
+
+    spans = ragged["spans"]
+    lengths = [sum(span) for span in spans]
+    width = max(lengths)
+
+    def padded(values: Any, fill: int) -> Any:
+        rows = values[0].split(lengths)
+        return torch.stack([torch.nn.functional.pad(row, (0, width - len(row)), value=fill) for row in rows])
+
+    mask = torch.ones(len(spans), 1, width, width, dtype=torch.bool, device=ragged["input_ids"].device).tril()
+    for row, (prompt, chosen, rejected) in enumerate(spans):
+        mask[row, :, prompt + chosen :, prompt : prompt + chosen] = False
+        mask[row, :, sum((prompt, chosen, rejected)) :, prompt:] = False
+    images = ragged["images"]
+    if images["pixel_values"].ndim == 5:
+        images = {name: value.transpose(0, 1) for name, value in images.items()}
+    keep = padded(ragged["keep"].int(), 0).bool()
     return {
-        "way": way,
-        "seconds": statistics.median(seconds),
-        "peak_gib": peak / 2**30,
-        "pictures": {"release": 7, "plain": 6, "packed": 5}[layout] * forwards,
-        "tokens": round(tokens / steps) * forwards,
-        "answer_tokens": round(scored / steps),
-        "device": torch.cuda.get_device_name() if on_gpu else "CPU, one thread",
-        "parameters": sum(p.numel() for p in bare.parameters()),
+        **ragged,
+        "input_ids": padded(ragged["input_ids"], pad),
+        "position_ids": padded(ragged["position_ids"], 0),
+        "attention_mask": mask,
+        "keep": keep,
+        "images": images,
+        "spans": None,
     }
 
 
-def main() -> None:
-    """Run every way and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=("idefics2", "llava"), default="llava")
-    parser.add_argument("--size", choices=("small", "full", "13b"), default="small", help="full is 8B or 7B, on a GPU")
-    parser.add_argument("--steps", type=int, default=5, help="counted steps of one record")
-    parser.add_argument("--answer_tokens", type=int, help="cut or repeat every answer to this length")
-    parser.add_argument("--way", choices=WAYS, help="this one alone, as a line of JSON")
-    arguments = parser.parse_args()
-    if arguments.way:
-        print(
-            json.dumps(
-                measure(arguments.way, arguments.family, arguments.size, arguments.steps, arguments.answer_tokens)
-            )
+class Steps:
+    """One model, its batches, and a step in each of the ways."""
+
+    def __init__(self, shape: str, size: str, bf16: bool) -> None:
+        import torch
+
+        from listwise_preference.training.batch import Collator
+        from listwise_preference.training.objective import Objective
+
+        self.bf16, self.device = bf16, device()
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        bare, self.processor = build(shape, size, dtype)
+        self.parameters = bare.num_parameters()
+        self.model = with_adapter(bare, shape)
+        self.own_attention = bare.config.text_config._attn_implementation
+        self.objective = Objective()
+        example = records_of(self.processor, shape)[0]
+        self.batches = {
+            "unpacked": self.moved(Collator(self.processor, ragged=False)([example])),
+            "ragged": self.moved(Collator(self.processor)([example])),
+        }
+        self.batches["packed"] = packed(self.batches["ragged"], self.processor.tokenizer.pad_token_id or 0)
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        # Way: rows, online reference, checkpointing, fused layers.
+        self.ways: Mapping[str, tuple[str, bool, bool, bool]] = {
+            "release": ("release", True, True, False),
+            "packed_checkpointed": ("packed", False, True, False),
+            "unpacked_checkpointed": ("unpacked", False, True, False),
+            "ragged_checkpointed": ("ragged", False, True, False),
+            "default": ("ragged", False, False, True),
+        }
+        self.reference, self.loss, self.gradient = self.one_at_a_time()
+
+    def moved(self, batch: Any) -> Any:
+        """The batch on the device, images in the model's precision where autocast would round them."""
+        from accelerate.utils import send_to_device
+
+        return send_to_device(batch, self.device)
+
+    def autocast(self) -> Any:
+        """Of the recipes in bf16, or none."""
+        import torch
+
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def logps(self, rows: str) -> Any:
+        """The policy's log-probabilities through these rows."""
+        from listwise_preference.training.completion_logps import completion_logps
+
+        if rows == "release":
+            return release_logps(self.model, self.batches["unpacked"])
+        if rows == "packed":
+            batch = self.batches["packed"]
+            names = ("input_ids", "position_ids", "attention_mask")
+            given = {name: batch[name] for name in names}
+            output = self.model(**given, **batch["images"], logits_to_keep=batch["keep"], use_cache=False)
+            return gathered(output.logits, batch)
+        return completion_logps(self.model, self.batches[rows])
+
+    def one_at_a_time(self) -> tuple[Any, float, list[Any]]:
+        """A reference away from the policy, and loss and gradient by single completions, without any padding."""
+        import torch
+
+        from listwise_preference.training.objective import compare
+
+        batch = self.batches["unpacked"]
+        rows = []
+        for row in range(len(batch["input_ids"])):
+            length = int(batch["attention_mask"][row].sum())
+            tokens = batch["input_ids"][row : row + 1, :length]
+            images = {name: value[row : row + 1] for name, value in batch["images"].items()}
+            keep = batch["keep"][row, :length]
+            with self.autocast():
+                logits = self.model(input_ids=tokens, **images, use_cache=False).logits
+            logps = logits[0, :-1].float().log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0]
+            rows.append(logps[keep[:-1]].double().sum())
+        policy = torch.stack(rows)[None]
+        shift = torch.randn(policy.shape, generator=torch.Generator().manual_seed(0)).to(policy) * 5
+        reference = policy.detach() + shift
+        loss = compare(self.objective, policy, reference).loss_B.mean()
+        self.model.zero_grad()
+        loss.backward()
+        return reference, loss.item(), self.gradients()
+
+    def gradients(self) -> list[Any]:
+        """A copy of every trained parameter's gradient."""
+        import torch
+
+        return [torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in self.trained]
+
+    def prepare(self, way: str) -> Callable[[], Any]:
+        """Set the model as the way wants it; what takes that back."""
+        from listwise_preference.models.fused_layers import fuse_layers
+        from listwise_preference.models.ragged_attention import use_ragged_attention
+
+        rows, _, checkpointed, fused = self.ways[way]
+        base = self.model.get_base_model()
+        if rows == "ragged":
+            use_ragged_attention(base)
+        else:
+            base.set_attn_implementation({"text_config": self.own_attention})
+        if checkpointed:
+            base.activation_checkpointing_enable({"use_reentrant": False})
+        else:
+            base.activation_checkpointing_disable()
+        self.model.zero_grad()
+        return fuse_layers(self.model).restore if fused else lambda: None
+
+    def forward(self, way: str) -> Any:
+        """The loss of a step."""
+        import torch
+
+        from listwise_preference.training.objective import compare
+
+        rows, online, _, _ = self.ways[way]
+        with self.autocast():
+            if online:  # its cost counts; its values are those of the untrained adapter, so the given ones are used
+                with torch.no_grad(), self.model.disable_adapter():
+                    self.logps(rows)
+            policy = self.logps(rows)
+        return compare(self.objective, policy, self.reference).loss_B.mean()
+
+    def check(self, way: str) -> dict[str, Any]:
+        """Tokens, images and saved bytes of a way, and how far its loss and gradient are from single completions'."""
+        import torch
+
+        take_back = self.prepare(way)
+        saved = Saved(self.model)
+        with saved.hooks():
+            loss = self.forward(way)
+        total = saved.total
+        loss.backward()
+        difference = torch.sqrt(
+            sum((one - other).double().pow(2).sum() for one, other in zip(self.gradients(), self.gradient, strict=True))
         )
-        return
-    rows = []
-    for way in WAYS:
-        command = [sys.executable, __file__, "--way", way, *sys.argv[1:]]
-        finished = subprocess.run(command, capture_output=True, text=True)
-        if finished.returncode:
-            print(f"{way}: failed\n{finished.stderr[-2000:]}", file=sys.stderr)
-            continue
-        rows.append(json.loads(finished.stdout.splitlines()[-1]))
-        print(f"{way}: {rows[-1]['seconds']:.2f} s", file=sys.stderr)
-    first = rows[0]
-    print(
-        f"{arguments.family}, {first['parameters']:,} parameters, {first['device']}; median of {arguments.steps} steps"
+        norm = torch.sqrt(sum(one.double().pow(2).sum() for one in self.gradient))
+        take_back()
+        rows, online, _, _ = self.ways[way]
+        forwards = 2 if online else 1
+        six = self.batches["unpacked"]["input_ids"]
+        tokens = 7 * six.shape[1] if rows == "release" else self.batches[rows]["input_ids"].numel()
+        return {
+            "tokens": tokens * forwards,
+            "images": {"release": 7, "unpacked": 6}.get(rows, 5) * forwards,
+            "saved_bytes": total,
+            "loss_difference": abs(loss.item() - self.loss) / abs(self.loss),
+            "gradient_difference": (difference / norm).item(),
+        }
+
+    def seconds(self, way: str) -> float:
+        """Of one step, forward and backward."""
+        take_back = self.prepare(way)
+        start = now(self.device)
+        self.forward(way).backward()
+        spent = now(self.device) - start
+        take_back()
+        return spent
+
+
+class Saved:
+    """Bytes that autograd keeps for the backward pass, each storage once, parameters left out."""
+
+    def __init__(self, model: Any) -> None:
+        self.known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        self.kept: dict[int, Any] = {}  # keeps them alive, so that no address is used twice
+        self.total = 0
+
+    def pack(self, tensor: Any) -> Any:
+        """Count a saved tensor's storage."""
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.known and storage.data_ptr() not in self.kept:
+            self.kept[storage.data_ptr()] = tensor
+            self.total += storage.nbytes()
+        return tensor
+
+    def hooks(self) -> Any:
+        """To run a forward pass under."""
+        import torch
+
+        return torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor)
+
+
+def now(where: Any) -> float:
+    """Seconds: the clock's on a GPU, else CPU time."""
+    import torch
+
+    if where.type == "cpu":
+        return time.process_time()
+    torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
+def timed(runs: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, dict[str, float]]:
+    """Median and spread of each, interleaved, after one round that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            spent = run()
+            if repeat:
+                times[name].append(spent)
+    return {
+        name: {"seconds": (median := statistics.median(one)), "spread": (max(one) - min(one)) / median}
+        for name, one in times.items()
+    }
+
+
+def training_steps(options: argparse.Namespace) -> dict[str, Any]:
+    """All ways, checked and timed."""
+    import torch
+
+    steps = Steps(options.shape, options.size, options.dtype == "bfloat16")
+    ways = {name: steps.check(name) for name in steps.ways}
+    on_gpu = steps.device.type != "cpu"
+    peaks: dict[str, int] = {}
+
+    def run(name: str) -> float:
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        spent = steps.seconds(name)
+        if on_gpu:
+            peaks[name] = torch.cuda.max_memory_allocated()
+        return spent
+
+    figures = timed({name: lambda name=name: run(name) for name in steps.ways}, options.steps)
+    for name, one in ways.items():
+        one |= figures[name] | ({"peak_bytes": peaks[name]} if on_gpu else {})
+    release, packed_ = (ways[name]["seconds"] for name in ("release", "packed_checkpointed"))
+    print(f"{options.shape} {options.size}, {steps.parameters:,} parameters, {options.dtype}, {steps.device.type}")
+    print("| way | seconds | spread | of release | of packed | tokens | images | saved MiB | loss | gradient |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for name, one in ways.items():
+        print(
+            f"| {name} | {one['seconds']:.3f} | {one['spread']:.0%} | {one['seconds'] / release:.2f}"
+            f" | {one['seconds'] / packed_:.2f} | {one['tokens']:,} | {one['images']}"
+            f" | {one['saved_bytes'] / 2**20:.1f} | {one['loss_difference']:.1e} | {one['gradient_difference']:.1e} |"
+        )
+    largest = {what: max(one.pop(f"{what}_difference") for one in ways.values()) for what in ("loss", "gradient")}
+    return {"ways": ways, "largest_difference": largest}
+
+
+def frozen_tower(options: argparse.Namespace) -> dict[str, Any]:
+    """Backward seconds of a tower-heavy model whose tower is not trained, as before and run under ``no_grad``."""
+    import torch
+
+    from listwise_preference.models.families import FAMILIES
+    from listwise_preference.models.frozen_tower import freeze_tower
+    from listwise_preference.models.ragged_attention import use_ragged_attention
+    from listwise_preference.training.batch import Collator
+    from listwise_preference.training.completion_logps import completion_logps
+
+    runs, gradients, passes = {}, {}, {}
+    for name in ("plain", "frozen"):
+        shape_sizes = {"vision_width": 512, "vision_layers": 5, "width": 256, "layers": 1}
+        bare, processor = build(options.shape, "small", torch.float32, **shape_sizes)
+        policy = with_adapter(bare, options.shape, freeze=True)
+        use_ragged_attention(bare)
+        tower = FAMILIES[options.shape].vision_tower
+        if name == "frozen":
+            assert freeze_tower(bare, tower)
+        # As the Trainer sets a model whose activations are recomputed.
+        policy.enable_input_require_grads()
+        bare.activation_checkpointing_enable({"use_reentrant": False})
+        dataset = records_of(processor, options.shape, 40, 40)
+        batches = cycle([Collator(processor)([dataset[index]]) for index in (0, 1)])
+        counts = passes[name] = [0]
+        layer = next(module for path, module in bare.get_submodule(tower).named_modules() if path.endswith("layers.0"))
+        layer.register_forward_hook(lambda *_, counts=counts: counts.__setitem__(0, counts[0] + 1))
+
+        def run(policy: Any = policy, batches: Iterator[Any] = batches, name: str = name) -> float:
+            batch = next(batches)
+            policy.zero_grad()
+            with torch.no_grad(), policy.disable_adapter():
+                completion_logps(policy, batch)
+            loss = completion_logps(policy, batch).sum()
+            start = time.process_time()
+            loss.backward()
+            spent = time.process_time() - start
+            gradients[name] = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
+            return spent
+
+        runs[name] = run
+    figures: dict[str, Any] = timed(runs, options.steps)
+    equal = all(torch.equal(one, gradients["frozen"][name]) for name, one in gradients["plain"].items())
+    for name in runs:
+        figures[name] |= {"tower_passes_a_step": passes[name][0] / (options.steps + 1)}
+        print(f"{name}: backward {figures[name]['seconds']:.3f} s, {figures[name]['tower_passes_a_step']:.0f} passes")
+    print(f"ratio {figures['frozen']['seconds'] / figures['plain']['seconds']:.3f}, gradients bit-equal: {equal}")
+    return {"frozen_tower": figures | {"gradients_bit_equal": equal}}
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    print("| way | s a step | of release | peak GiB | images | LM tokens | answer tokens |")
-    print("|---|---|---|---|---|---|---|")
-    for row in rows:
-        print(
-            f"| {row['way']} | {row['seconds']:.2f} | {row['seconds'] / first['seconds']:.2f} | {row['peak_gib']:.2f}"
-            f" | {row['pictures']} | {row['tokens']} | {row['answer_tokens']} |"
-        )
+    add = parser.add_argument
+    add("--shape", choices=tuple(IMAGE_SIZES), default="llava")
+    add("--size", choices=("small", "7b", "8b", "13b"), default="small", help="larger than small: a GPU")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--steps", type=int, default=7, help="timed steps of each way (default 7)")
+    add("--frozen_tower", action="store_true", help="instead: a vision tower that is not trained")
+    add("--against", choices=("trl",), help="instead: beside TRL's DPOTrainer, which must be installed")
+    add("--json", type=Path, metavar="FILE", help="write the figures there")
+    options = parser.parse_args()
+    if options.size != "small" and (options.shape, options.size) not in FULL:
+        parser.error(f"there is no {options.shape} of {options.size}")
+    return options
+
+
+def main() -> None:
+    """Measure, print, write."""
+    import torch
+
+    options = parse_arguments()
+    if options.against:
+        from against_trl import against_trl
+
+        figures = against_trl(options)
+    else:
+        figures = frozen_tower(options) if options.frozen_tower else training_steps(options)
+    setting = {"shape": options.shape, "size": options.size, "dtype": options.dtype, "torch": torch.__version__}
+    if options.json:
+        options.json.write_text(json.dumps(setting | figures, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 """Records -> tensors, one row per image.
 
-For a record with L images a packed batch holds L rows. Row k is [prompt with image k | chosen response]; row 1 carries
-the rejected response too, behind the chosen one:
+For a record with L images, row k is [prompt with image k | chosen completion]; the first also carries the rejected one:
 
     row 1   prompt, image 1 | chosen | rejected
     row 2   prompt, image 2 | chosen
     ...
     row L   prompt, image L | chosen
 
-The rejected tokens do not see the chosen ones (``segments`` become the attention mask, see ``completion_logps``) and
-their positions start where the chosen response's did, so row 1 scores two completions as if each stood alone. Unpacked
-rows give the rejected response a row of its own, with its image again: L + 1 rows, an ordinary mask.
+Ragged rows stand behind one another in one sequence, without padding; the rejected completion does not see the chosen
+one and its positions start where the chosen one's did (``models.ragged_attention``), so that row 1 scores two
+completions as if each stood alone. Unpacked rows give the rejected completion a row of its own, with its image again:
+L + 1 rows, padded on the right, an ordinary mask.
 
 Shapes: B record, R row, T token, N completion token,
 A completion (chosen on image 1, rejected, chosen on image 2 ... L).
@@ -18,7 +18,8 @@ A completion (chosen on image 1, rejected, chosen on image 2 ... L).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
+from itertools import accumulate
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from PIL import Image
@@ -29,25 +30,23 @@ from transformers import ProcessorMixin
 from listwise_preference.data.pairs import Record
 from listwise_preference.errors import ImageError
 from listwise_preference.models.chat_format import ChatFormat
-
-# What a token of a row belongs to.
-PAD, PROMPT, CHOSEN, REJECTED = range(4)
+from listwise_preference.models.ragged_attention import Spans
 
 
 class Batch(TypedDict):
     """The tensors of one micro-batch. ``record`` stands first: trainers take the batch size from the first tensor."""
 
     record: Tensor  # (B,) index of each record in its dataset
-    input_ids: Tensor  # (R, T)
-    position_ids: Tensor  # (R, T)
-    segments: Tensor  # (R, T) PAD, PROMPT, CHOSEN or REJECTED
-    keep: Tensor  # (R, T) bool: positions whose hidden state goes to the vocabulary
+    input_ids: Tensor  # (R, T); ragged: (1, T)
+    keep: Tensor  # bool, as input_ids: positions whose hidden state goes to the vocabulary
     target_source: Tensor  # (N,) which kept position predicts the token
     targets: Tensor  # (N,) the token
     target_completion: Tensor  # (N,) which completion it belongs to, of B * A
-    images: dict[str, Tensor]  # what the image processor returns, first axis R
-    packed: bool  # whether a row may hold two completions
+    images: dict[str, Tensor]  # what the image processor returns, an entry a row; ragged: those of the one sequence
     completion_count: int  # A
+    attention_mask: NotRequired[Tensor]  # (R, T), of unpacked rows
+    position_ids: NotRequired[Tensor]  # (1, T), of ragged rows
+    spans: NotRequired[Spans]  # of ragged rows: lengths of prompt, chosen and rejected completion
     reference_logps: NotRequired[Tensor]  # (B, A)
 
 
@@ -107,12 +106,12 @@ class Collator:
     Args:
         processor: of the model.
         with_rejected: score the rejected response too.
-        packed: the rejected response behind the chosen one in row 1 (else in a row of its own).
+        ragged: rows behind one another in one sequence (else one below the other, padded).
     """
 
     processor: ProcessorMixin
     with_rejected: bool = True
-    packed: bool = True
+    ragged: bool = True
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """Build the rows; prompts and image tokens are never cut."""
@@ -134,45 +133,59 @@ class Collator:
         for example in examples:
             for level in range(len(example.images)):
                 prompt = prompts[first_image + level]
-                rows.add(prompt, example.chosen_ids, CHOSEN, completion)
+                rows.add(prompt, example.chosen_ids, completion)
                 image_rows.append(first_image + level)
                 completion += 1
                 if level == 0 and self.with_rejected:
-                    if self.packed:
+                    if self.ragged:
                         rows.extend(len(prompt), example.rejected_ids, completion)
                     else:
-                        rows.add(prompt, example.rejected_ids, REJECTED, completion)
+                        rows.add(prompt, example.rejected_ids, completion)
                         image_rows.append(first_image)
                     completion += 1
             first_image += len(example.images)
 
-        if image_rows != list(range(first_image)):
-            images = {name: value[image_rows] for name, value in images.items()}
-        width = max(map(len, rows.tokens))
-
-        def padded(values: list[list[int]], value: int) -> Tensor:
-            return torch.tensor([row + [value] * (width - len(row)) for row in values])
-
-        keep = torch.zeros(len(rows.tokens), width, dtype=torch.bool)
-        for row, positions in enumerate(rows.kept):
-            keep[row, positions] = True
         batch = Batch(
             record=torch.tensor([example.index for example in examples]),
-            input_ids=padded(rows.tokens, self.processor.tokenizer.pad_token_id or 0),
-            position_ids=padded(rows.positions, 0),
-            segments=padded(rows.segments, PAD),
-            images=images,
-            keep=keep,
+            **(self._ragged(rows, images) if self.ragged else self._unpacked(rows, images, image_rows)),
             target_source=torch.tensor(rows.target_source),
             targets=torch.tensor(rows.targets),
             target_completion=torch.tensor(rows.target_completion),
-            packed=self.packed and self.with_rejected,
             completion_count=completion // len(examples),
         )
         references = [example.reference_logps for example in examples if example.reference_logps is not None]
         if references:
-            batch["reference_logps"] = torch.tensor(references, dtype=torch.float32)
+            batch["reference_logps"] = torch.tensor(references, dtype=torch.float64)
         return batch
+
+    @staticmethod
+    def _ragged(rows: "_Rows", images: dict[str, Tensor]) -> Any:
+        starts = [0, *accumulate(map(len, rows.tokens))]
+        keep = torch.zeros(1, starts[-1], dtype=torch.bool)
+        for start, positions in zip(starts, rows.kept, strict=False):
+            keep[0, [start + position for position in positions]] = True
+        if images["pixel_values"].ndim == 5:  # (row, image of the row, ...): the one sequence has all of them
+            images = {name: value.transpose(0, 1) for name, value in images.items()}
+        return {
+            "input_ids": torch.tensor([[token for row in rows.tokens for token in row]]),
+            "position_ids": torch.tensor([[position for row in rows.positions for position in row]]),
+            "keep": keep,
+            "images": images,
+            "spans": tuple(map(tuple, rows.spans)),
+        }
+
+    def _unpacked(self, rows: "_Rows", images: dict[str, Tensor], image_rows: list[int]) -> Any:
+        width = max(map(len, rows.tokens))
+        padding = self.processor.tokenizer.pad_token_id or 0
+        keep = torch.zeros(len(rows.tokens), width, dtype=torch.bool)
+        for row, positions in enumerate(rows.kept):
+            keep[row, positions] = True
+        return {
+            "input_ids": torch.tensor([row + [padding] * (width - len(row)) for row in rows.tokens]),
+            "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows.tokens]),
+            "keep": keep,
+            "images": {name: value[image_rows] for name, value in images.items()} if self.with_rejected else images,
+        }
 
 
 class _Rows:
@@ -181,38 +194,36 @@ class _Rows:
     def __init__(self) -> None:
         self.tokens: list[list[int]] = []
         self.positions: list[list[int]] = []
-        self.segments: list[list[int]] = []
+        self.spans: list[list[int]] = []
         self.kept: list[list[int]] = []
         self.kept_count = 0
         self.targets: list[int] = []
         self.target_source: list[int] = []
         self.target_completion: list[int] = []
 
-    def add(self, prompt: list[int], completion_ids: list[int], segment: int, completion: int) -> None:
+    def add(self, prompt: list[int], ids: list[int], completion: int) -> None:
         """A new row: a prompt and one completion."""
-        count = len(prompt) + len(completion_ids)
-        self.tokens.append(prompt + completion_ids)
+        count = len(prompt) + len(ids)
+        self.tokens.append(prompt + ids)
         self.positions.append(list(range(count)))
-        self.segments.append([PROMPT] * len(prompt) + [segment] * len(completion_ids))
+        self.spans.append([len(prompt), len(ids), 0])
         # A token is predicted at the position before it, the first one at the end of the prompt.
         self.kept.append(list(range(len(prompt) - 1, count - 1)))
-        self._target(completion_ids, completion, list(range(self.kept_count, self.kept_count + len(completion_ids))))
-        self.kept_count += len(completion_ids)
+        self._target(ids, completion, list(range(self.kept_count, self.kept_count + len(ids))))
+        self.kept_count += len(ids)
 
-    def extend(self, prompt_length: int, completion_ids: list[int], completion: int) -> None:
-        """The rejected response behind the chosen one of the last row; both begin at the prompt's last position."""
+    def extend(self, prompt_length: int, ids: list[int], completion: int) -> None:
+        """The rejected completion behind the chosen one of the last row; both begin at the prompt's last position."""
         start = len(self.tokens[-1])
         first_kept = self.kept_count - len(self.kept[-1])
-        self.tokens[-1] += completion_ids
-        self.positions[-1] += range(prompt_length, prompt_length + len(completion_ids))
-        self.segments[-1] += [REJECTED] * len(completion_ids)
-        self.kept[-1] += range(start, start + len(completion_ids) - 1)
-        self._target(
-            completion_ids, completion, [first_kept, *range(self.kept_count, self.kept_count + len(completion_ids) - 1)]
-        )
-        self.kept_count += len(completion_ids) - 1
+        self.tokens[-1] += ids
+        self.positions[-1] += range(prompt_length, prompt_length + len(ids))
+        self.spans[-1][2] = len(ids)
+        self.kept[-1] += range(start, start + len(ids) - 1)
+        self._target(ids, completion, [first_kept, *range(self.kept_count, self.kept_count + len(ids) - 1)])
+        self.kept_count += len(ids) - 1
 
-    def _target(self, completion_ids: list[int], completion: int, sources: list[int]) -> None:
-        self.targets += completion_ids
+    def _target(self, ids: list[int], completion: int, sources: list[int]) -> None:
+        self.targets += ids
         self.target_source += sources
-        self.target_completion += [completion] * len(completion_ids)
+        self.target_completion += [completion] * len(ids)

@@ -75,7 +75,7 @@ class ListwiseTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
         """The mean loss of the batch's records, and on request the policy's and reference's log-probabilities."""
         reference_BA = inputs["reference_logps"] if "reference_logps" in inputs else self._reference(model, inputs)
-        policy_BA = completion_logps(model, inputs, self.attn_implementation)
+        policy_BA = completion_logps(model, inputs)
         outcome = compare(self.objective, policy_BA, reference_BA)
         if model.training:
             self._count(outcome)
@@ -88,7 +88,7 @@ class ListwiseTrainer(Trainer):
         model.eval()
         adapted: PeftModel = self.accelerator.unwrap_model(model)
         with torch.no_grad(), adapted.disable_adapter():
-            reference_BA = completion_logps(model, inputs, self.attn_implementation)
+            reference_BA = completion_logps(model, inputs)
         model.train(was_training)
         return reference_BA
 
