@@ -30,6 +30,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ FULL = {
 def build(shape: str, size: str, dtype: Any, vision_width: int = 128, vision_layers: int = 3, **text: int) -> Any:
     """A model of random weights on the device, and its processor."""
     import torch
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText, Idefics2Processor
 
     from listwise_preference.small_world.model import build_small_model
 
@@ -92,7 +93,7 @@ def build(shape: str, size: str, dtype: Any, vision_width: int = 128, vision_lay
     config.vision_config.update(
         dict(zip(("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads"), vision, strict=True))
     )
-    if shape == "idefics2":
+    if isinstance(processor, Idefics2Processor):
         processor.image_seq_len = 64  # as the real one, at any size
         resampler = {"resampler_n_latents": 64, "hidden_size": width}
         if small:
@@ -429,7 +430,7 @@ def training_steps(options: argparse.Namespace) -> dict[str, Any]:
             peaks[name] = torch.cuda.max_memory_allocated()
         return spent
 
-    figures = timed({name: lambda name=name: run(name) for name in steps.ways}, options.steps)
+    figures = timed({name: partial(run, name) for name in steps.ways}, options.steps)
     for name, one in ways.items():
         one |= figures[name] | ({"peak_bytes": peaks[name]} if on_gpu else {})
     release, packed_ = (ways[name]["seconds"] for name in ("release", "packed_checkpointed"))

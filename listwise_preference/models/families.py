@@ -42,7 +42,7 @@ class Family:
         special_tokens: that may not stand in a user's text: they would ask for an image that is not there, or end a
             response in its middle.
         vision_tower: name of the module that ``--freeze_vision_tower`` leaves without adapter.
-        packed_rows: whether a custom attention mask and custom positions reach its language model unchanged.
+        ragged_rows: whether its language model takes rows behind one another (``models.ragged_attention``).
         processor_settings: how the method wants the processor set.
         expands_text_alone: whether the processor puts all of an image's tokens into a prompt without seeing the image.
         complete_processor: takes the processor and the model's config, and sets what old checkpoints leave unsaid.
@@ -53,7 +53,7 @@ class Family:
     end_token: str | None
     special_tokens: Sequence[str]
     vision_tower: str
-    packed_rows: bool = True
+    ragged_rows: bool = True
     processor_settings: Mapping[str, object] = field(default_factory=dict)
     expands_text_alone: bool = False
     complete_processor: Callable[[Any, Any], None] | None = None

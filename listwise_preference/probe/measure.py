@@ -248,7 +248,7 @@ class ModelScorer:
 
         chat = ChatFormat(self.processor, end_token(self.processor, FAMILIES[self.model.config.model_type]))
         dataset = ListwiseDataset(records, chat, self.max_completion_length)
-        collate = Collator(self.processor, with_rejected=False)
+        collate = Collator(self.processor, with_rejected=False, ragged=False)
         was_training = self.model.training
         self.model.eval()
         try:

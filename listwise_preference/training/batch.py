@@ -145,21 +145,22 @@ class Collator:
                     completion += 1
             first_image += len(example.images)
 
-        batch = Batch(
-            record=torch.tensor([example.index for example in examples]),
-            **(self._ragged(rows, images) if self.ragged else self._unpacked(rows, images, image_rows)),
-            target_source=torch.tensor(rows.target_source),
-            targets=torch.tensor(rows.targets),
-            target_completion=torch.tensor(rows.target_completion),
-            completion_count=completion // len(examples),
-        )
+        layout = self._ragged(rows, images) if self.ragged else self._unpacked(rows, images, image_rows)
+        batch: Any = {
+            "record": torch.tensor([example.index for example in examples]),
+            **layout,
+            "target_source": torch.tensor(rows.target_source),
+            "targets": torch.tensor(rows.targets),
+            "target_completion": torch.tensor(rows.target_completion),
+            "completion_count": completion // len(examples),
+        }
         references = [example.reference_logps for example in examples if example.reference_logps is not None]
         if references:
             batch["reference_logps"] = torch.tensor(references, dtype=torch.float64)
         return batch
 
     @staticmethod
-    def _ragged(rows: "_Rows", images: dict[str, Tensor]) -> Any:
+    def _ragged(rows: "_Rows", images: dict[str, Tensor]) -> dict[str, Any]:
         starts = [0, *accumulate(map(len, rows.tokens))]
         keep = torch.zeros(1, starts[-1], dtype=torch.bool)
         for start, positions in zip(starts, rows.kept, strict=False):
@@ -174,7 +175,7 @@ class Collator:
             "spans": tuple(map(tuple, rows.spans)),
         }
 
-    def _unpacked(self, rows: "_Rows", images: dict[str, Tensor], image_rows: list[int]) -> Any:
+    def _unpacked(self, rows: "_Rows", images: dict[str, Tensor], image_rows: list[int]) -> dict[str, Any]:
         width = max(map(len, rows.tokens))
         padding = self.processor.tokenizer.pad_token_id or 0
         keep = torch.zeros(len(rows.tokens), width, dtype=torch.bool)

@@ -28,7 +28,7 @@ class ModelArguments:
         "bfloat16", "of the frozen base weights; bfloat16 also runs the adapter under bf16 autocast (see --bf16)"
     )
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = option(
-        "sdpa", "attention; flash_attention_2 takes no custom mask and needs --row_layout unpacked"
+        "sdpa", "attention; the language model's has a form of its own with ragged rows"
     )
     init_adapter: str | None = option(
         None,
@@ -90,10 +90,13 @@ class ObjectiveArguments:
     beta: float = option(0.1, "scale of the rewards: beta * (log pi - log pi_ref)")
     anchor_delta: float = option(0.0, "margin that the anchor asks of the chosen response's reward")
     row_layout: str = option(
-        "packed",
-        "packed: the rejected response in the row of the first image, behind an attention mask; unpacked, once"
-        " called plain: in a row of its own",
-        choices=("packed", "unpacked", "plain"),
+        "ragged",
+        "ragged: all rows behind one another, without padding, the rejected response in the row of the first image;"
+        " unpacked: padded rows, the rejected response in one of its own; packed and plain are their former names",
+        choices=("ragged", "unpacked", "packed", "plain"),
+    )
+    fused_layers: bool = option(
+        True, "LoRA layers that keep less for the backward pass, where they equal peft's own; false: peft's own"
     )
     precompute_ref_log_probs: bool = option(
         False, "compute the reference's log-probabilities once, before training, and keep them; else at every step"
@@ -166,8 +169,7 @@ def _settle(parser: Parser, options: Namespace, explicit: frozenset[str]) -> Non
     if "bf16" not in explicit:
         options.bf16 = options.dtype == "bfloat16"
     options.remove_unused_columns = False  # a record is no row of model inputs; the collator makes those
-    if options.row_layout == "plain":  # the name up to version 0.1
-        options.row_layout = "unpacked"
+    options.row_layout = {"packed": "ragged", "plain": "unpacked"}.get(options.row_layout, options.row_layout)
     if options.ranked_image_folders and options.image_lists:
         if {"ranked_image_folders", "image_lists"} <= explicit:
             parser.error("--ranked_image_folders and --image_lists are two ways to the same images; give one")
@@ -195,9 +197,6 @@ def _settle(parser: Parser, options: Namespace, explicit: frozenset[str]) -> Non
             options.dataloader_drop_last and (options.eval_pairs or options.eval_share)
         ),
         "--precompute_ref_batch_size must be 1 or more": (options.precompute_ref_batch_size or 1) < 1,
-        "--attn_implementation flash_attention_2 needs --row_layout unpacked: it takes no custom mask": (
-            options.attn_implementation == "flash_attention_2" and options.row_layout == "packed"
-        ),
         "--ranked_image_folders needs two folders or more, best first": (
             options.ranked_image_folders and len(options.ranked_image_folders) < 2
         ),

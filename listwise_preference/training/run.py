@@ -30,6 +30,9 @@ from listwise_preference.files import sha256_of, write_json
 from listwise_preference.models import adapters, loading
 from listwise_preference.models.chat_format import ChatFormat
 from listwise_preference.models.families import Family
+from listwise_preference.models.frozen_tower import freeze_tower
+from listwise_preference.models.fused_layers import fuse_layers
+from listwise_preference.models.ragged_attention import use_ragged_attention
 from listwise_preference.training.batch import Collator, ListwiseDataset
 from listwise_preference.training.options import Arguments
 from listwise_preference.training.reference import ReferenceCache, record_keys
@@ -53,8 +56,8 @@ class Run:
         name, revision = arguments.model.model_name_or_path, arguments.model.model_revision
 
         config, family = loading.load_config(name, revision)
-        packed = arguments.objective.row_layout == "packed"
-        if packed and not family.packed_rows:
+        self.ragged = arguments.objective.row_layout == "ragged"
+        if self.ragged and not family.ragged_rows:
             raise ModelError(f"{config.model_type} models need --row_layout unpacked")
         self.processor = loading.load_processor(name, revision)
         chat = ChatFormat(self.processor, loading.end_token(self.processor, family))
@@ -66,11 +69,10 @@ class Run:
         self.description = self._describe(policy)
         self.trainer = ListwiseTrainer(
             objective=self.objective,
-            attn_implementation=arguments.model.attn_implementation,
             run=self.description,
             model=policy,
             args=self.args,
-            data_collator=Collator(self.processor, with_rejected=self.objective.uses_rejected, packed=packed),
+            data_collator=Collator(self.processor, with_rejected=self.objective.uses_rejected, ragged=self.ragged),
             train_dataset=self.train_set,
             eval_dataset=self.eval_set,
             processing_class=self.processor,
@@ -113,6 +115,11 @@ class Run:
             )
         count = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
         logger.info(f"{options.model_name_or_path}: {count:,} adapter parameters in training, base in {options.dtype}")
+        if self.ragged:
+            use_ragged_attention(model)
+        freeze_tower(model, family.vision_tower)
+        if self.arguments.objective.fused_layers and not is_deepspeed_zero3_enabled():  # which gathers layer by layer
+            logger.info(fuse_layers(policy))
         return policy
 
     def _weights_identity(self) -> str:
@@ -195,7 +202,7 @@ class Run:
                 self.arguments.model.dtype,
                 [args.bf16, args.fp16],
                 self.arguments.model.attn_implementation,
-                objective.row_layout,
+                [objective.row_layout, objective.fused_layers],
                 loading.processor_identity(self.processor),
             ]
         )
@@ -254,7 +261,7 @@ def _training_arguments(arguments: Arguments) -> TrainingArguments:
     """The Trainer's options, settled for this machine."""
     args = arguments.training.build()
     if args.n_gpu > 1:
-        # One process with several GPUs would mean nn.DataParallel: slow, and wrong for packed rows.
+        # One process with several GPUs would mean nn.DataParallel: slow, and wrong for ragged rows.
         args._n_gpu = 1
         logger.warning("several GPUs are visible, one is used; for all of them start with: accelerate launch")
     # More loading processes than cores would only wait for each other.

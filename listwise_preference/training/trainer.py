@@ -35,7 +35,6 @@ class ListwiseTrainer(Trainer):
 
     Args:
         objective: what is optimized.
-        attn_implementation: of the model, which decides on the form of the mask.
         run: what ``run.json`` holds, for the model card.
         trainer_arguments: as of :class:`transformers.Trainer`.
     """
@@ -43,9 +42,7 @@ class ListwiseTrainer(Trainer):
     # compute_loss returns a mean over records, which the Trainer divides by the accumulation steps.
     loss_is_scaled_for_ga = False
 
-    def __init__(
-        self, *, objective: Objective, attn_implementation: str, run: Mapping[str, Any], **trainer_arguments: Any
-    ) -> None:
+    def __init__(self, *, objective: Objective, run: Mapping[str, Any], **trainer_arguments: Any) -> None:
         super().__init__(compute_metrics=self._mean_metrics, **trainer_arguments)
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback):
@@ -53,7 +50,6 @@ class ListwiseTrainer(Trainer):
         self.add_callback(StepLines())
         self.run: Mapping[str, Any] = run
         self.objective: Objective = objective
-        self.attn_implementation: str = attn_implementation
         self._sums: dict[str, Tensor] = {}
         self._record_count = 0
 
@@ -79,7 +75,7 @@ class ListwiseTrainer(Trainer):
         outcome = compare(self.objective, policy_BA, reference_BA)
         if model.training:
             self._count(outcome)
-        loss = outcome.loss_B.mean()
+        loss = outcome.loss_B.mean().float()
         return (loss, (policy_BA, reference_BA)) if return_outputs else loss
 
     def _reference(self, model: nn.Module, inputs: Batch) -> Tensor:
