@@ -31,8 +31,7 @@ def against_trl(options: argparse.Namespace) -> dict[str, Any]:
     from transformers import TrainingArguments
     from trl import DPOConfig, DPOTrainer, __version__
 
-    from listwise_preference.data.box_lists import BoxLists
-    from listwise_preference.data.pairs import ImageOnly, load_records
+    from listwise_preference.data.pairs import BoxLists, ImageOnly, load_records
     from listwise_preference.data.ranked_images import Drawing
     from listwise_preference.models.adapters import add_adapter
     from listwise_preference.models.chat_format import ChatFormat

@@ -133,7 +133,7 @@ def with_adapter(model: Any, shape: str, freeze: bool = False) -> Any:
 
 def records_of(processor: Any, shape: str, chosen: int = CHOSEN_TOKENS, rejected: int = REJECTED_TOKENS) -> Any:
     """The sample's records with completions of these many tokens."""
-XX
+    from listwise_preference.data.pairs import BoxLists, load_records
     from listwise_preference.data.ranked_images import Drawing
     from listwise_preference.models.chat_format import ChatFormat
     from listwise_preference.models.families import FAMILIES
