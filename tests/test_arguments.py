@@ -91,7 +91,6 @@ def test_precision_of_the_adapter_follows_the_base() -> None:
         (["--do_train", "false"], "--do_train false needs --eval_pairs"),
         (["--eval_share", "1.5"], "--eval_share must be at least 0 and below 1"),
         (["--eval_strategy", "epoch"], "--eval_strategy needs --eval_pairs or --eval_share"),
-        (["--attn_implementation", "flash_attention_2"], "needs --row_layout unpacked"),
         (["--beta", "nan"], "beta must be above 0"),
         (["--loss_weights", "nan", "1", "1"], "loss weights must be 0 or more"),
         (["--learning_rate", "-1"], "--learning_rate must be a number, 0 or more"),
@@ -227,8 +226,10 @@ def test_what_transformers_refuses_is_one_line(options: dict[str, Any], message:
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["plain", "unpacked"])
-def test_unpacked_rows_had_another_name_once(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "today"), [("plain", "unpacked"), ("unpacked", "unpacked"), ("packed", "ragged"), ("ragged", "ragged")]
+)
+def test_rows_had_other_names_once(name: str, today: str, tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(f"row_layout: {name}\n")
     for arguments in (
@@ -236,7 +237,7 @@ def test_unpacked_rows_had_another_name_once(name: str, tmp_path: Path) -> None:
         parse(RECIPE | {"row_layout": name}, []),
         parse(RECIPE, ["--config", str(config)]),
     ):
-        assert arguments.objective.row_layout == "unpacked"
+        assert arguments.objective.row_layout == today
 
 
 # ---- fast to an error ----

@@ -11,7 +11,7 @@ from listwise_preference.errors import ModelError
 from listwise_preference.models.chat_format import ChatFormat
 from listwise_preference.models.families import FAMILIES
 from listwise_preference.models.loading import end_token, load_processor
-from listwise_preference.training.batch import CHOSEN, PAD, PROMPT, REJECTED, Collator, ListwiseDataset
+from listwise_preference.training.batch import Collator, ListwiseDataset
 
 from .conftest import SAMPLE
 
@@ -51,7 +51,7 @@ def test_labels_are_the_completions_tokens_and_its_end(
     assert tokenizer.convert_ids_to_tokens(dataset.rejected_ids[0]) == ["▁A", "▁dog", completion_tokens[-1]]
 
     batch = Collator(chat.processor)([dataset[0]])
-    row = batch["input_ids"][0][batch["segments"][0] == PROMPT]
+    row = batch["input_ids"][0, : batch["spans"][0][0]]
     image_token = tokenizer.convert_tokens_to_ids("<image>")
     assert (row == image_token).sum() == {"idefics2": 8, "llava": 16}[family]
     # What the model reads before the response is what it reads when it generates.
@@ -64,19 +64,17 @@ def test_targets_stand_at_the_position_before_each_completion_token(checkpoint: 
     chat = chat_of(checkpoint)
     dataset = ListwiseDataset([record(), record(COFFEE, chosen="A cup of coffee.")], chat, 100)
     batch = Collator(chat.processor)([dataset[0], dataset[1]])
-    kept_rows, kept_positions = batch["keep"].nonzero(as_tuple=True)
+    kept = batch["keep"][0].nonzero()[:, 0].tolist()
     targets_of: dict[int, list[int]] = {}
     for source, token, completion in zip(
         batch["target_source"].tolist(), batch["targets"].tolist(), batch["target_completion"].tolist(), strict=True
     ):
-        row, position = int(kept_rows[source]), int(kept_positions[source])
+        position = kept[source]
         targets_of.setdefault(completion, []).append(token)
-        segments = batch["segments"][row]
         if completion % 4 == 1 and len(targets_of[completion]) == 1:
-            assert segments[position] == PROMPT and segments[position + 1] == CHOSEN
-            assert batch["input_ids"][row][segments == REJECTED][0] == token
-        else:
-            assert batch["input_ids"][row, position + 1] == token
+            # The first of a rejected one: predicted at the prompt's end, behind which the chosen one stands.
+            position += batch["spans"][completion // 4 * 3][1]
+        assert batch["input_ids"][0, position + 1] == token
     completions = [
         dataset.rejected_ids[i] if completion == 1 else dataset.chosen_ids[i]
         for i in range(2)
@@ -85,28 +83,31 @@ def test_targets_stand_at_the_position_before_each_completion_token(checkpoint: 
     assert [targets_of[completion] for completion in range(8)] == completions
 
 
-def test_rows_positions_and_padding(checkpoint: Path) -> None:
-    """Three rows a record; the rejected completion's positions start where the chosen one's did; padding is right."""
+def test_ragged_rows_stand_behind_one_another(checkpoint: Path) -> None:
+    """Three rows a record, no padding; the rejected completion's positions start where the chosen one's did."""
     chat = chat_of(checkpoint)
     dataset = ListwiseDataset([record()], chat, 100)
     batch = Collator(chat.processor)([dataset[0]])
-    assert batch["input_ids"].shape[0] == 3
-    segments, positions = batch["segments"], batch["position_ids"]
-    prompt_length = int((segments[0] == PROMPT).sum())
-    assert positions[0][segments[0] == CHOSEN].tolist() == list(range(prompt_length, prompt_length + 4))
-    assert positions[0][segments[0] == REJECTED].tolist() == list(range(prompt_length, prompt_length + 3))
-    assert segments[1].tolist() == [PROMPT] * prompt_length + [CHOSEN] * 4 + [PAD] * 3
-    assert batch["images"]["pixel_values"].shape[0] == 3
+    prompt = batch["spans"][0][0]
+    assert batch["spans"] == ((prompt, 4, 3), (prompt, 4, 0), (prompt, 4, 0))
+    row = list(range(prompt + 4))
+    assert batch["position_ids"].tolist() == [[*row, prompt, prompt + 1, prompt + 2, *row, *row]]
+    assert batch["input_ids"].shape == (1, 3 * prompt + 15)
+    tokens = batch["input_ids"][0, prompt : prompt + 7].tolist()
+    assert tokens == dataset.chosen_ids[0] + dataset.rejected_ids[0]
+    assert batch["images"]["pixel_values"].flatten(0, -4).shape[0] == 3
 
 
 def test_unpacked_rows_give_the_rejected_response_a_row_with_the_first_image(checkpoint: Path) -> None:
     chat = chat_of(checkpoint)
     dataset = ListwiseDataset([record()], chat, 100)
-    packed, unpacked = (Collator(chat.processor, packed=packed)([dataset[0]]) for packed in (True, False))
-    assert unpacked["input_ids"].shape[0] == 4
-    assert unpacked["input_ids"][1][unpacked["segments"][1] == REJECTED].tolist() == dataset.rejected_ids[0]
-    for name, pixels in packed["images"].items():
-        assert torch.equal(unpacked["images"][name], pixels[[0, 0, 1, 2]])
+    ragged, unpacked = (Collator(chat.processor, ragged=ragged)([dataset[0]]) for ragged in (True, False))
+    prompt = ragged["spans"][0][0]
+    assert unpacked["attention_mask"].sum(dim=1).tolist() == [prompt + 4, prompt + 3, prompt + 4, prompt + 4]
+    assert unpacked["input_ids"][1, prompt : prompt + 3].tolist() == dataset.rejected_ids[0]
+    for name, pixels in ragged["images"].items():
+        rows = pixels.transpose(0, 1) if ragged["images"]["pixel_values"].ndim == 5 else pixels
+        assert torch.equal(unpacked["images"][name], rows[[0, 0, 1, 2]])
 
 
 def test_without_rejected_responses_no_row_holds_one(checkpoint: Path) -> None:
@@ -114,7 +115,7 @@ def test_without_rejected_responses_no_row_holds_one(checkpoint: Path) -> None:
     dataset = ListwiseDataset([record()], chat, 100)
     batch = Collator(chat.processor, with_rejected=False)([dataset[0]])
     assert batch["completion_count"] == 3
-    assert not (batch["segments"] == REJECTED).any()
+    assert [rejected for _, _, rejected in batch["spans"]] == [0, 0, 0]
 
 
 def test_long_responses_are_cut_and_counted_and_prompts_are_not(checkpoint: Path) -> None:
@@ -127,7 +128,7 @@ def test_long_responses_are_cut_and_counted_and_prompts_are_not(checkpoint: Path
     assert cut.chosen_ids[0] == whole.chosen_ids[0][:4]
     assert cut.rejected_ids[0] == whole.rejected_ids[0]
     batch = Collator(chat.processor)([cut[0]])
-    prompt = chat.processor.tokenizer.decode(batch["input_ids"][0][batch["segments"][0] == PROMPT])
+    prompt = chat.processor.tokenizer.decode(batch["input_ids"][0, : batch["spans"][0][0]])
     assert prompt.count("Describe it.") == 200
 
 

@@ -1,4 +1,4 @@
-"""Packed rows, unpacked rows and one completion at a time give the same log-probabilities and gradients."""
+"""Ragged rows, unpacked rows and one completion at a time give the same log-probabilities and gradients."""
 
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from listwise_preference.models.adapters import add_adapter
 from listwise_preference.models.chat_format import ChatFormat
 from listwise_preference.models.families import FAMILIES
 from listwise_preference.models.loading import end_token, load_base_model, load_processor
+from listwise_preference.models.ragged_attention import use_ragged_attention
 from listwise_preference.small_world.model import save_small_model
-from listwise_preference.training.batch import CHOSEN, PAD, PROMPT, REJECTED, Batch, Collator, ListwiseDataset
-from listwise_preference.training.completion_logps import completion_logps, packed_attention
+from listwise_preference.training.batch import Batch, Collator, ListwiseDataset
+from listwise_preference.training.completion_logps import completion_logps
 
 from .conftest import SAMPLE
 
@@ -31,7 +32,7 @@ def sample_dataset(checkpoint: Path) -> tuple[ListwiseDataset, ChatFormat]:
     return ListwiseDataset([records[index] for index in RECORDS], chat, 384), chat
 
 
-def policy(checkpoint: Path, attn_implementation: str = "sdpa") -> nn.Module:
+def policy(checkpoint: Path, attn_implementation: str = "sdpa", ragged: bool = True) -> Any:
     """A float64 model with an adapter that does something, on every linear layer."""
     model = load_base_model(str(checkpoint), dtype=torch.float32, attn_implementation=attn_implementation)
     adapted = add_adapter(model, r=4, alpha=8, dropout=0.0, target_modules=["all-linear"])
@@ -39,6 +40,8 @@ def policy(checkpoint: Path, attn_implementation: str = "sdpa") -> nn.Module:
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
+    if ragged:
+        use_ragged_attention(model)
     return adapted.double()
 
 
@@ -64,15 +67,17 @@ def one_at_a_time(model: nn.Module, chat: ChatFormat, example: Any) -> list[floa
 
 
 @pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
-def test_packed_plain_and_one_at_a_time_agree(checkpoint: Path, attn_implementation: str) -> None:
+def test_ragged_unpacked_and_one_at_a_time_agree(checkpoint: Path, attn_implementation: str) -> None:
     dataset, chat = sample_dataset(checkpoint)
-    model = policy(checkpoint, attn_implementation)
+    model = policy(checkpoint, attn_implementation, ragged=False)
     examples = [dataset[i] for i in range(len(dataset))]
     with torch.no_grad():
         expected = torch.tensor([one_at_a_time(model, chat, example) for example in examples], dtype=torch.float64)
-        for packed in (True, False):
-            batch = in_float64(Collator(chat.processor, packed=packed)(examples))
-            logps = completion_logps(model, batch, attn_implementation)
+        for ragged in (False, True):
+            if ragged:
+                use_ragged_attention(model.get_base_model())
+            batch = in_float64(Collator(chat.processor, ragged=ragged)(examples))
+            logps = completion_logps(model, batch)
             # eager attention takes its softmax in float32 whatever the model's precision
             tolerance = 1e-9 if attn_implementation == "sdpa" else 1e-5
             torch.testing.assert_close(logps, expected, atol=tolerance, rtol=0)
@@ -90,13 +95,15 @@ def test_a_padded_batch_is_its_records_one_at_a_time(checkpoint: Path) -> None:
     torch.testing.assert_close(together, alone, atol=1e-9, rtol=1e-9)
 
 
-def test_packed_and_unpacked_rows_have_the_same_gradient(checkpoint: Path) -> None:
+def test_ragged_and_unpacked_rows_have_the_same_gradient(checkpoint: Path) -> None:
     dataset, chat = sample_dataset(checkpoint)
-    model = policy(checkpoint)
+    model = policy(checkpoint, ragged=False)
     gradients = []
-    for packed in (True, False):
+    for ragged in (False, True):
+        if ragged:
+            use_ragged_attention(model.get_base_model())
         model.zero_grad()
-        batch = in_float64(Collator(chat.processor, packed=packed)([dataset[0], dataset[1]]))
+        batch = in_float64(Collator(chat.processor, ragged=ragged)([dataset[0], dataset[1]]))
         completion_logps(model, batch).square().sum().backward()
         named = model.named_parameters()
         gradients.append(torch.cat([p.grad.flatten() for _, p in named if p.requires_grad and p.grad is not None]))
@@ -122,26 +129,14 @@ def test_activation_checkpointing_changes_no_gradient(checkpoint: Path) -> None:
         torch.testing.assert_close(gradients[0][name], gradients[1][name])
 
 
-def test_who_sees_whom() -> None:
-    """Prompt of two, chosen of two, rejected of one, one pad: written out by hand."""
-    segments = torch.tensor([[PROMPT, PROMPT, CHOSEN, CHOSEN, REJECTED, PAD]])
-    assert packed_attention(segments)[0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0],
-        [1, 1, 0, 0, 1, 0],
-        [1, 1, 0, 0, 0, 0],
-    ]
-
-
 def test_only_completion_positions_reach_the_vocabulary(tmp_path: Path) -> None:
     """At 576 image tokens a record the projection sees as many rows as completion tokens, never (rows, tokens, V)."""
     folder = save_small_model(tmp_path / "llava", "llava", image_size=336)
     dataset, chat = sample_dataset(folder)
     model: Any = load_base_model(str(folder), dtype=torch.float32)
+    use_ragged_attention(model)
     batch = Collator(chat.processor)([dataset[0], dataset[1]])
-    assert (batch["input_ids"] == model.config.image_token_id).sum(dim=1).tolist() == [576] * 6
+    assert (batch["input_ids"] == model.config.image_token_id).sum().item() == 6 * 576
 
     vocabulary = model.config.text_config.vocab_size
     seen: list[tuple[int, ...]] = []

@@ -25,6 +25,7 @@ from listwise_preference.generation.command import main as generate
 from listwise_preference.models.chat_format import ChatFormat
 from listwise_preference.models.families import FAMILIES, Family
 from listwise_preference.models.loading import load_base_model, load_processor
+from listwise_preference.models.ragged_attention import use_ragged_attention
 from listwise_preference.small_world.model import SAMPLE_TEXTS, build_tokenizer
 from listwise_preference.training.batch import Collator, ListwiseDataset
 from listwise_preference.training.command import main as train
@@ -69,14 +70,16 @@ def idefics3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "idefics3"
 
 
-def test_packed_rows_score_as_each_completion_alone(idefics3: Path) -> None:
+def test_ragged_rows_score_as_each_completion_alone(idefics3: Path) -> None:
     source = BoxLists(SAMPLE / "image_lists.jsonl", Drawing(list_size=2))
     records = load_records(SAMPLE / "pairs.json", SAMPLE, source).records[:2]
     processor = load_processor(str(idefics3))
     dataset = ListwiseDataset(records, ChatFormat(processor, "<end_of_utterance>"), 384)
     model = load_base_model(str(idefics3), dtype=torch.float32)
     with torch.no_grad():
+        use_ragged_attention(model)
         together = completion_logps(model, Collator(processor)([dataset[0], dataset[1]]))
+        model.set_attn_implementation("sdpa")
         for index, logps_A in enumerate(together):
             example = dataset[index]
             first, second = example.images
