@@ -33,7 +33,7 @@ logger = logging.getLogger("listwise_preference")
 
 
 def main(recipe: Mapping[str, Any] = {"do_train": True}, argv: Sequence[str] | None = None) -> None:
-    """Run a recipe as the command line changes it. Exits with code 2 and a message on what a user can put right."""
+    """Run a recipe as the command line changes it; exits with code 2 on an error that the user can correct."""
     arguments = parse(recipe, argv, description=sys.modules["__main__"].__doc__ or __doc__)
     run_program(lambda: train(arguments))
 
