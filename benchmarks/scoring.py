@@ -1,24 +1,35 @@
 """Seconds that score.py takes for a whole AMBER run: 1,004 descriptions and 14,216 yes/no responses.
 
-    python benchmarks/scoring.py --data AMBER --descriptions g.json --yes_no d.json
+    python benchmarks/scoring.py --words 160
 
-The responses are made from the given ones: descriptions are repeated in turn until every image has one, and
-with --words they are joined until each has that many, because models write more than test sentences do. The
-whole program is timed, from the start of Python to the written result: best and worst of --runs.
+The responses are those of tests/data, or the given ones: descriptions are repeated in turn until every image has one,
+and with --words they are joined until each has that many, because models write more than test sentences do. The whole
+program is timed, from the start of Python to the written result, by the processor's time: best and worst of --runs.
 """
 
 import argparse
+import gzip
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DESCRIPTIONS, YES_NO = 1004, 14216
-BENCHMARKS = ROOT.parent / "shared" / "benchmarks"
+PACKED = ROOT / "tests" / "data"
+GIVEN = {"annotations": "amber", "query_all": "amber", "relation": "amber", "g_noisy_first200": "responses",
+         "d_80": "responses"}  # fmt: skip
+
+
+def unpack(folder: Path) -> None:
+    """AMBER and the responses of tests/data."""
+    for name, kind in GIVEN.items():
+        packed = PACKED / kind / f"{name}.json.gz"
+        (folder / f"{name}.json").write_bytes(gzip.decompress(packed.read_bytes()))
+    (folder / "safe_words.txt").write_bytes((PACKED / "amber" / "safe_words.txt").read_bytes())
 
 
 def whole_run(descriptions: list[str], yes_no: list[dict[str, object]], words: int) -> list[dict[str, object]]:
@@ -36,40 +47,34 @@ def whole_run(descriptions: list[str], yes_no: list[dict[str, object]], words: i
 def main() -> None:
     """Time the runs and print one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=BENCHMARKS / "amber")
-    parser.add_argument("--descriptions", type=Path, default=BENCHMARKS / "responses" / "g_noisy_first200.json")
-    parser.add_argument("--yes_no", type=Path, default=BENCHMARKS / "responses" / "d_80.json")
+    parser.add_argument("--data", type=Path, help="clone of AMBER (default: that of tests/data)")
+    parser.add_argument("--descriptions", type=Path, help="responses to its first 1,004 questions (default: tests')")
+    parser.add_argument("--yes_no", type=Path, help="responses to all others (default: tests')")
     parser.add_argument("--words", type=int, default=0, help="shortest description (default: as they are)")
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
-    yes_no = json.loads(args.yes_no.read_text(encoding="utf-8"))
-    descriptions = [answer["response"] for answer in json.loads(args.descriptions.read_text(encoding="utf-8"))]
-    answers = whole_run(descriptions, yes_no, args.words)
-    if len(answers) != DESCRIPTIONS + YES_NO:
-        raise SystemExit(f"{args.yes_no}: {len(yes_no)} answers, not the {YES_NO} of a whole run")
     seconds = []
-    with tempfile.TemporaryDirectory() as folder:
-        path, output = Path(folder) / "answers.json", Path(folder) / "scores.json"
-        path.write_text(json.dumps(answers), encoding="utf-8")
-        command = [
-            sys.executable,
-            "score.py",
-            "amber",
-            path,
-            "--data",
-            args.data.resolve(),
-            "--output",
-            output,
-        ]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        unpack(folder)
+        given = [args.descriptions or folder / "g_noisy_first200.json", args.yes_no or folder / "d_80.json"]
+        described, yes_no = (json.loads(file.read_text(encoding="utf-8")) for file in given)
+        answers = whole_run([answer["response"] for answer in described], yes_no, args.words)
+        if len(answers) != DESCRIPTIONS + YES_NO:
+            raise SystemExit(f"{given[1]}: {len(yes_no)} responses, not the {YES_NO} of a whole run")
+        file, output = folder / "answers.json", folder / "scores.json"
+        file.write_text(json.dumps(answers), encoding="utf-8")
+        command = ["score.py", "amber", file, "--data", (args.data or folder).resolve(), "--output", output]
         for _ in range(args.runs):
-            start = time.perf_counter()
-            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-            seconds.append(time.perf_counter() - start)
+            before = os.times()
+            subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+            after = os.times()
+            seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
         counts = json.loads(output.read_text(encoding="utf-8"))["counts"]
     mean = sum(len(str(answer["response"]).split()) for answer in answers[:DESCRIPTIONS]) / DESCRIPTIONS
     print(
-        f"{counts['descriptions']} descriptions of {mean:.0f} words and {counts['yes_no']} yes/no responses:  "
-        f"{min(seconds):.2f} to {max(seconds):.2f} s ({args.runs} runs of the whole program)"
+        f"{counts['descriptions']} descriptions of {mean:.0f} words and {counts['yes_no']} yes/no responses: "
+        f"{min(seconds):.2f} to {max(seconds):.2f} s of CPU ({args.runs} runs of the whole program)"
     )
 
 

@@ -1,5 +1,6 @@
 """Small real checkpoints, the sample data, the programs run as a user runs them, and a browser for the pages."""
 
+import gzip
 import json
 import os
 import shutil
@@ -12,8 +13,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
+from .english_data import write_english_data
+from .scoring_data import DATA, Score, ScoreRun
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
+
+    from listwise_preference.english.text import English
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "data" / "sample"
@@ -72,6 +78,74 @@ def run_program() -> Run:
         return finished
 
     return run
+
+
+@pytest.fixture
+def score(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Score:
+    """``score("amber", path, ...)`` runs score.py with these arguments."""
+    from listwise_preference.probe.command import main
+
+    def run(*arguments: object) -> ScoreRun:
+        monkeypatch.setattr(sys, "argv", ["score.py", *map(str, arguments)])
+        capsys.readouterr()
+        status = 0
+        try:
+            main()
+        except SystemExit as stop:
+            assert isinstance(stop.code, int)
+            status = stop.code
+        out, err = capsys.readouterr()
+        return ScoreRun(status, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def benchmark_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tests/data with its packed files unpacked."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    for file in DATA.rglob("*.*"):
+        target = folder / file.relative_to(DATA)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        content = file.read_bytes()
+        if file.suffix == ".gz":
+            target.with_suffix("").write_bytes(gzip.decompress(content))
+        else:
+            target.write_bytes(content)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def english_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the recorded English data, which this process and the programs it starts find first from here on.
+
+    So every machine reads the tests' texts in the same way, whether it has NLTK's data or not.
+    """
+    import nltk.data
+
+    folder = tmp_path_factory.mktemp("nltk_data")
+    write_english_data(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NLTK_DATA", str(folder))
+        patch.setattr(nltk.data, "path", [str(folder), *nltk.data.path])
+        yield folder
+
+
+@pytest.fixture
+def live_english(english_data: Path, monkeypatch: pytest.MonkeyPatch) -> "English":
+    """English by NLTK's own data; the test is skipped where it is not installed."""
+    import nltk.data
+
+    from listwise_preference.english.nltk_data import COMMAND
+    from listwise_preference.english.text import English
+
+    monkeypatch.setattr(nltk.data, "path", [place for place in nltk.data.path if place != str(english_data)])
+    for resource in ("tokenizers/punkt_tab/english/", "taggers/averaged_perceptron_tagger_eng/"):
+        try:
+            nltk.data.find(resource)
+        except LookupError:
+            pytest.skip(f"NLTK's English data is not installed: {COMMAND}")
+    return English()
 
 
 def no_browser(what: str) -> NoReturn:

@@ -1,8 +1,7 @@
-"""Where the scorers' tests find benchmark data, a chat server to talk to, and a way to run score.py."""
+"""What the scorers' tests share: official outputs, a run of score.py, a chat server to talk to."""
 
+import gzip
 import json
-import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -10,41 +9,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[1]
-BENCHMARKS = ROOT.parent / "shared" / "benchmarks"
-GOLDEN = BENCHMARKS / "golden"
+DATA = ROOT / "tests" / "data"
 SAMPLE = ROOT / "data" / "sample" / "amber"
-sys.path.insert(0, str(ROOT))
-
-needs_benchmarks = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason="the benchmarks' data and official outputs are not beside the checkout"
-)
 
 
-def _nltk_data_is_there() -> bool:
-    if (BENCHMARKS / "nltk_data").is_dir():
-        os.environ.setdefault("NLTK_DATA", str(BENCHMARKS / "nltk_data"))
-    import nltk
-
-    for place in os.environ.get("NLTK_DATA", "").split(os.pathsep):
-        if place and place not in nltk.data.path:  # nltk may have been imported before the variable was set
-            nltk.data.path.insert(0, place)
-    try:
-        nltk.data.find("tokenizers/punkt_tab/english/")
-        nltk.data.find("taggers/averaged_perceptron_tagger_eng/")
-    except LookupError:
-        return False
-    return True
+def read_data(name: str) -> Any:
+    """A JSON file of tests/data, packed or not."""
+    file = DATA / name
+    return json.loads(gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes())
 
 
-needs_nltk_data = pytest.mark.skipif(
-    not _nltk_data_is_there(), reason="NLTK's punkt_tab and averaged_perceptron_tagger_eng are not installed"
-)
-
-
-class Run:
+class ScoreRun:
     """One run of score.py in this process: exit status, printed text, the JSON line."""
 
     def __init__(self, status: int, out: str, err: str) -> None:
@@ -57,27 +33,7 @@ class Run:
         return json.loads(self.out.splitlines()[-1])
 
 
-Score = Callable[..., Run]
-
-
-@pytest.fixture(name="score")
-def score_fixture(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Score:
-    """``score("amber", path, ...)`` runs score.py with these arguments."""
-    from listwise_preference.probe.command import main
-
-    def run(*arguments: object) -> Run:
-        monkeypatch.setattr(sys, "argv", ["score.py", *map(str, arguments)])
-        capsys.readouterr()
-        status = 0
-        try:
-            main()
-        except SystemExit as stop:
-            assert isinstance(stop.code, int)
-            status = stop.code
-        out, err = capsys.readouterr()
-        return Run(status, out, err)
-
-    return run
+Score = Callable[..., ScoreRun]
 
 
 # The status of a response, the reply's text or the whole body, and headers in place of the usual ones.

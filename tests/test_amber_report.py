@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from listwise_preference.scoring.words import NltkWords, token_spans
+from listwise_preference.english.text import english
+from listwise_preference.english.tokens import token_spans
 
-from .scoring_data import BENCHMARKS, SAMPLE, Score, needs_benchmarks, needs_nltk_data, score_fixture  # noqa: F401
+from .scoring_data import SAMPLE, Score, read_data
+
+pytestmark = pytest.mark.usefixtures("english_data")
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Locator, Page
@@ -77,7 +80,6 @@ def row(page: "Page", id_: int) -> "Locator":
 # Places of words
 
 
-@needs_nltk_data
 @pytest.mark.parametrize(
     "text",
     [
@@ -89,7 +91,7 @@ def row(page: "Page", id_: int) -> "Locator":
     ],
 )
 def test_tokens_stand_in_the_text_with_only_white_space_between(text: str) -> None:
-    tokens = NltkWords().tokens(text)
+    tokens = english().tokens(text)
     written = [text[start:end] for start, end in token_spans(text, tokens)]
     assert "".join(written) == "".join(text.split())
     for token, form in zip(tokens, written, strict=True):
@@ -99,7 +101,6 @@ def test_tokens_stand_in_the_text_with_only_white_space_between(text: str) -> No
 # The page
 
 
-@needs_nltk_data
 def test_description_counted_by_hand_is_marked_so(open_report: OpenReport) -> None:
     """The sample's first description, of AMBER_1: true are sky, forest, grass, person, lake, mountain and road.
 
@@ -132,7 +133,6 @@ def test_description_counted_by_hand_is_marked_so(open_report: OpenReport) -> No
     )
 
 
-@needs_nltk_data
 def test_every_verdict_has_a_sign_besides_its_colour(open_report: OpenReport) -> None:
     page = open_report(SAMPLE / "answers.json")
     signs = page.locator("#legend mark").evaluate_all(
@@ -145,7 +145,6 @@ def test_every_verdict_has_a_sign_besides_its_colour(open_report: OpenReport) ->
     assert row(page, 1032).locator(".outcome").inner_text() == "? unreadable"
 
 
-@needs_nltk_data
 def test_marks_stay_on_their_words_in_any_text(open_report: OpenReport) -> None:
     # An emoji is two of JavaScript's characters; double quotes are others in the tokens; a Lake is not a lake; a camera
     # is always safe.
@@ -155,7 +154,6 @@ def test_marks_stay_on_their_words_in_any_text(open_report: OpenReport) -> None:
     assert marked(page) == [("lake", "true"), ("mountains", "true"), ("camera", "safe")]
 
 
-@needs_nltk_data
 def test_yes_no_answers_show_question_expectation_and_reading(open_report: OpenReport) -> None:
     page = open_report(SAMPLE / "answers.json")
     cells = row(page, 1009).locator("td").all_inner_texts()
@@ -172,7 +170,6 @@ def test_yes_no_answers_show_question_expectation_and_reading(open_report: OpenR
     assert row(page, 1009).locator(".outcome").inner_text() == "? unreadable"
 
 
-@needs_nltk_data
 def test_scores_stand_on_top_with_what_made_them(open_report: OpenReport) -> None:
     page = open_report(SAMPLE / "answers.json")
     rows = [" ".join(row.split()) for row in page.locator("#scores tr").all_inner_texts()]
@@ -186,7 +183,6 @@ def test_scores_stand_on_top_with_what_made_them(open_report: OpenReport) -> Non
     assert "Partial" not in scores
 
 
-@needs_nltk_data
 def test_filters_by_kind_and_error(open_report: OpenReport) -> None:
     """The sample's mistakes, by its README: a false yes each to 1006, 8636, 8643 and 13558; 1032 is unreadable."""
     page = open_report(SAMPLE / "answers.json")
@@ -221,7 +217,6 @@ def test_filters_by_kind_and_error(open_report: OpenReport) -> None:
     assert page.locator("#kind option[value='']").inner_text() == "All kinds (4)"
 
 
-@needs_nltk_data
 def test_search_and_show_all(open_report: OpenReport) -> None:
     page = open_report(SAMPLE / "answers.json")
     page.fill("#search", "  FOREST ")
@@ -237,7 +232,6 @@ def test_search_and_show_all(open_report: OpenReport) -> None:
     assert page.locator("#images").inner_text() == "No response fits these filters."
 
 
-@needs_nltk_data
 def test_no_text_becomes_html(open_report: OpenReport, tmp_path: Path) -> None:
     bad = (
         "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028<b>a lake</b>"
@@ -259,7 +253,6 @@ def test_no_text_becomes_html(open_report: OpenReport, tmp_path: Path) -> None:
     assert raw.isascii() and b"<" not in raw
 
 
-@needs_nltk_data
 def test_images_stand_beside_the_answers(open_report: OpenReport, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
@@ -279,7 +272,6 @@ def test_images_stand_beside_the_answers(open_report: OpenReport, tmp_path: Path
     assert not list((tmp_path / "page" / "thumbs").iterdir())
 
 
-@needs_nltk_data
 def test_partial_answers_are_shown_and_called_partial(open_report: OpenReport) -> None:
     some = [answer for answer in sample_answers() if answer["id"] in (1, 1005, 8633)]
     page = open_report([*some, {"id": 1005, "response": "No"}, {"id": 99, "response": "Yes"}], "--partial")
@@ -289,7 +281,6 @@ def test_partial_answers_are_shown_and_called_partial(open_report: OpenReport) -
     assert "Partial" in warning and "1 of 2 description ids are missing: 3" in warning and "unknown: 99" in warning
 
 
-@needs_nltk_data
 def test_yes_no_answers_alone_and_without_questions(open_report: OpenReport, tmp_path: Path) -> None:
     page = open_report([{"id": 13557, "response": "Yes"}, {"id": 13558, "response": ""}], "--partial")
     assert page.locator("#legend mark, .descriptions").count() == 0
@@ -301,7 +292,6 @@ def test_yes_no_answers_alone_and_without_questions(open_report: OpenReport, tmp
     assert page.locator("header .range").inner_text() == "1–20 of 31"
 
 
-@needs_nltk_data
 def test_folder_with_other_files_is_left_alone(score: Score, tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("mine")
     run = score("amber", SAMPLE / "answers.json", "--data", SAMPLE, "--report", tmp_path)
@@ -314,7 +304,6 @@ def test_folder_with_other_files_is_left_alone(score: Score, tmp_path: Path) -> 
     assert (run.status, "no such folder" in run.err) == (2, True)
 
 
-@needs_nltk_data
 def test_page_without_answers_says_that_it_was_not_finished(open_report: OpenReport, tmp_path: Path) -> None:
     page = open_report(SAMPLE / "answers.json")
     (tmp_path / "page" / "answers.js").unlink()
@@ -322,13 +311,11 @@ def test_page_without_answers_says_that_it_was_not_finished(open_report: OpenRep
     assert "was not finished" in page.locator("main").inner_text()
 
 
-@needs_nltk_data
 def test_report_changes_no_number(score: Score, tmp_path: Path) -> None:
     arguments = ["amber", SAMPLE / "answers.json", "--data", SAMPLE]
     assert score(*arguments, "--report", tmp_path / "page").result == score(*arguments).result
 
 
-@needs_nltk_data
 def test_nothing_is_wider_than_the_screen(open_report: OpenReport, tmp_path: Path) -> None:
     word = "Donaudampfschifffahrt" * 20
     answers = [answer | {"response": f"{word} lake {word}"} for answer in sample_answers()]
@@ -346,7 +333,6 @@ def test_nothing_is_wider_than_the_screen(open_report: OpenReport, tmp_path: Pat
             assert max(rights) <= width
 
 
-@needs_nltk_data
 def test_expectation_is_shown_on_a_phone_too(open_report: OpenReport) -> None:
     page = open_report(SAMPLE / "answers.json")
     page.set_viewport_size({"width": 390, "height": 844})
@@ -355,14 +341,12 @@ def test_expectation_is_shown_on_a_phone_too(open_report: OpenReport) -> None:
 
 
 @pytest.mark.slow
-@needs_benchmarks
-@needs_nltk_data
-def test_all_of_amber(open_report: OpenReport) -> None:
+def test_all_of_amber(open_report: OpenReport, benchmark_files: Path) -> None:
     """1,004 descriptions and 14,216 yes/no answers: the page's counts are the scorer's, and it stays quick."""
-    texts = [one["response"] for one in json.loads((BENCHMARKS / "responses" / "g_noisy_first200.json").read_text())]
+    texts = [one["response"] for one in read_data("responses/g_noisy_first200.json.gz")]
     answers = [{"id": id_, "response": text} for id_, text in zip(range(1, 1005), itertools.cycle(texts), strict=False)]
-    answers += json.loads((BENCHMARKS / "responses" / "d_80.json").read_text())
-    page = open_report(answers, data=BENCHMARKS / "amber")
+    answers += read_data("responses/d_80.json.gz")
+    page = open_report(answers, data=benchmark_files / "amber")
     started = time.monotonic()
     page.reload()
     page.locator("article").nth(19).wait_for()

@@ -1,22 +1,17 @@
 """What the texts name: expectations written by reading the sentences, as a careful person would list the objects."""
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from listwise_preference.data.pairs import Pair
 from listwise_preference.english.singular import singular
-from listwise_preference.english.text import english
 from listwise_preference.image_lists.english.critical_object import Phrase, candidate_phrases
 
 ROOT = Path(__file__).parents[1]
-BENCHMARKS = ROOT.parent / "shared" / "benchmarks"
-NLTK_DATA = BENCHMARKS / "nltk_data"
+
+pytestmark = pytest.mark.usefixtures("english_data")
 
 SENTENCES = {
     # Plurals
@@ -189,16 +184,6 @@ HELD_OUT = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def nltk_data() -> Iterator[None]:
-    if not NLTK_DATA.is_dir():
-        pytest.skip(f"no NLTK data in {NLTK_DATA}")
-    data = pytest.importorskip("nltk.data")
-    data.path.insert(0, str(NLTK_DATA))
-    yield
-    data.path.remove(str(NLTK_DATA))
-
-
 def pair(chosen: str, prompt: str = "", rejected: str = "") -> Pair:
     return Pair(1, "a.jpg", prompt, chosen, rejected)
 
@@ -303,52 +288,6 @@ def test_surfaces_are_kept_among_quotes_and_emoji() -> None:
         pair('\u201cTwo Dogs\u201d \U0001f436 and the man\u2019s "wine glasses" \u2014 caf\u00e9s!')
     )
     assert [phrase.surface for phrase in found] == ["Dogs", "man", "wine glasses", "caf\u00e9s"]
-
-
-def test_singulars_agree_with_wordnet() -> None:
-    """WordNet's lemmas of AMBER's words, less what is a matter of taste and forms that nobody writes."""
-    forms = json.loads((BENCHMARKS / "golden" / "lemma_forms.json").read_text())
-    taste = {"people", "glasses", "earphones", "stairs"}
-    no_words = {"buss", "busses", "camerae", "reeves", "rifves", "sunglasseses", "sunglassess", "tennises"}
-    assert len(forms) > 800
-    for form, lemma in forms.items():
-        if form not in taste | no_words and not form.endswith("sss") and form != "tenniss":
-            assert singular(form) == lemma, form
-
-
-def test_the_quick_model_tags_as_nltk_does() -> None:
-    import nltk
-
-    for sentence in [*SENTENCES, *HELD_OUT]:
-        words = nltk.word_tokenize(sentence)
-        assert english().tags(words) == nltk.pos_tag(words)
-
-
-@pytest.mark.parametrize(
-    ("hidden", "command"),
-    [
-        ("import sys; sys.modules['nltk'] = None", "pip install 'nltk>=3.9.1'"),
-        (
-            "import nltk.data; nltk.data.path[:] = []; import os; os.environ['https_proxy'] = 'http://127.0.0.1:9'",
-            "python -m nltk.downloader punkt_tab averaged_perceptron_tagger_eng",
-        ),
-    ],
-)
-def test_what_is_missing_is_named_with_the_command_that_gets_it(hidden: str, command: str) -> None:
-    program = f"""{hidden}
-from listwise_preference.errors import DataError
-from listwise_preference.image_lists.english.critical_object import candidate_phrases
-from listwise_preference.data.pairs import Pair
-from listwise_preference.english.singular import singular
-from listwise_preference.english.text import english
-try:
-    candidate_phrases(Pair(1, "a.jpg", "What is it?", "A dog.", "A cat."))
-except DataError as error:
-    print(error)
-"""
-    env = {name: value for name, value in os.environ.items() if name != "NLTK_DATA"}
-    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
-    assert command in run.stdout and len(run.stdout.splitlines()) == 1
 
 
 def test_the_sample_lists_hide_something_that_is_among_the_candidates() -> None:

@@ -20,7 +20,7 @@ from listwise_preference.files import read_records
 from listwise_preference.generation.command import main, parse
 from listwise_preference.generation.engine import Decoding, Response, ResponseGenerator, plan
 from listwise_preference.generation.questions import Question, read_questions, write_responses
-from listwise_preference.models.adapters import add_adapter, merge
+from listwise_preference.models.adapters import add_adapter
 from listwise_preference.models.chat_format import ChatFormat
 from listwise_preference.models.loading import load_base_model, load_processor
 from listwise_preference.scoring.answers import first_word_decided, first_yes_or_no
@@ -32,12 +32,11 @@ from listwise_preference.scoring.pope import decided as pope_decided
 from listwise_preference.scoring.pope import says_yes
 
 from .conftest import ROOT, SAMPLE, Run
-from .scoring_data import needs_nltk_data
+from .scoring_data import read_data
 
 # Of our own calls none is deprecated; peft's asks transformers by an old name.
 pytestmark = pytest.mark.filterwarnings("error", "ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
-BENCHMARK_DATA = ROOT.parent / "shared" / "benchmarks"
 PICTURES = ("cat", "coffee", "astronaut", "rocket", "moose", "stairs")
 YES_NO = (
     "Is there a dog in this image?",
@@ -295,9 +294,8 @@ def test_amber_is_read_as_it_is() -> None:
         )
 
 
-@pytest.mark.skipif(not BENCHMARK_DATA.is_dir(), reason="the benchmarks' files are not beside the checkout")
 def test_kinds_of_all_of_ambers_questions() -> None:
-    queries = json.loads((BENCHMARK_DATA / "amber" / "query_all.json").read_text(encoding="utf-8"))
+    queries = read_data("amber/query_all.json.gz")
     kinds = [asked_by("amber").read(record, Path())[2] for record in queries]
     assert kinds == [False] * 1004 + [True] * 14216
 
@@ -552,34 +550,6 @@ def test_an_adapter_that_changes_nothing_is_refused(
     assert "  adapter was " in capsys.readouterr().err
 
 
-def test_merged_adapters_give_the_texts_of_adapters_beside_the_weights(
-    checkpoint: Path, tmp_path: Path, options: Callable[..., Options]
-) -> None:
-    torch.manual_seed(0)
-    adapted = add_adapter(
-        load_base_model(str(checkpoint), dtype=torch.float32), r=4, alpha=8, dropout=0.0, target_modules=["all-linear"]
-    )
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    adapted.save_pretrained(tmp_path / "adapter")
-    merged, apart, base = (tmp_path / f"{name}.json" for name in ("merged", "apart", "base"))
-    main({}, options(merged, model_name_or_path=checkpoint, adapter=tmp_path / "adapter"))
-    main({}, [*options(apart, model_name_or_path=checkpoint, adapter=tmp_path / "adapter"), "--no-merge"])
-    main({}, options(base, model_name_or_path=checkpoint))
-    assert merged.read_bytes() == apart.read_bytes() != base.read_bytes()
-
-
-def test_an_adapter_on_a_vocabulary_shared_with_the_embeddings_stays_apart(small_checkpoints: dict[str, Path]) -> None:
-    """Merging would change what the model reads, too."""
-    model: Any = load_base_model(str(small_checkpoints["llava"]), dtype=torch.float32)
-    model.lm_head.weight = model.get_input_embeddings().weight
-    adapted = add_adapter(model, r=2, alpha=2, dropout=0.0, target_modules=["lm_head"])
-    assert not merge(adapted)
-    assert merge(add_adapter(load_base_model(str(small_checkpoints["llava"]), dtype=torch.float32), r=2, alpha=2,
-                             dropout=0.0, target_modules=["q_proj"]))  # fmt: skip
-
-
 def test_the_recipe_is_for_idefics2_on_amber_and_gives_way_to_the_command_line() -> None:
     import runpy
 
@@ -642,7 +612,7 @@ def test_two_processes_write_what_one_does(
 
 
 @pytest.mark.slow
-@needs_nltk_data
+@pytest.mark.usefixtures("english_data")
 def test_score_takes_the_answers_as_they_are(tmp_path: Path, options: Callable[..., Options], run_program: Run) -> None:
     """AMBER's two sample images and two POPE questions, answered and scored by the two commands."""
     images = tmp_path / "pictures"

@@ -23,12 +23,10 @@ from listwise_preference.image_lists.detectors.detect import DetectorEntry, Fail
 from listwise_preference.image_lists.store import ListStore
 from listwise_preference.image_lists.summary import summarize
 
-from .scoring_data import needs_nltk_data
-
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data" / "sample"
 
-pytestmark = needs_nltk_data
+pytestmark = pytest.mark.usefixtures("english_data")
 
 Lines = list[dict[str, Any]]
 

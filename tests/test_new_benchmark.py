@@ -24,7 +24,7 @@ from listwise_preference.scoring.interface import (
 )
 
 from .conftest import SAMPLE
-from .scoring_data import Score, score_fixture  # noqa: F401
+from .scoring_data import Score
 
 
 def add_options(parser: Parser) -> None:

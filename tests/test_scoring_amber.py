@@ -1,28 +1,20 @@
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from listwise_preference.english.text import english
 from listwise_preference.scoring import amber
 from listwise_preference.scoring.amber import Amber, DescriptionScore, Question
 from listwise_preference.scoring.similarity import Similarity, load_similarity
-from listwise_preference.scoring.words import NltkWords, load_lemmas
+from listwise_preference.scoring.words import load_lemmas
 
-from .scoring_data import (  # noqa: F401
-    BENCHMARKS,
-    GOLDEN,
-    ROOT,
-    SAMPLE,
-    Score,
-    needs_benchmarks,
-    needs_nltk_data,
-    score_fixture,
-)
+from .scoring_data import ROOT, SAMPLE, Score, read_data
+
+pytestmark = pytest.mark.usefixtures("english_data")
 
 # The official program's headings, its spelling included.
 HEADINGS = {
@@ -52,13 +44,12 @@ def printed_numbers(stdout: str) -> dict[str, Any]:
     return numbers
 
 
-@needs_benchmarks
-@needs_nltk_data
 @pytest.mark.parametrize("name", ["d_80", "d_allno", "d_perfect", "g_empty", "g_noisy_first200", "g_perfect"])
-def test_official_output(score: Score, name: str) -> None:
-    golden = json.loads((GOLDEN / f"amber_{name}.json").read_text())
+def test_official_output(score: Score, benchmark_files: Path, name: str) -> None:
+    golden = read_data(f"official/amber_{name}.json")
     partial = ["--partial"] if name.endswith("first200") else []
-    result = score("amber", BENCHMARKS / "responses" / f"{name}.json", "--data", BENCHMARKS / "amber", *partial).result
+    responses, data = benchmark_files / "responses" / f"{name}.json", benchmark_files / "amber"
+    result = score("amber", responses, "--data", data, *partial).result
     assert result["counters"] == golden["counters"]
     expected = printed_numbers(golden["stdout"])
     assert expected
@@ -67,7 +58,6 @@ def test_official_output(score: Score, name: str) -> None:
     assert result["partial"] is bool(partial)
 
 
-@needs_nltk_data
 def test_sample_has_its_known_score(score: Score) -> None:
     """The numbers of data/sample/amber/README.md, where the descriptions are counted by hand.
 
@@ -92,7 +82,6 @@ def test_sample_has_its_known_score(score: Score) -> None:
     assert readme[-len(table) :] == table
 
 
-@needs_nltk_data
 def test_exact_reading_counts_only_yes_and_no(score: Score) -> None:
     # 1009 "Yes, the forest ..." turns wrong; 8636 and 13558 were wrong already.
     result = score("amber", SAMPLE / "answers.json", "--data", SAMPLE, "--yes_no", "exact").result
@@ -100,7 +89,6 @@ def test_exact_reading_counts_only_yes_and_no(score: Score) -> None:
     assert result["counts"]["unreadable"] == 4
 
 
-@needs_nltk_data
 def test_release_reading_warns_and_reads_the_question_too(score: Score, tmp_path: Path) -> None:
     run = score("amber", SAMPLE / "answers.json", "--data", SAMPLE, "--yes_no", "release")
     assert "not to be trusted" in run.out
@@ -188,47 +176,13 @@ def test_lower_case_is_another_string() -> None:
     assert amber.count_yes_or_no("No", question)["as_qa_correct_score"] == 1
 
 
-@needs_nltk_data
 def test_nouns_keep_their_case_and_lose_words_whose_lemma_is_unknown() -> None:
-    words, lemmas = NltkWords(), load_lemmas(None, "lemma_forms.json")
+    words, lemmas = english(), load_lemmas(None, "lemma_forms.json")
     text = "The photo shows Boats, boats, sunglasses and women."
     # Boats is not boats; the lemma of sunglasses is sunglass, which AMBER does not know.
     nouns = amber.nouns_of(text, words, lemmas)
     assert [noun.lemma for noun in nouns] == ["boat", "woman"]
     assert [text[noun.start : noun.end] for noun in nouns] == ["boats", "women"]
-
-
-@needs_nltk_data
-@pytest.mark.parametrize(
-    ("text", "tokens"),
-    [
-        ("a dog—cat", ["a", "dog—cat"]),
-        ("a dog's\nball", ["a", "dog's", "ball"]),
-        ("the dog's ball", ["the", "dog", "'s", "ball"]),
-        ("A dog.” The cat.", ["A", "dog.", "”", "The", "cat", "."]),
-        ('a "red" dog can\'t', ["a", "``", "red", "''", "dog", "ca", "n't"]),
-    ],
-)
-def test_tokens_are_those_of_nltk_3_8_1(text: str, tokens: list[str]) -> None:
-    """What NLTK 3.8.1, the version of the official outputs, gives; later ones differ in the first two."""
-    assert NltkWords().tokens(text) == tokens
-
-
-@needs_nltk_data
-def test_tags_are_those_of_nltks_tagger() -> None:
-    from nltk.tag import pos_tag
-
-    words = NltkWords()
-    texts = [amber_question.query or "" for amber_question in amber.load_amber(SAMPLE).questions.values()]
-    texts += [
-        "",
-        "?",
-        "A 1999 T-shirt, 3 Xylophones & the _ -x 7th o'clock ...",
-        "Zebras zebra-ing zealously!",
-    ]
-    for text in texts:
-        tokens = words.tokens(text)
-        assert words.tags(tokens) == pos_tag(tokens)
 
 
 def test_similarity_says_official_only_for_the_official_model(tmp_path: Path) -> None:
@@ -246,7 +200,6 @@ def test_similarity_says_official_only_for_the_official_model(tmp_path: Path) ->
         assert ("official" in similarity.describe()["source"]) is similarity.official is official
 
 
-@needs_nltk_data
 def test_a_table_is_made_with_an_installed_spacy_model(score: Score, tmp_path: Path) -> None:
     """cat and dog point the same way (similarity .99), cow another; sky has none and is like nothing."""
     spacy = pytest.importorskip("spacy")
@@ -293,7 +246,6 @@ def test_wrong_data_folder_is_told_what_to_get(score: Score, tmp_path: Path) -> 
     assert "https://github.com/junyangwang0410/AMBER" in run.err
 
 
-@needs_nltk_data
 def test_partial_scores_what_is_there_and_says_so(score: Score, tmp_path: Path) -> None:
     answers = json.loads((SAMPLE / "answers.json").read_text())
     path = tmp_path / "answers.json"
@@ -309,7 +261,6 @@ def test_partial_scores_what_is_there_and_says_so(score: Score, tmp_path: Path) 
     assert run.result["generative"]["chair"] == 37.5  # cloud, car and cat of 8 nouns
 
 
-@needs_nltk_data
 def test_output_file_holds_the_result_and_intervals_hold_the_numbers(score: Score, tmp_path: Path) -> None:
     output = tmp_path / "new" / "scores.json"
     result = score("amber", SAMPLE / "answers.json", "--data", SAMPLE, "--output", output, "--bootstrap", "200").result
@@ -320,16 +271,3 @@ def test_output_file_holds_the_result_and_intervals_hold_the_numbers(score: Scor
     assert result["bootstrap"]["unit"] == "picture"
     assert set(result["versions"]) >= {"python", "nltk", "nltk_data punkt_tab", "listwise_preference"}
     assert list(tmp_path.rglob("*unfinished*")) == []
-
-
-@needs_nltk_data
-def test_missing_nltk_data_gives_the_command(tmp_path: Path) -> None:
-    command = [sys.executable, "score.py", "amber", str(SAMPLE / "answers.json"), "--data", str(SAMPLE)]
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "NLTK_DATA": str(tmp_path)}
-    environment |= {"https_proxy": "http://127.0.0.1:9"}  # nobody there: as without a network
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    if done.returncode == 0:
-        pytest.skip("NLTK's data is in a place that every user of this machine shares")
-    assert done.returncode == 2
-    assert "python -m nltk.downloader punkt_tab averaged_perceptron_tagger_eng" in done.stderr
-    assert "Traceback" not in done.stderr

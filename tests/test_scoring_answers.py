@@ -9,7 +9,7 @@ from listwise_preference.errors import DataError
 from listwise_preference.files import listed, read_records
 from listwise_preference.scoring.answers import check_answers, first_yes_or_no, release_yes_or_no
 
-from .scoring_data import BENCHMARKS, GOLDEN, ROOT, SAMPLE, Score, needs_benchmarks, score_fixture  # noqa: F401
+from .scoring_data import ROOT, SAMPLE, Score, read_data
 
 
 @pytest.mark.parametrize(
@@ -45,13 +45,12 @@ def test_release_rule_finds_no_inside_words() -> None:
     assert release_yes_or_no("Is there a dog in this image?\nperhaps") == "Is there a dog in this image?\nperhaps"
 
 
-@needs_benchmarks
 def test_release_rule_reads_no_for_the_114_questions_that_hold_it() -> None:
-    queries = json.loads((BENCHMARKS / "amber" / "query_all.json").read_text())
+    queries = read_data("amber/query_all.json.gz")
     always_no = [
         query["id"] for query in queries if query["id"] > 1004 and release_yes_or_no(f"{query['query']}\nYes") == "No"
     ]
-    assert always_no == json.loads((GOLDEN / "lpoi_no_substring_ids.json").read_text())
+    assert always_no == read_data("official/lpoi_no_substring_ids.json")
 
 
 def test_numbers_are_listed_in_runs() -> None:

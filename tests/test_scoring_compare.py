@@ -10,7 +10,9 @@ from listwise_preference.pages import charts
 from listwise_preference.scoring import compare
 from listwise_preference.scoring.bootstrap import bootstrap
 
-from .scoring_data import SAMPLE, Score, needs_benchmarks, score_fixture  # noqa: F401
+from .scoring_data import SAMPLE, Score
+
+pytestmark = pytest.mark.usefixtures("english_data")
 
 AMBER = {
     "benchmark": "amber",
@@ -119,10 +121,9 @@ def test_bootstrap_draws_images_not_questions() -> None:
     assert (low, high) == (0.2, 0.8)
 
 
-@needs_benchmarks
 def test_what_was_noted_about_a_run_stands_beside_it(score: Score, tmp_path: Path) -> None:
     """One answer of the sample cannot be read, which its table of numbers does not show."""
     scores = tmp_path / "sample.json"
     score("amber", SAMPLE / "answers.json", "--data", SAMPLE, "--output", scores)
-    assert any("unreadable yes/no answers" in note for note in json.loads(scores.read_text())["notes"])
-    assert "Note: sample: unreadable yes/no answers" in score("compare", scores).out
+    assert any("unreadable yes/no responses" in note for note in json.loads(scores.read_text())["notes"])
+    assert "Note: sample: unreadable yes/no responses" in score("compare", scores).out

@@ -8,16 +8,9 @@ from listwise_preference.errors import DataError
 from listwise_preference.scoring import mmhal
 from listwise_preference.scoring.judge import fill, read_template
 
-from .scoring_data import (
-    BENCHMARKS,
-    GOLDEN,
-    Score,
-    chat_server,
-    needs_benchmarks,
-    score_fixture,  # noqa: F401
-)
+from .scoring_data import Score, chat_server, read_data
 
-FOLDER = BENCHMARKS / "mmhal"
+TYPES = ("attribute", "adversarial", "comparison", "counting", "relation", "environment", "holistic", "other")
 
 
 @pytest.mark.parametrize(
@@ -37,10 +30,13 @@ def test_exactly_one_rating(reply: str, rating: int | None) -> None:
     assert mmhal.rating_in(reply) == rating
 
 
-@needs_benchmarks
 def test_official_output_over_http(score: Score, tmp_path: Path) -> None:
-    golden = json.loads((GOLDEN / "mmhal_canned.json").read_text())
-    template = json.loads((FOLDER / "mmhal-bench_answer_template.json").read_text())
+    golden = read_data("official/mmhal_canned.json")
+    # The benchmark's texts decide nothing here, only that its 96 questions go round eight types.
+    template = [{**record(number), "question_type": TYPES[number % 8], "model_answer": ""} for number in range(96)]
+    (tmp_path / "template.json").write_text(json.dumps(template))
+    answers = [{"text": f"Assistant: synthetic answer {number}"} for number in range(96)]
+    (tmp_path / "responses.jsonl").write_text("\n".join(map(json.dumps, answers)))
     place = {f"synthetic answer {number}": number for number in range(96)}
 
     def judge(request: dict[str, Any]) -> tuple[int, str]:
@@ -49,9 +45,9 @@ def test_official_output_over_http(score: Score, tmp_path: Path) -> None:
 
     arguments = [
         "mmhal",
-        FOLDER / "answers.jsonl",
+        tmp_path / "responses.jsonl",
         "--questions",
-        FOLDER / "mmhal-bench_answer_template.json",
+        tmp_path / "template.json",
     ]
     arguments += ["--judge_model", "canned", "--judge_cache", tmp_path / "cache"]
     with chat_server(judge) as (url, requests):
@@ -77,9 +73,7 @@ def test_official_output_over_http(score: Score, tmp_path: Path) -> None:
     ]
     assert golden["summarize_stdout"][0] == f"Informativeness: {result['informativeness']:.2f}"
     assert golden["summarize_stdout"][2] == f"Hallucination rate: {result['hallucination_rate']:.2f}"
-    assert list(result["question_types"]) == [
-        "attribute", "adversarial", "comparison", "counting", "relation", "environment", "holistic", "other",
-    ]  # fmt: skip
+    assert tuple(result["question_types"]) == TYPES
     two_or_none = sum(mmhal.rating_in(one["reply"]) is None for one in golden["judge"])
     assert result["counts"]["unparsed"] == two_or_none
     assert len(json.loads((tmp_path / "scores.json").read_text())["judged"]) == 96

@@ -1,3 +1,4 @@
+import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -5,26 +6,20 @@ from typing import Any
 
 import pytest
 
+from listwise_preference.english.text import english
 from listwise_preference.scoring import object_halbench
 from listwise_preference.scoring.object_halbench import OBJECT_HALBENCH_NAMES, SHIPPED_SYNONYMS, ObjectWords
-from listwise_preference.scoring.words import NltkWords, load_lemmas
+from listwise_preference.scoring.words import load_lemmas
 
-from .scoring_data import (
-    BENCHMARKS,
-    GOLDEN,
-    Score,
-    chat_server,
-    needs_benchmarks,
-    needs_nltk_data,
-    score_fixture,  # noqa: F401
-)
+from .scoring_data import DATA, Score, chat_server, read_data
 
-FOLDER = BENCHMARKS / "object_halbench"
+pytestmark = pytest.mark.usefixtures("english_data")
+
 TABLE = ObjectWords(SHIPPED_SYNONYMS, OBJECT_HALBENCH_NAMES)
 
 
 def golden(mode: str) -> dict[str, Any]:
-    whole = json.loads((GOLDEN / "objhal_rlaifv_80.json").read_text())
+    whole = read_data("official/objhal_rlaifv_80.json.gz")
     official = dict(whole[mode]["overall_metrics"])
     del official["all_gpt_used_tokens"], official["all_gpt_success_tokens"]
     # All of a sentence but "words", its tokens: what they are beside object names changes no number.
@@ -37,34 +32,32 @@ def golden(mode: str) -> dict[str, Any]:
 
 
 def answers_with(path: Path, objects: Sequence[list[str]]) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (FOLDER / "objhal_in.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in gzip.decompress((DATA / "responses/objhal_80.jsonl.gz").read_bytes()).splitlines()
+    ]
     rows = [{**row, "extract_objs": one} for row, one in zip(rows, objects, strict=True)]
     path.write_text("\n".join(map(json.dumps, rows)))
     return rows
 
 
-@needs_benchmarks
-@needs_nltk_data
-def test_official_output_by_words(score: Score, tmp_path: Path) -> None:
+def test_official_output_by_words(score: Score, tmp_path: Path, benchmark_files: Path) -> None:
     output = tmp_path / "scores.json"
     run = score(
         "object-halbench",
-        FOLDER / "objhal_in.jsonl",
+        benchmark_files / "responses" / "objhal_80.jsonl",
         "--coco_annotations",
-        FOLDER / "mini_coco",
+        benchmark_files / "coco",
         "--output",
         output,
     )
     assert run.result["overall_metrics"] == golden("words")["overall_metrics"]
     assert json.loads(output.read_text())["sentences"] == golden("words")["sentences"]
-    assert "80 answers; Object HalBench has 300" in run.out
+    assert "80 responses; Object HalBench has 300" in run.out
 
 
-@needs_benchmarks
-@needs_nltk_data
-def test_official_output_by_an_extractor_over_http(score: Score, tmp_path: Path) -> None:
+def test_official_output_by_an_extractor_over_http(score: Score, tmp_path: Path, benchmark_files: Path) -> None:
     """The replies are canned: the names that the official program was left with after its own noun tagger."""
-    refined = json.loads((GOLDEN / "objhal_rlaifv_80.json").read_text())["gpt_refined_objs"]
+    refined = read_data("official/objhal_rlaifv_80.json.gz")["gpt_refined_objs"]
     rows = answers_with(tmp_path / "answers.jsonl", refined)
     reply_to = {row["answer"]: json.dumps(row["extract_objs"]) for row in rows}
 
@@ -77,7 +70,7 @@ def test_official_output_by_an_extractor_over_http(score: Score, tmp_path: Path)
         "object-halbench",
         tmp_path / "answers.jsonl",
         "--coco_annotations",
-        FOLDER / "mini_coco",
+        benchmark_files / "coco",
         "--extractor_model",
         "canned",
         "--judge_cache",
@@ -98,9 +91,9 @@ def test_official_output_by_an_extractor_over_http(score: Score, tmp_path: Path)
     assert json.loads((tmp_path / "scores.json").read_text())["sentences"] == golden("gpt")["sentences"]
 
 
-@needs_benchmarks
-@needs_nltk_data
-def test_extractor_that_gives_no_list_is_asked_again_then_refused(score: Score, tmp_path: Path) -> None:
+def test_extractor_that_gives_no_list_is_asked_again_then_refused(
+    score: Score, tmp_path: Path, benchmark_files: Path
+) -> None:
     rows = answers_with(tmp_path / "answers.jsonl", [[]] * 80)[1:3]
     (tmp_path / "answers.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
@@ -109,11 +102,11 @@ def test_extractor_that_gives_no_list_is_asked_again_then_refused(score: Score, 
         return 200, "I see a book." if stubborn else 'Here it is\n["book"]'
 
     with chat_server(extractor) as (url, requests):
-        arguments = ["--coco_annotations", FOLDER / "mini_coco", "--extractor_base_url", url]
+        arguments = ["--coco_annotations", benchmark_files / "coco", "--extractor_base_url", url]
         arguments += ["--extractor_model", "canned", "--judge_cache", tmp_path / "cache"]
         run = score("object-halbench", tmp_path / "answers.jsonl", *arguments)
         assert run.status == 2
-        assert "gave no list of objects for answer 2" in run.err
+        assert "gave no list of objects for response 2" in run.err
         assert len(requests) == 1 + object_halbench.EXTRACTION_TRIES
         assert [request["temperature"] for request in requests].count(0.0) == 2
         result = score("object-halbench", tmp_path / "answers.jsonl", *arguments, "--partial").result
@@ -137,7 +130,6 @@ def test_lists_in_replies(reply: str, objects: list[str] | None) -> None:
     assert object_halbench.parse_objects(reply) == objects
 
 
-@needs_nltk_data
 @pytest.mark.parametrize(
     ("text", "objects"),
     [
@@ -155,7 +147,7 @@ def test_lists_in_replies(reply: str, objects: list[str] | None) -> None:
 )
 def test_words_that_name_objects(text: str, objects: list[str]) -> None:
     lemmas = load_lemmas(None, "chair_lemma_forms.json")
-    assert object_halbench.caption_mentions(text, TABLE, NltkWords(), lemmas).objects == objects
+    assert object_halbench.caption_mentions(text, TABLE, english(), lemmas).objects == objects
 
 
 def test_chairs_own_table_does_not_know_the_names_object_halbench_adds() -> None:
@@ -164,9 +156,8 @@ def test_chairs_own_table_does_not_know_the_names_object_halbench_adds() -> None
     assert len(set(plain.object_of.values())) == 80
 
 
-@needs_nltk_data
 def test_extracted_names_become_nouns_of_the_table() -> None:
-    tag = object_halbench.nltk_tagger(TABLE, NltkWords(), load_lemmas(None, "chair_lemma_forms.json"))
+    tag = object_halbench.nltk_tagger(TABLE, english(), load_lemmas(None, "chair_lemma_forms.json"))
     names = ["red apples", "wooden dining table", "baby elephant", "apple", "remote"]
     assert object_halbench.refine_objects(names, TABLE, tag) == [
         "apple",
@@ -190,7 +181,6 @@ def coco(folder: Path) -> Path:
     return folder
 
 
-@needs_nltk_data
 def test_chair_by_hand(score: Score, tmp_path: Path) -> None:
     """1: dog, cat and bench, one of three mentions wrong. 2: nothing named. 2 again: a horse twice, wrong.
 
@@ -212,7 +202,6 @@ def test_chair_by_hand(score: Score, tmp_path: Path) -> None:
     assert result["counts"] == {"answers": 3, "pictures": 2}
 
 
-@needs_nltk_data
 def test_chairs_own_caption_file_is_read(score: Score, tmp_path: Path) -> None:
     whole = {"overall": {}, "imgToEval": {"1": {"image_id": 1, "caption": "A dog"}}}
     (tmp_path / "captions.json").write_text(json.dumps(whole))
@@ -221,7 +210,6 @@ def test_chairs_own_caption_file_is_read(score: Score, tmp_path: Path) -> None:
     assert result["object_recall"] == 1 / 3
 
 
-@needs_nltk_data
 def test_what_is_wrong_is_named(score: Score, tmp_path: Path) -> None:
     path, folder = tmp_path / "answers.jsonl", coco(tmp_path / "coco")
     path.write_text('{"image_id": 1, "answer": "A dog"}\n{"image_id": 7, "answer": "A dog"}\n{"answer": "A dog"}')
@@ -237,7 +225,6 @@ def test_what_is_wrong_is_named(score: Score, tmp_path: Path) -> None:
     assert "annotations_trainval2014.zip" in run.err
 
 
-@needs_nltk_data
 def test_images_come_from_the_questions_where_answers_lack_them(score: Score, tmp_path: Path) -> None:
     answers, questions = tmp_path / "answers.jsonl", tmp_path / "questions.jsonl"
     answers.write_text('{"text": "Assistant: A dog"}\n{"text": "A dog"}')

@@ -5,7 +5,7 @@ import pytest
 
 from listwise_preference.scoring import pope
 
-from .scoring_data import BENCHMARKS, GOLDEN, Score, needs_benchmarks, score_fixture  # noqa: F401
+from .scoring_data import Score, read_data
 
 
 @pytest.mark.parametrize(
@@ -36,10 +36,9 @@ def test_no_yes_at_all_leaves_precision_undefined() -> None:
     assert numbers["recall"] == 0
 
 
-@needs_benchmarks
 @pytest.mark.parametrize("setting", ["random", "popular"])
-def test_official_output(score: Score, setting: str) -> None:
-    folder = BENCHMARKS / "pope"
+def test_official_output(score: Score, benchmark_files: Path, setting: str) -> None:
+    folder = benchmark_files / "pope"
     result = score(
         "pope", folder / f"answers_{setting}.jsonl", "--questions", folder / f"coco_pope_{setting}.json"
     ).result
@@ -48,7 +47,7 @@ def test_official_output(score: Score, setting: str) -> None:
         f"TP\tFP\tTN\tFN\t\n{cells}\nAccuracy: {result['accuracy']}\nPrecision: {result['precision']}\n"
         f"Recall: {result['recall']}\nF1 score: {result['f1']}\nYes ratio: {result['yes_ratio']}\n"
     )
-    assert printed == json.loads((GOLDEN / "pope_official.json").read_text())[setting]
+    assert printed == read_data("official/pope_official.json")[setting]
 
 
 QUESTIONS = [

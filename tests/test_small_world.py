@@ -21,10 +21,11 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from listwise_preference.data.ranked_images import Box
+from listwise_preference.english.text import English
 from listwise_preference.models.loading import load_base_model, load_processor
 from listwise_preference.scoring import amber
 from listwise_preference.scoring.similarity import load_similarity
-from listwise_preference.scoring.words import NltkWords, load_lemmas
+from listwise_preference.scoring.words import load_lemmas
 from listwise_preference.small_world import data
 from listwise_preference.small_world import pretrain as pretraining
 from listwise_preference.small_world.data import preference_pairs, scenes, write_lines, write_scenes
@@ -43,7 +44,6 @@ from listwise_preference.small_world.scenes import KINDS, NATURAL, SIDE, USUAL, 
 from listwise_preference.small_world.texts import DESCRIBE, caption, existence_question, in_order, write_nltk_data
 
 from .conftest import Run
-from .scoring_data import BENCHMARKS
 
 FAMILIES: tuple[FamilyName, ...] = get_args(FamilyName)
 CROWDED = World(counts=(4, 6))
@@ -508,14 +508,14 @@ def test_no_two_kinds_are_alike_to_the_scorer() -> None:
 
 
 @pytest.fixture
-def words_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], NltkWords]:
+def words_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], English]:
     """NLTK's tokens and tags with the data of one folder and of no other."""
     import nltk
 
-    def words(folder: Path) -> NltkWords:
+    def words(folder: Path) -> English:
         nltk.data.clear_cache()
         monkeypatch.setattr(nltk.data, "path", [str(folder)])
-        return NltkWords()
+        return English()
 
     return words
 
@@ -536,18 +536,19 @@ def test_own_tagger_data_finds_every_thing_that_is_named(tmp_path: Path, words_b
         assert [noun.lemma for noun in amber.nouns_of(text, words, lemmas) if noun.lemma in KINDS] == list(kinds)
 
 
-@pytest.mark.skipif(not (BENCHMARKS / "nltk_data").is_dir(), reason="NLTK's English data is not beside the checkout")
-def test_own_tagger_data_gives_the_nouns_of_nltks_english_data(tmp_path: Path, words_by: Any) -> None:
+def test_own_tagger_data_gives_the_nouns_of_nltks_english_data(
+    tmp_path: Path, live_english: English, words_by: Any
+) -> None:
     """But for "There is a fish and a dog": the English tagger reads that the dog is fished."""
 
-    def nouns(words: NltkWords, text: str) -> list[str]:
+    def nouns(words: English, text: str) -> list[str]:
         return [word for word, tag in words.tags(words.tokens(text)) if tag.startswith("NN")]
 
     write_nltk_data(tmp_path)
-    english, own = words_by(BENCHMARKS / "nltk_data"), words_by(tmp_path)
+    own = words_by(tmp_path)
     for kinds, text in all_captions():
         lost = ["fish"] if re.search(r"[Tt]here is a fish and an? (?!umbrella)", text) else []
-        assert sorted([*nouns(english, text), *lost]) == sorted(nouns(own, text)), kinds
+        assert sorted([*nouns(live_english, text), *lost]) == sorted(nouns(own, text)), kinds
 
 
 def test_image_lists_hide_the_first_thing_named(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-_START, _END = ("-START-", "-START2-"), ("-END-", "-END2-")
+START, END = ("-START-", "-START2-"), ("-END-", "-END2-")
 _CLOSE = 1e-9  # far more than the order of a sum changes, far less than weights differ by
 
 
@@ -28,7 +28,7 @@ class Tagger:
     ) -> None:
         self._weights, self._certain, self._tags = weights, certain, tuple(tags)
         self._column = {tag: column for column, tag in enumerate(tags)}
-        # Places in _features, and what those need to know. Each part is kept for the words met last.
+        # Places in features, and what those need to know. Each part is kept for the words met last.
         kept = functools.lru_cache(maxsize=1 << 15)
         self._word = kept(lambda word, before: self._part((0, 1, 2, 6, 7), word=word, before=before))
         self._tags_before = kept(lambda before2, before: self._part((3, 4, 5), before2=before2, before=before))
@@ -39,8 +39,8 @@ class Tagger:
 
     def tags(self, tokens: Sequence[str]) -> list[str]:
         """The tag of each token, as ``nltk.pos_tag`` over all of them as one sequence."""
-        words = [*_START, *map(_normal, tokens), *_END]
-        tags = [*reversed(_START)]
+        words = [*START, *map(normal_form, tokens), *END]
+        tags = [*reversed(START)]
         for place, token in enumerate(tokens):
             tag = self._certain.get(token)
             if not tag:
@@ -55,28 +55,28 @@ class Tagger:
                 if np.count_nonzero(scores > scores[best] - _CLOSE) == 1:
                     tag = self._tags[best]
                 else:
-                    tag = self._best_of_close(_features(token, left2, left, right, right2, before2, before))
+                    tag = self._best_of_close(features(token, left2, left, right, right2, before2, before))
             tags.append(tag)
         return tags[2:]
 
     def _part(self, places: Sequence[int], **known: str) -> npt.NDArray[np.float64]:
         scores = np.zeros(len(self._tags))
-        features = _features(**known)
+        all_features = features(**known)
         for place in places:
-            for tag, weight in self._weights.get(features[place], {}).items():
+            for tag, weight in self._weights.get(all_features[place], {}).items():
                 scores[self._column[tag]] += weight
         return scores
 
-    def _best_of_close(self, features: Sequence[str]) -> str:
+    def _best_of_close(self, all_features: Sequence[str]) -> str:
         """Where NLTK's own order of adding decides, and then the alphabet."""
         scores = dict.fromkeys(self._tags, 0.0)
-        for feature in features:
+        for feature in all_features:
             for tag, weight in self._weights.get(feature, {}).items():
                 scores[tag] += weight
         return max(scores, key=lambda tag: (scores[tag], tag))
 
 
-def _features(
+def features(
     word: str = "",
     left2: str = "",
     left: str = "",
@@ -85,8 +85,8 @@ def _features(
     before2: str = "",
     before: str = "",
 ) -> tuple[str, ...]:
-    """The features of a word between its neighbours, behind two tags, in NLTK's order."""
-    normal = _normal(word)
+    """The features of a word between its neighbours, those in their normal form, behind two tags, in NLTK's order."""
+    normal = normal_form(word)
     return (
         "bias",
         f"i suffix {word[-3:]}",
@@ -105,7 +105,8 @@ def _features(
     )
 
 
-def _normal(word: str) -> str:
+def normal_form(word: str) -> str:
+    """A word as features name it: numbers and compounds by their kind, all others in lower case."""
     if "-" in word and not word.startswith("-"):
         return "!HYPHEN"
     if word.isdigit() and len(word) == 4:

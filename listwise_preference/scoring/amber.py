@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import get_args
 
 from listwise_preference.cli import Parser
+from listwise_preference.english.text import English, english
+from listwise_preference.english.tokens import token_spans
 from listwise_preference.errors import DataError
 from listwise_preference.files import Record, listed, read_json, read_records, read_text
 from listwise_preference.scoring.answers import (
@@ -35,7 +37,7 @@ from listwise_preference.scoring.interface import (
 )
 from listwise_preference.scoring.result import Result
 from listwise_preference.scoring.similarity import OFFICIAL_MODEL, Similarity, load_similarity
-from listwise_preference.scoring.words import Lemmas, NltkWords, load_lemmas, token_spans
+from listwise_preference.scoring.words import Lemmas, load_lemmas
 
 # The official counters' prefix of each kind of yes/no question; the overall counters have none.
 PREFIXES = {"state": "as_", "number": "an_", "action": "aa_", "relation": "asso_", "existence": "ha_"}
@@ -207,7 +209,7 @@ class Noun:
     end: int
 
 
-def nouns_of(text: str, words: NltkWords, lemmas: Lemmas) -> list[Noun]:
+def nouns_of(text: str, words: English, lemmas: Lemmas) -> list[Noun]:
     """Known lemmas of the tokens that NLTK tags NN, NNS, NNP or NNPS; case is kept."""
     tokens = words.tokens(text)
     return [
@@ -341,13 +343,11 @@ def judge_answers(
     answers: Iterable[Answer], amber: Amber, similarity: Similarity, lemmas: Lemmas, rule: YesNoRule
 ) -> Iterator[Judged]:
     """Judge each response. NLTK is loaded at the first description."""
-    words: NltkWords | None = None
     for answer in answers:
         question = amber.questions[answer.id]
         read = read_yes_or_no(answer, question, rule)
         if question.kind == "generative":
-            words = words or NltkWords()
-            nouns = nouns_of(read, words, lemmas)
+            nouns = nouns_of(read, english(), lemmas)
             score = score_description([noun.lemma for noun in nouns], question, amber, similarity)
             yield Judged(answer, question, read, count_description(score, question), tuple(nouns), score)
         else:

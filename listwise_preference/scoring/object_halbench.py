@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from listwise_preference.cli import Parser
+from listwise_preference.english.text import English, english
 from listwise_preference.errors import DataError
 from listwise_preference.files import Record, listed, parse_json, read_json, read_records, read_text, write_atomic
 from listwise_preference.scoring.answers import Problems, first_text
@@ -34,7 +35,7 @@ from listwise_preference.scoring.interface import (
 )
 from listwise_preference.scoring.judge import Judge, add_judge_options, fill, judge_of, read_template
 from listwise_preference.scoring.result import Result, file_identity
-from listwise_preference.scoring.words import DATA, Lemmas, NltkWords, load_lemmas
+from listwise_preference.scoring.words import DATA, Lemmas, load_lemmas
 
 ANSWERS = 300
 SHIPPED_SYNONYMS = DATA / "chair_synonyms.txt"
@@ -131,7 +132,7 @@ class ObjectWords:
         )
 
 
-def caption_mentions(text: str, table: ObjectWords, words: NltkWords, lemmas: Lemmas) -> Mentions:
+def caption_mentions(text: str, table: ObjectWords, words: English, lemmas: Lemmas) -> Mentions:
     """Objects named in a text, by its words: lower case, tokens, noun lemmas, double words, synonym table."""
     joined = table.join_double_words([lemmas.of(word) or word for word in words.tokens(text.lower())])
     return table.mentions([word for word, _, _ in joined], [place for _, place, _ in joined])
@@ -211,7 +212,7 @@ def _annotation_files(folder: Path) -> list[tuple[Path, Path]]:
 
 
 def true_objects(
-    folder: Path, image_ids: Iterable[int], table: ObjectWords, words: NltkWords, lemmas: Lemmas
+    folder: Path, image_ids: Iterable[int], table: ObjectWords, words: English, lemmas: Lemmas
 ) -> tuple[dict[int, set[str]], set[int]]:
     """Objects of each image by COCO's instances and reference captions, and the ids that are not in COCO.
 
@@ -280,7 +281,7 @@ def extract_objects(captions: Sequence[Caption], template_path: Path, judge: Jud
     return extracted
 
 
-def nltk_tagger(table: ObjectWords, words: NltkWords, lemmas: Lemmas) -> Callable[[str], TaggedWords]:
+def nltk_tagger(table: ObjectWords, words: English, lemmas: Lemmas) -> Callable[[str], TaggedWords]:
     """(lemma, tag) of each word by NLTK; words of the synonym table are nouns whatever the tagger thinks."""
 
     def tag(text: str) -> TaggedWords:
@@ -475,7 +476,7 @@ def _score(args: Namespace, mode: str, more_names: Mapping[str, str]) -> Scored:
         raise DataError("--objects extractor needs --extractor_base_url and --extractor_model")
     problems.refuse_unless(args.partial and bool(captions), args.answers)
 
-    words = NltkWords()
+    words = english()
     wanted = {caption.image_id for caption in captions}
     truth, unknown = true_objects(args.coco_annotations, wanted, table, words, lemmas)
     if unknown:

@@ -10,12 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Protocol
 
-from listwise_preference.english.text import English as NltkWords
-from listwise_preference.english.tokens import token_spans
 from listwise_preference.errors import DataError
 from listwise_preference.files import read_json
-
-__all__ = ["DATA", "Lemmas", "NltkWords", "TableLemmas", "WordNetLemmas", "load_lemmas", "token_spans"]
 
 DATA = Path(str(files("listwise_preference.scoring").joinpath("data")))
 
