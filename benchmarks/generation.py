@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a clone without installing
@@ -42,6 +43,7 @@ def main() -> None:
     from listwise_preference.data.ranked_images import open_image
     from listwise_preference.generation.engine import Decoding, ResponseGenerator, plan
     from listwise_preference.generation.questions import Question
+    from listwise_preference.models.adapters import add_adapter, merge
     from listwise_preference.small_world.model import build_small_model
 
     torch.set_num_threads(arguments.threads)
@@ -85,10 +87,21 @@ def main() -> None:
             texts[question.number] = processor.tokenizer.decode(new, skip_special_tokens=True).strip()
         return texts
 
+    def with_adapter(merged: bool) -> dict[int, str]:
+        """With an adapter of zeros, which changes no text."""
+        if not merged:
+            adapters.append(add_adapter(model, r=8, alpha=8, dropout=0.0, target_modules=["all-linear"]))
+        else:
+            assert merge(adapters[0])
+        return ours(arguments.batch_size, share_prefix=True)
+
+    adapters: list[Any] = []
     ways: dict[str, Callable[[], dict[int, str]]] = {
         "one question at a time": loop,
         "batched, nothing shared but the images' features": lambda: ours(arguments.batch_size, share_prefix=False),
         "batched, beginning shared": lambda: ours(arguments.batch_size, share_prefix=True),
+        "the same with an adapter beside the weights": lambda: with_adapter(merged=False),
+        "the same with the adapter merged": lambda: with_adapter(merged=True),
     }
     parameters = sum(parameter.numel() for parameter in model.parameters())
     prompt = generator(1, share_prefix=False).prepare(questions[:1]).rows[0].ids

@@ -20,7 +20,7 @@ from listwise_preference.files import read_records
 from listwise_preference.generation.command import main, parse
 from listwise_preference.generation.engine import Decoding, Response, ResponseGenerator, plan
 from listwise_preference.generation.questions import Question, read_questions, write_responses
-from listwise_preference.models.adapters import add_adapter
+from listwise_preference.models.adapters import add_adapter, merge
 from listwise_preference.models.chat_format import ChatFormat
 from listwise_preference.models.loading import load_base_model, load_processor
 from listwise_preference.scoring.answers import first_word_decided, first_yes_or_no
@@ -548,6 +548,34 @@ def test_an_adapter_that_changes_nothing_is_refused(
     with pytest.raises(SystemExit, match="2"):
         main({}, options(output))
     assert "  adapter was " in capsys.readouterr().err
+
+
+def test_merged_adapters_give_the_texts_of_adapters_beside_the_weights(
+    checkpoint: Path, tmp_path: Path, options: Callable[..., Options]
+) -> None:
+    torch.manual_seed(0)
+    adapted = add_adapter(
+        load_base_model(str(checkpoint), dtype=torch.float32), r=4, alpha=8, dropout=0.0, target_modules=["all-linear"]
+    )
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    adapted.save_pretrained(tmp_path / "adapter")
+    merged, apart, base = (tmp_path / f"{name}.json" for name in ("merged", "apart", "base"))
+    main({}, options(merged, model_name_or_path=checkpoint, adapter=tmp_path / "adapter"))
+    main({}, [*options(apart, model_name_or_path=checkpoint, adapter=tmp_path / "adapter"), "--no-merge"])
+    main({}, options(base, model_name_or_path=checkpoint))
+    assert merged.read_bytes() == apart.read_bytes() != base.read_bytes()
+
+
+def test_an_adapter_on_a_vocabulary_shared_with_the_embeddings_stays_apart(small_checkpoints: dict[str, Path]) -> None:
+    """Merging would change what the model reads, too."""
+    model: Any = load_base_model(str(small_checkpoints["llava"]), dtype=torch.float32)
+    model.lm_head.weight = model.get_input_embeddings().weight
+    adapted = add_adapter(model, r=2, alpha=2, dropout=0.0, target_modules=["lm_head"])
+    assert not merge(adapted)
+    assert merge(add_adapter(load_base_model(str(small_checkpoints["llava"]), dtype=torch.float32), r=2, alpha=2,
+                             dropout=0.0, target_modules=["q_proj"]))  # fmt: skip
 
 
 def test_the_recipe_is_for_idefics2_on_amber_and_gives_way_to_the_command_line() -> None:

@@ -231,11 +231,11 @@ def look_at(model: str) -> tuple[str, int]:
     Raises:
         DataError: there is no such model; raised before anything of an earlier run is removed.
     """
-    from listwise_preference.models import loading
-
     if not Path(model).is_dir():
         shipped = "it lies in the repository: start at the top of a clone, or name its folder"
         raise DataError(f"{model}: no such folder; {shipped if model == MODEL else 'name one'} by --model_name_or_path")
+    from listwise_preference.models import loading
+
     loaded = loading.load_base_model(model, dtype=loading.DTYPES["float32"])
     return type(loaded).__name__, loaded.num_parameters()
 

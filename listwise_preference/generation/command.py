@@ -36,7 +36,7 @@ logger = logging.getLogger("listwise_preference")
 
 
 # A resumed run may have other values of these: they change no response, or only the last bits of a number.
-_FREE = ("questions", "image_root", "output", "batch_size", "share_prefix", "on_bad_record", "restart")
+_FREE = ("questions", "image_root", "output", "batch_size", "share_prefix", "merge", "on_bad_record", "restart")
 # Recorded by the content of what they name.
 _BY_CONTENT = ("model_name_or_path", "model_revision", "adapter")
 
@@ -73,6 +73,8 @@ def parse(recipe: Mapping[str, Any], argv: Sequence[str] | None = None) -> Names
     add("--seed", type=int, default=0, help="of the sampling")
     add("--dtype", choices=("bfloat16", "float32", "float16"), default="bfloat16", help="of the base weights")
     add("--attn_implementation", choices=("sdpa", "eager", "flash_attention_2"), default="sdpa", help="attention")
+    merge = "add the adapter to the base weights in memory, which takes its cost away; 4-bit weights stay apart"
+    add("--merge", action=switch, default=True, help=merge)
     add("--load_in_4bit", action="store_true", help="quantize the base weights on loading (needs bitsandbytes)")
     options, _ = parse_options(parser, recipe, argv)
     del options.config
@@ -160,6 +162,8 @@ def _run(options: Namespace, is_main: bool) -> None:
         generator = ResponseGenerator(bare, processor, decoding)
         if adapted:
             prove_adapter(generator, adapted, left[0][0])
+            if options.merge:
+                adapters.merge(adapted)
         total = sum(map(len, groups))
         if done:
             logger.info(f"resuming: {len(done):,} of {len(asked.questions):,} questions have responses")

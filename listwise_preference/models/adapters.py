@@ -135,6 +135,26 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
     return adapted
 
 
+def merge(adapted: PeftModel) -> bool:
+    """Add the adapter to the base weights in memory, computed in float32 and rounded once; whether that was possible.
+
+    Where it was, the model that was adapted computes what both did, without the adapter's layers. Quantized weights,
+    and a vocabulary projection that shares its weights with the embeddings, would not: they keep their adapter.
+    """
+    from peft.tuners.lora import Linear
+    from torch import nn
+
+    layers = [module for module in adapted.modules() if hasattr(module, "lora_A")]
+    shared = adapted.get_input_embeddings().weight
+    if any(
+        not isinstance(layer, Linear) or type(layer.base_layer) is not nn.Linear or layer.base_layer.weight is shared
+        for layer in layers
+    ):
+        return False
+    adapted.merge_and_unload()
+    return True
+
+
 def _todays_key(key: str, family: Family) -> str:
     prefix, rest = "base_model.model.", key.removeprefix("base_model.model.")
     for pattern, replacement in family.adapter_renamings:

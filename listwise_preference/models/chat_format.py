@@ -60,17 +60,16 @@ class ChatFormat:
         the two merge at the seam, the response alone is tokenized, so that prompts are the same for every response.
         """
         tails = [f"{self.response_lead}{response}{self.end_token}" for response in responses]
-        distinct = list(dict.fromkeys(prompt_texts))
-        head_of = dict(zip(distinct, self._ids(distinct), strict=True))
-        heads = [head_of[text] for text in prompt_texts]
+        heads = self._ids(prompt_texts)
         wholes = self._ids([text + tail for text, tail in zip(prompt_texts, tails, strict=True)])
         return [
             whole[len(head) :] if whole[: len(head)] == head else self._ids([tail], add_special_tokens=False)[0]
             for head, whole, tail in zip(heads, wholes, tails, strict=True)
         ]
 
-    def _ids(self, texts: list[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+    def _ids(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        distinct = list(dict.fromkeys(texts))
         # Masks that nobody reads would take half as long again.
-        return self.processor.tokenizer(
-            texts, add_special_tokens=add_special_tokens, return_attention_mask=False
-        ).input_ids
+        encoded = self.processor.tokenizer(distinct, add_special_tokens=add_special_tokens, return_attention_mask=False)
+        ids_of = dict(zip(distinct, encoded.input_ids, strict=True))
+        return [ids_of[text] for text in texts]
