@@ -33,7 +33,7 @@ from listwise_preference.probe.measure import (
 )
 
 from .conftest import SAMPLE
-from .scoring_data import Score, score_fixture  # noqa: F401
+from .scoring_data import Score
 
 SIZE = (48, 40)
 MAGENTA, GREEN, BLACK = (255, 0, 255), (40, 160, 60), (0, 0, 0)
