@@ -37,6 +37,7 @@ logger = logging.getLogger("listwise_preference")
 
 # A resumed run may have other values of these: they change no response, or only the last bits of a number.
 _FREE = ("questions", "image_root", "output", "batch_size", "share_prefix", "merge", "on_bad_record", "restart")
+_FREE_UNLESS_OFF = ("text_only_questions",)  # runs of versions without the option have it on
 # Recorded by the content of what they name.
 _BY_CONTENT = ("model_name_or_path", "model_revision", "adapter")
 
@@ -60,6 +61,8 @@ def parse(recipe: Mapping[str, Any], argv: Sequence[str] | None = None) -> Names
     add("--output", type=Path, help="responses file to write, as score.py reads it")
     bad = "stop with a list of all questions that cannot be asked, or ask the others"
     add("--on_bad_record", choices=("stop", "drop"), default="stop", help=bad)
+    text_only = "ask the questions that have no image too, by their text alone (HallusionBench has 178)"
+    add("--text_only_questions", action=switch, default=True, help=text_only)
     restart = "start again where an earlier run's responses are; they are kept as OUTPUT.old"
     add("--restart", action="store_true", help=restart)
     add = parser.group("how it responds")
@@ -100,7 +103,9 @@ def _run(options: Namespace, is_main: bool) -> None:
     asked = None
     if is_main:
         check_folders(options.model_name_or_path, adapter)
-        asked = read_questions(form, options.questions, options.image_root, options.on_bad_record)
+        asked = read_questions(
+            form, options.questions, options.image_root, options.on_bad_record, options.text_only_questions
+        )
         for problem in asked.dropped:
             logger.warning(f"left out: {problem}")
 
@@ -215,7 +220,8 @@ def _run_record(options: Namespace, adapter: Path | None, asked: Questions) -> d
 
     name, revision = options.model_name_or_path, options.model_revision
     loading.load_config(name, revision)  # a wrong name gives a clear message
-    images = sorted({question.image for question in asked.questions})
+    images = sorted({question.image for question in asked.questions if question.image is not None})
+    free = (*_FREE, *_BY_CONTENT, *(name for name in _FREE_UNLESS_OFF if vars(options)[name]))
     shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     return {
         "program": Path(sys.argv[0]).name,
@@ -225,7 +231,7 @@ def _run_record(options: Namespace, adapter: Path | None, asked: Questions) -> d
             "processor": loading.processor_identity(loading.load_processor(name, revision)),
             "questions": sha256_of([options.questions]),
             "pictures": sha256_of(images),
-            "settings": {key: value for key, value in shown.items() if key not in (*_FREE, *_BY_CONTENT)},
+            "settings": {key: value for key, value in shown.items() if key not in free},
         },
         "options": shown,
         "questions": len(asked.questions),

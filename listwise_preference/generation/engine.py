@@ -89,15 +89,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows, and the pixel tensors of their images, first axis P; on the CPU."""
+    """Rows, and the pixel tensors of their images, first axis P; on the CPU. Questions without an image are in groups
+    of their own, which have no pixels."""
 
     rows: tuple[Row, ...]
     pixels: dict[str, Tensor]
 
     @property
     def image_count(self) -> int:
-        """P."""
-        return len(next(iter(self.pixels.values())))
+        """P; 1 where there are none."""
+        return len(next(iter(self.pixels.values()))) if self.pixels else 1
 
     def halves(self) -> "tuple[Group, Group]":
         """The first and the second half of the images, with their rows."""
@@ -134,7 +135,8 @@ class Encoded:
 
 
 def plan(questions: Sequence[Question], images: int) -> list[list[Question]]:
-    """Groups of at most ``images`` images with all their questions, images in the order they are first asked of.
+    """Groups of at most ``images`` images with all their questions, images in the order they are first asked of; behind
+    them the questions without an image, as many to a group.
 
     The plan rests on the questions alone, so that a run that is continued, or split over processes, makes the same
     batches as one that is not.
@@ -142,10 +144,14 @@ def plan(questions: Sequence[Question], images: int) -> list[list[Question]]:
     by_image: dict[object, list[Question]] = {}
     for question in questions:
         by_image.setdefault(question.image, []).append(question)
+    text_only = by_image.pop(None, [])
     each = list(by_image.values())
     return [
-        [question for asked in each[start : start + images] for question in asked]
-        for start in range(0, len(each), images)
+        *(
+            [question for asked in each[start : start + images] for question in asked]
+            for start in range(0, len(each), images)
+        ),
+        *(text_only[start : start + images] for start in range(0, len(text_only), images)),
     ]
 
 
@@ -185,11 +191,16 @@ class ResponseGenerator:
             ImageError: an image that could be opened at the start no longer can.
             ModelError: the processor gives other tokens with the image than without.
         """
+        if all(question.image is None for question in questions):
+            texts = [self.chat.prompt_text(question.text, with_image=False) for question in questions]
+            prompts = self.processor.tokenizer(texts)["input_ids"]
+            return Group(tuple(Row(question, 0, ids) for question, ids in zip(questions, prompts, strict=True)), {})
         texts = [self.chat.prompt_text(question.text) for question in questions]
         first_asked: dict[Path, int] = {}
         for index, question in enumerate(questions):
+            assert question.image is not None  # plan() puts them apart
             first_asked.setdefault(question.image, index)
-        place = {image: index for index, image in enumerate(first_asked)}
+        place: dict[Path | None, int] = {image: index for index, image in enumerate(first_asked)}
         firsts = list(first_asked.values())
         encoded = self.processor(
             text=[texts[first] for first in firsts],
@@ -276,6 +287,8 @@ class ResponseGenerator:
     @torch.inference_mode()
     def encode(self, group: Group) -> Encoded:
         """The vision tower on every image, and the language model on what their prompts have in common."""
+        if not group.pixels:
+            return Encoded((), 0, ())
         device, dtype = self.model.device, self.model.get_input_embeddings().weight.dtype
         pixels = {
             name: value.to(device, dtype if value.is_floating_point() else value.dtype)
@@ -317,6 +330,8 @@ class ResponseGenerator:
         mask_RT = torch.tensor([[1] * encoded.shared + [0] * (width - len(tail)) + [1] * len(tail) for tail in tails])
         inputs: dict[str, Any] = {"input_ids": input_ids_RS.to(device), "attention_mask": mask_RT.to(device)}
         images = [row.image for row in rows]
+        if len(encoded.features) == 0:
+            return inputs
         if encoded.shared == 0:
             inputs["mm_encoder_outputs"] = _encoder_outputs([encoded.features[image] for image in images])
             return inputs

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from listwise_preference.data.ranked_images import open_image
 from listwise_preference.errors import DataError, ImageError
-from listwise_preference.files import Record, json_line, read_records, write_atomic
+from listwise_preference.files import Record, json_line, write_atomic
 from listwise_preference.scoring.interface import BadRecord, QuestionFormat
 
 # Opening an image waits for the disk and lets other threads run while it decodes.
@@ -24,11 +24,12 @@ _THREADS = 8
 
 @dataclass(frozen=True)
 class Question:
-    """One question on one image; ``number`` is its place in the file, from 1; ``record`` is its record there."""
+    """One question on one image, or on none; ``number`` is its place in the file, from 1; ``record`` is its record
+    there."""
 
     number: int
     text: str
-    image: Path
+    image: Path | None
     yes_no: bool
     record: Record
 
@@ -42,37 +43,48 @@ class Questions:
 
 
 def read_questions(
-    form: QuestionFormat, file: Path, image_root: Path, on_bad_record: Literal["stop", "drop"] = "stop"
+    form: QuestionFormat,
+    file: Path,
+    image_root: Path,
+    on_bad_record: Literal["stop", "drop"] = "stop",
+    text_only: bool = True,
 ) -> Questions:
     """All questions of a file, each checked, and each distinct image decoded once to see that it can be.
+
+    Those without an image are left out unless ``text_only``.
 
     Raises:
         DataError: the file cannot be read; records or images are bad and ``on_bad_record`` is "stop", with a
             message that names them all; or no question is left.
     """
-    records = read_records(file)
+    records = form.records(file)
     read: list[Question] = []
     problems: list[str] = []
+    left_out = 0
     for number, record in enumerate(records, start=1):
         try:
             text, image, yes_no = form.read(record, image_root)
         except BadRecord as bad:
             problems.append(f"record {number}: {bad}")
         else:
-            read.append(Question(number, text, image, yes_no, record))
+            if image is None and not text_only:
+                left_out += 1
+            else:
+                read.append(Question(number, text, image, yes_no, record))
     ids = Counter(question.record.get("id") for question in read if "id" in question.record)
     repeated = sorted(str(id_) for id_, count in ids.items() if count > 1)
     if repeated:
         raise DataError(f"{file}: ids used more than once: {', '.join(repeated)}")
 
-    broken = _broken_images({question.image for question in read})
+    broken = _broken_images({question.image for question in read if question.image is not None})
     asked = Counter(question.image for question in read)
     problems += [f"{what} ({_questions(asked[image])})" for image, what in sorted(broken.items())]
     questions = tuple(question for question in read if question.image not in broken)
     if problems and (on_bad_record == "stop" or not questions):
+        wanted = len(records) - left_out
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise DataError(
-            f"{file}: {_questions(len(records) - len(questions))} of {len(records)} cannot be asked:\n{listed}\n"
+            f"{file}: {_questions(wanted - len(questions))} of {wanted} cannot be asked:\n{listed}\n"
             + (
                 f"Check --image_root ({image_root}); --on_bad_record drop asks the other {len(questions)}."
                 if questions

@@ -43,15 +43,19 @@ class ChatFormat:
         self.response_lead = whole[len(prompt) :].partition(probe)[0]
 
     @staticmethod
-    def _user_turn(prompt: str) -> dict[str, Any]:
-        return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
+    def _user_turn(prompt: str, with_image: bool = True) -> dict[str, Any]:
+        image = [{"type": "image"}] if with_image else []
+        return {"role": "user", "content": [*image, {"type": "text", "text": prompt}]}
 
-    def _render(self, prompt: str) -> str:
-        return self.processor.apply_chat_template([self._user_turn(prompt)], add_generation_prompt=True, tokenize=False)
+    def _render(self, prompt: str, with_image: bool = True) -> str:
+        turns = [self._user_turn(prompt, with_image)]
+        return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
 
-    def prompt_text(self, prompt: str) -> str:
-        """The text of one user turn with one image, up to and with the generation prompt."""
-        return prompt.join(self._around) if len(self._around) == 2 else self._render(prompt)
+    def prompt_text(self, prompt: str, with_image: bool = True) -> str:
+        """The text of one user turn with one image, or with none, up to and with the generation prompt."""
+        if with_image and len(self._around) == 2:
+            return prompt.join(self._around)
+        return self._render(prompt, with_image)
 
     def completion_ids(self, prompt_texts: Sequence[str], responses: Sequence[str]) -> list[list[int]]:
         """Token ids of each response behind its prompt, its end token included.

@@ -519,4 +519,5 @@ AMBER = Benchmark(
         lambda record, response: {"id": record["id"], "response": response},
         decided=first_word_decided,
     ),
+    metrics=metrics_of_sums,
 )

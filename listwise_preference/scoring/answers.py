@@ -98,6 +98,45 @@ def check_answers(records: Sequence[Record], sections: Mapping[str, Sequence[int
     return answers, Problems(tuple(sentences))
 
 
+def match(
+    records: Sequence[Record], questions: Sequence[Record], fields: Sequence[str], text_keys: Sequence[str]
+) -> tuple[list[tuple[Record, Record]], Problems]:
+    """(response, question) pairs that can be scored, in file order, and what is wrong with the responses file.
+
+    A response belongs to the question with the same values under ``fields``. Of several to one question the first
+    counts.
+    """
+
+    def key(record: Record) -> tuple[str, ...]:
+        return tuple(str(record.get(name)) for name in fields)
+
+    known = {key(question): question for question in questions}
+    found: dict[tuple[str, ...], tuple[Record, Record]] = {}
+    textless, unknown, repeated = [], [], []
+    for number, record in enumerate(records, start=1):
+        if key(record) not in known:
+            unknown.append(number)
+        elif first_text(record, text_keys) is None:
+            textless.append(number)
+        elif key(record) in found:
+            repeated.append(number)
+        else:
+            found[key(record)] = (record, known[key(record)])
+    sentences = []
+    if missing := [one for one in known if one not in found]:
+        first = ", ".join(f"{name} {value}" for name, value in zip(fields, missing[0], strict=True))
+        sentences.append(f"{len(missing)} of {len(known)} questions have no response; the first is {first}")
+    if unknown:
+        sentences.append(f"no question has the {', '.join(fields)} of record {listed(unknown)}")
+    if textless:
+        sentences.append(f"no text under {' or '.join(map(json.dumps, text_keys))} in record {listed(textless)}")
+    if repeated:
+        sentences.append(f"a question is answered again in record {listed(repeated)} (with --partial the first counts)")
+    if not found:
+        sentences.append("no response in it belongs to these questions")
+    return list(found.values()), Problems(tuple(sentences))
+
+
 # A full stop inside a number or a name does not end a sentence.
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
 _YES_OR_NO = re.compile(r"(?<![\w-])(yes|no)(?!\w|-\w)", re.IGNORECASE)
@@ -108,6 +147,15 @@ def first_yes_or_no(text: str) -> str:
     first_sentence = _SENTENCE_END.split(text.strip(), maxsplit=1)[0]
     found = _YES_OR_NO.search(first_sentence)
     return found.group().capitalize() if found else text
+
+
+def contained_yes_or_no(text: str) -> str | None:
+    """``Yes`` where "yes" is anywhere in the text, inside words too, else ``No`` where "no" is, else None.
+
+    DASH-B and BEAF read so. "No, his eyes are closed" is Yes, and "I cannot tell" is No.
+    """
+    lowered = text.lower()
+    return "Yes" if "yes" in lowered else "No" if "no" in lowered else None
 
 
 def first_word_decided(beginning: str) -> bool:

@@ -1,6 +1,6 @@
 """The benchmarks that the programs know; a new one is its module and a name in this list."""
 
-from listwise_preference.scoring import amber, mmhal, object_halbench, pope
+from listwise_preference.scoring import amber, beaf, dash_b, hallusionbench, mmhal, object_halbench, pope
 
 BENCHMARKS = {
     one.name: one
@@ -9,6 +9,9 @@ BENCHMARKS = {
         object_halbench.OBJECT_HALBENCH,
         object_halbench.CHAIR,
         mmhal.MMHAL,
+        hallusionbench.HALLUSIONBENCH,
         pope.POPE,
+        dash_b.DASH_B,
+        beaf.BEAF,
     )
 }

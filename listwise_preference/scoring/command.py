@@ -1,10 +1,13 @@
-"""Score responses as the benchmarks' own programs do: AMBER, Object HalBench, CHAIR, MMHal-Bench, POPE.
+"""Score responses as the benchmarks' own programs do: AMBER, Object HalBench, CHAIR, MMHal-Bench, HallusionBench, POPE,
+DASH-B, BEAF.
 
     python score.py amber responses.json --data AMBER --output scores/lpoi-amber.json
     python score.py amber responses.json --data AMBER --report look --image_root AMBER/image
     python score.py object-halbench responses.jsonl --coco_annotations annotations
     python score.py mmhal responses.json --judge_base_url http://localhost:8000/v1 --judge_model MODEL
     python score.py pope responses.jsonl --questions coco_pope_random.json
+    python score.py hallusionbench responses.json --data HallusionBench.json
+    python score.py table runs/*/scores/*.json --output table.md table.tex table.html
     python score.py compare scores/*.json --paper --markdown table.md --plot table.png
 
 Every scorer prints a table and, last, one JSON line; --output writes the same with protocol, versions and
@@ -16,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from listwise_preference.cli import Parser, Subcommands, count, hint, run_program
-from listwise_preference.scoring import compare
+from listwise_preference.scoring import compare, table
 from listwise_preference.scoring.benchmarks import BENCHMARKS
 from listwise_preference.scoring.bootstrap import bootstrap
 from listwise_preference.scoring.interface import Benchmark
@@ -32,7 +35,7 @@ def main(argv: Sequence[str] | None = None, more: Sequence[Callable[[Subcommands
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="benchmark")
     for benchmark in BENCHMARKS.values():
         _add_command(commands, benchmark)
-    for add_command in (*more, compare.add_command):
+    for add_command in (*more, compare.add_command, table.add_command):
         add_command(commands)
     args, rest = parser.parse_known_args(argv)
     if rest:
@@ -67,7 +70,9 @@ def _score(benchmark: Benchmark, args: Namespace) -> None:
     if args.bootstrap:
         result["bootstrap"] = bootstrap(list(scored.images.values()), scored.metrics, args.bootstrap, args.seed)
     result["versions"] = versions()
-    report(result, benchmark.table, scored.notes, args.output, scored.only_in_file)
+    # What score.py table needs for paired differences.
+    in_file = {**scored.only_in_file, "per_image": scored.images}
+    report(result, benchmark.table, scored.notes, args.output, in_file)
     if scored.write_more:
         scored.write_more(result, scored.notes)
 

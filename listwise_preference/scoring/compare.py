@@ -25,7 +25,7 @@ class Row:
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
-_PAPER_KEYS = (
+PAPER_KEYS = (
     ("object-halbench", "chair_s"),
     ("object-halbench", "chair_i"),
     ("mmhal", "score"),
@@ -35,7 +35,7 @@ _PAPER_KEYS = (
     ("amber", "generative.hal"),
     ("amber", "generative.cog"),
 )
-# The paper's main table (arXiv 2505.21061), columns as in _PAPER_KEYS.
+# The paper's main table (arXiv 2505.21061), columns as in PAPER_KEYS.
 PAPER = {
     "LLaVA-v1.5-7B": {
         "": (49.7, 26.1, 2.02, 0.65, 7.7, 49.8, 31.9, 3.7),
@@ -60,7 +60,7 @@ PAPER = {
 
 def paper_rows(benchmark: str, models: Sequence[str]) -> list[Row]:
     """The paper's rows for a benchmark, as the paper prints them; none for benchmarks it does not have."""
-    places = {key: place for place, (name, key) in enumerate(_PAPER_KEYS) if name == benchmark}
+    places = {key: place for place, (name, key) in enumerate(PAPER_KEYS) if name == benchmark}
     return [
         Row(
             f"paper: {model}{f' + {method}' if method else ''}",
@@ -117,16 +117,20 @@ def notes(names: Sequence[str], results: Sequence[Mapping[str, Any]]) -> list[st
     """What makes runs hard to compare: what was noted when each was scored, and protocols that differ."""
     found = [f"{name}: {note}" for name, result in zip(names, results, strict=True) for note in result.get("notes", [])]
     for benchmark in dict.fromkeys(result["benchmark"] for result in results):
-        protocols = {
-            name: flatten(result.get("protocol", {}))
-            for name, result in zip(names, results, strict=True)
-            if result["benchmark"] == benchmark
-        }
-        for key in dict.fromkeys(key for protocol in protocols.values() for key in protocol):
-            values = {name: protocol.get(key) for name, protocol in protocols.items()}
-            if len(set(map(str, values.values()))) > 1:
-                listed = "; ".join(f"{name}: {value}" for name, value in values.items())
-                found.append(f"{benchmark}: not scored alike: {key} is {listed}")
+        alike = {name: one for name, one in zip(names, results, strict=True) if one["benchmark"] == benchmark}
+        found += protocol_differences(list(alike), list(alike.values()))
+    return found
+
+
+def protocol_differences(names: Sequence[str], results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """In what the protocols of one benchmark's results differ, a sentence each."""
+    protocols = {name: flatten(result.get("protocol", {})) for name, result in zip(names, results, strict=True)}
+    found = []
+    for key in dict.fromkeys(key for protocol in protocols.values() for key in protocol):
+        values = {name: protocol.get(key) for name, protocol in protocols.items()}
+        if len(set(map(str, values.values()))) > 1:
+            listed = "; ".join(f"{name}: {value}" for name, value in values.items())
+            found.append(f"{results[0]['benchmark']}: not scored alike: {key} is {listed}")
     return found
 
 
@@ -137,7 +141,7 @@ def markdown(rows: Mapping[str, Sequence[Row]]) -> str:
     for benchmark, runs in rows.items():
         columns = [one for one in BENCHMARKS[benchmark].columns if any(one.key in row.values for row in runs)]
         lines = [[benchmark, *(column.heading + arrows[column.better] for column in columns)]]
-        lines += [[row.name, *(_cell(row, column) for column in columns)] for row in runs]
+        lines += [[row.name, *(cell(row, column) for column in columns)] for row in runs]
         widths = [max(len(line[place]) for line in lines) for place in range(len(columns) + 1)]
         forms = [f"<{widths[0]}", *(f">{width}" for width in widths[1:])]
         heading, *texts = (f"| {' | '.join(map(format, line, forms))} |" for line in lines)
@@ -146,7 +150,8 @@ def markdown(rows: Mapping[str, Sequence[Row]]) -> str:
     return "\n\n".join(blocks)
 
 
-def _cell(row: Row, column: Column) -> str:
+def cell(row: Row, column: Column) -> str:
+    """A number with its interval, as a text."""
     if column.key not in row.values:
         return "-"
     text = f"{row.values[column.key]:.{column.digits}f}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from listwise_preference.cli import Parser
-from listwise_preference.files import Record
+from listwise_preference.files import Record, read_records
 from listwise_preference.scoring.answers import Problems
 from listwise_preference.scoring.result import Result
 
@@ -23,19 +23,21 @@ class QuestionFormat:
 
     Attributes:
         files: names of the official questions files, for the help text.
-        read: question, image, and whether yes or no is asked for, of a record; the folder is the one that image
-            names are relative to. Raises BadRecord.
+        read: question, image (None: it is asked without one), and whether yes or no is asked for, of a record; the
+            folder is the one that image names are relative to. Raises BadRecord.
         write: the official record of the response to a question's record.
         json_lines: the official responses file is JSON lines, else a JSON list.
         decided: whether a yes/no response that begins like this is scored the same whatever follows; it can then
             end early. None: never.
+        records: the records of a questions file; another function where the benchmark has them in another form.
     """
 
     files: str
-    read: Callable[[Record, Path], tuple[str, Path, bool]]
+    read: Callable[[Record, Path], tuple[str, Path | None, bool]]
     write: Callable[[Record, str], Record]
     json_lines: bool = False
     decided: Callable[[str], bool] | None = None
+    records: Callable[[Path], list[Record]] = read_records
 
 
 class BadRecord(Exception):
@@ -105,6 +107,8 @@ class Benchmark:
         table: the result for people to read.
         columns: of ``score.py compare``.
         questions: how generate.py asks it; None where it has no questions of its own.
+        metrics: as ``Scored.metrics``, for the counts that a scores file keeps of each image: ``score.py table`` tests
+            with them whether two runs differ. None: it does not.
     """
 
     name: str
@@ -114,6 +118,7 @@ class Benchmark:
     table: Callable[[Result], str]
     columns: Sequence[Column]
     questions: QuestionFormat | None = None
+    metrics: Callable[[Mapping[str, float]], Mapping[str, Any]] | None = None
 
 
 def percent(value: float | None, digits: int = 1) -> str:

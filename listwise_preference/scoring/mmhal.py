@@ -224,4 +224,5 @@ MMHAL = Benchmark(
         _read_question,
         lambda record, response: {**record, "model_answer": response},
     ),
+    metrics=lambda sums: metrics(sums, [name[9:] for name in sums if name.startswith("score of ")]),
 )

@@ -535,6 +535,7 @@ OBJECT_HALBENCH = Benchmark(
     table=table,
     columns=_COLUMNS,
     questions=QuestionFormat("obj_halbench_300_with_image.jsonl", _read_question, _write_answer, json_lines=True),
+    metrics=metrics,
 )
 CHAIR = Benchmark(
     name="chair",
@@ -543,4 +544,5 @@ CHAIR = Benchmark(
     score=lambda args: _score(args, "words", {}),
     table=table,
     columns=_COLUMNS,
+    metrics=metrics,
 )

@@ -2,6 +2,8 @@
 
 Responses and questions are paired by their order. A first sentence with the word No, no or not is "no";
 everything else, an empty response too, is "yes", which is the positive class.
+
+RePOPE (github.com/YanNeu/RePOPE) has the same questions with corrected labels, without those that cannot be answered.
 """
 
 from argparse import Namespace
@@ -80,6 +82,33 @@ def check(records: Sequence[Record], questions: Sequence[Record]) -> tuple[list[
     return pairs, Problems(tuple(sentences))
 
 
+def relabel(
+    pairs: Sequence[tuple[Record, Record]], questions: Sequence[Record], corrected: Sequence[Record]
+) -> list[tuple[Record, Record]]:
+    """The (response, question) pairs whose question has a corrected label, with that label.
+
+    Raises DataError where the corrected questions are not among these.
+    """
+    by_id = {question.get("question_id"): question for question in questions}
+    strange = [
+        number
+        for number, one in enumerate(corrected, start=1)
+        if "label" not in one
+        or any(one.get(key) != by_id.get(one.get("question_id"), {}).get(key) for key in ("image", "text"))
+    ]
+    if strange:
+        raise DataError(
+            "--relabelled is of other questions than --questions (random, popular and adversarial have a file each): "
+            f"record {listed(strange)}"
+        )
+    labels = {one["question_id"]: one["label"] for one in corrected}
+    return [
+        (record, {**question, "label": labels[question["question_id"]]})
+        for record, question in pairs
+        if question.get("question_id") in labels
+    ]
+
+
 def count(record: Record, question: Record) -> str:
     """The official cell of one response: TP, FP, TN or FN."""
     yes = says_yes(first_text(record, ANSWER_KEYS) or "")
@@ -104,11 +133,22 @@ def metrics(cells: Mapping[str, float]) -> dict[str, float | None]:
     }
 
 
+def _metrics_of_both(sums: Mapping[str, float]) -> Record:
+    """The metrics, and under "relabelled" those on corrected labels where the sums have any."""
+    corrected = {name: sums.get(f"relabelled {name}", 0) for name in CELLS}
+    return {**metrics(sums), **({"relabelled": metrics(corrected)} if any(corrected.values()) else {})}
+
+
 def table(result: Result) -> str:
     """The result for people to read."""
     lines = ["    TP     FP     TN     FN", "".join(f"{result['counters'][name]:6d} " for name in CELLS)]
     names = ("accuracy", "precision", "recall", "f1", "yes_ratio")
-    return "\n".join(lines + [f"{name:10} {percent(result[name], 2)}" for name in names])
+    lines += [f"{name:10} {percent(result[name], 2)}" for name in names]
+    if corrected := result.get("relabelled"):
+        asked, changed, left_out = (corrected[name] for name in ("questions", "changed", "left_out"))
+        lines += ["", f"On corrected labels: {asked} questions, {changed} with another label, {left_out} left out"]
+        lines += table(corrected).split("\n")
+    return "\n".join(lines)
 
 
 def _read_question(record: Record, image_root: Path) -> tuple[str, Path, bool]:
@@ -121,23 +161,45 @@ def _write_answer(record: Record, response: str) -> Record:
 
 
 def _add_options(parser: Parser) -> None:
-    parser.add_argument("--questions", type=Path, required=True, help="coco_pope_random.json, _popular or _adversarial")
+    add = parser.add_argument
+    add(
+        "--questions",
+        type=Path,
+        required=True,
+        help="coco_pope_random.json, _popular or _adversarial; or A-OKVQA's, GQA's",
+    )
+    corrected = "the same questions with corrected labels, coco_repope_random.json and so on: scored on these as well"
+    add("--relabelled", type=Path, metavar="FILE", help=corrected)
 
 
 def _score(args: Namespace) -> Scored:
-    pairs, problems = check(read_records(args.answers), read_records(args.questions))
+    questions = read_records(args.questions)
+    pairs, problems = check(read_records(args.answers), questions)
     problems.refuse_unless(args.partial and bool(pairs), args.answers)
+    corrected = relabel(pairs, questions, read_records(args.relabelled)) if args.relabelled else []
     images = sum_by_image(
-        (str(question.get("image", question.get("question_id"))), {count(record, question): 1})
-        for record, question in pairs
+        (str(question.get("image", question.get("question_id"))), {f"{labels}{count(record, question)}": 1})
+        for labels, scored in (("", pairs), ("relabelled ", corrected))
+        for record, question in scored
     )
     cells: Counter[str] = sum(images.values(), Counter())
+    numbers = {**_metrics_of_both(cells), "counters": {name: cells[name] for name in CELLS}}
+    protocol: Result = {"rules": "POPE evaluate.py", "questions": args.questions.name}
+    if corrected:
+        labels = {question["question_id"]: question["label"] for _, question in corrected}
+        numbers["relabelled"] |= {
+            "counters": {name: cells[f"relabelled {name}"] for name in CELLS},
+            "questions": len(corrected),
+            "changed": sum(labels.get(one.get("question_id"), one["label"]) != one["label"] for _, one in pairs),
+            "left_out": len(pairs) - len(corrected),
+        }
+        protocol["relabelled"] = args.relabelled.name
     return Scored(
-        {**metrics(cells), "counters": {name: cells[name] for name in CELLS}},
+        numbers,
         images,
-        metrics,
+        _metrics_of_both,
         counts={"answers": len(pairs)},
-        protocol={"rules": "POPE evaluate.py", "questions": args.questions.name},
+        protocol=protocol,
         problems=problems,
     )
 
@@ -154,6 +216,9 @@ POPE = Benchmark(
         Column("recall", "recall", scale=100),
         Column("F1", "f1", scale=100),
         Column("yes ratio", "yes_ratio", scale=100, better="neither"),
+        Column("accuracy relabelled", "relabelled.accuracy", scale=100),
+        Column("F1 relabelled", "relabelled.f1", scale=100),
     ),
     questions=QuestionFormat("coco_pope_random.json", _read_question, _write_answer, json_lines=True, decided=decided),
+    metrics=_metrics_of_both,
 )
