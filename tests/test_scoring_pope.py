@@ -5,6 +5,8 @@ import pytest
 
 from listwise_preference.scoring import pope
 
+from .asking import generate_responses
+from .conftest import SAMPLE
 from .scoring_data import Score, read_data
 
 
@@ -84,3 +86,58 @@ def test_a_missing_answer_moves_no_other(score: Score, tmp_path: Path) -> None:
     run = score("pope", answers, "--questions", questions, "--partial")
     assert run.status == 2
     assert "no question_id in the responses that would say which are missing" in run.err
+
+
+# ---- corrected labels ----
+
+FOUR = [
+    *QUESTIONS,
+    {"question_id": 3, "image": "b.jpg", "text": "Is there a dog in the image?", "label": "no"},
+    {"question_id": 4, "image": "b.jpg", "text": "Is there a cat in the image?", "label": "yes"},
+]
+
+
+def test_both_labels_are_scored_and_neither_is_partial(score: Score, tmp_path: Path) -> None:
+    """A perfect response file by the old labels: yes, no, no, yes. Corrected, 1 is a no, 3 a yes, and 4 is left out.
+
+    On the three that remain: one false positive, one true negative, one false negative.
+    """
+    questions, corrected, answers = (tmp_path / name for name in ("pope.json", "repope.json", "answers.jsonl"))
+    questions.write_text("\n".join(map(json.dumps, FOUR)))
+    answers.write_text("\n".join(json.dumps({"question": one["text"], "answer": one["label"]}) for one in FOUR))
+    rows = [FOUR[0] | {"label": "no"}, FOUR[1], FOUR[2] | {"label": "yes"}]
+    corrected.write_text("\n".join(map(json.dumps, rows)))
+    run = score("pope", answers, "--questions", questions, "--relabelled", corrected, "--bootstrap", 10)
+    assert run.result["partial"] is False
+    assert run.result["f1"] == 1
+    again = run.result["relabelled"]
+    assert again["counters"] == {"TP": 0, "FP": 1, "TN": 1, "FN": 1}
+    assert (again["questions"], again["changed"], again["left_out"]) == (3, 2, 1)
+    assert again["accuracy"] == pytest.approx(1 / 3)
+    assert "On corrected labels: 3 questions, 2 with another label, 1 left out" in run.out
+    corrected.write_text(json.dumps(FOUR[0] | {"image": "c.jpg"}))
+    wrong = score("pope", answers, "--questions", questions, "--relabelled", corrected)
+    assert "--relabelled is of other questions than --questions" in wrong.err and wrong.err.endswith("record 1\n")
+
+
+# ---- over A-OKVQA and GQA ----
+
+
+@pytest.mark.parametrize(
+    ("name", "image"),
+    [("aokvqa_pope_seem_random", "COCO_val2014_000000461751.jpg"), ("gqa_pope_seem_random", "2354786.jpg")],
+)
+def test_other_image_sets_are_asked_and_scored_alike(
+    score: Score, tmp_path: Path, small_checkpoints: dict[str, Path], name: str, image: str
+) -> None:
+    """Their files have the same form; the images are COCO's and GQA's."""
+    (tmp_path / image).write_bytes((SAMPLE / "images" / "cat.jpg").read_bytes())
+    questions = tmp_path / f"{name}.json"
+    rows = [one | {"image": image} for one in QUESTIONS]
+    questions.write_text("\n".join(map(json.dumps, rows)))
+    answers = generate_responses(small_checkpoints["llava"], "pope", questions, tmp_path, tmp_path / "answers.jsonl")
+    scores = tmp_path / "small" / "scores" / "pope.json"
+    result = score("pope", answers, "--questions", questions, "--output", scores).result
+    assert sum(result["counters"].values()) == 2
+    assert result["protocol"]["questions"] == f"{name}.json"
+    assert f"pope {name} (1): accuracy" in score("table", scores).out

@@ -22,6 +22,7 @@ from listwise_preference.files import sha256_of
 from listwise_preference.image_lists.detectors.annotations import Annotations
 from listwise_preference.models.adapters import adapter_file, check_folders
 from listwise_preference.models.families import special_tokens
+from listwise_preference.probe import beaf_pairs
 from listwise_preference.probe.measure import (
     CONDITIONS,
     Measurement,
@@ -38,7 +39,7 @@ from listwise_preference.scoring.result import Result, file_identity, report, ve
 
 def main(argv: Sequence[str] | None = None) -> None:
     """score.py: the scorers' commands, and this one. Exits with code 2 on an error that the user can correct."""
-    score(argv, [add_command])
+    score(argv, [add_command, beaf_pairs.add_command])
 
 
 def add_command(commands: Subcommands) -> None:

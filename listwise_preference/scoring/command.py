@@ -10,8 +10,8 @@ DASH-B, BEAF.
     python score.py table runs/*/scores/*.json --output table.md table.tex table.html
     python score.py compare scores/*.json --paper --markdown table.md --plot table.png
 
-Every scorer prints a table and, last, one JSON line; --output writes the same with protocol, versions and
-counts.
+Every scorer prints a table and, last, one JSON line; --output FILE.json writes the same with protocol, versions and
+counts, and to FILE.images.jsonl the counts of each image, which ``table`` needs for paired differences.
 """
 
 from argparse import Namespace
@@ -23,7 +23,7 @@ from listwise_preference.scoring import compare, table
 from listwise_preference.scoring.benchmarks import BENCHMARKS
 from listwise_preference.scoring.bootstrap import bootstrap
 from listwise_preference.scoring.interface import Benchmark
-from listwise_preference.scoring.result import Result, file_identity, report, versions
+from listwise_preference.scoring.result import Result, file_identity, report, versions, write_counts
 
 
 def main(argv: Sequence[str] | None = None, more: Sequence[Callable[[Subcommands], None]] = ()) -> None:
@@ -70,9 +70,9 @@ def _score(benchmark: Benchmark, args: Namespace) -> None:
     if args.bootstrap:
         result["bootstrap"] = bootstrap(list(scored.images.values()), scored.metrics, args.bootstrap, args.seed)
     result["versions"] = versions()
-    # What score.py table needs for paired differences.
-    in_file = {**scored.only_in_file, "per_image": scored.images}
-    report(result, benchmark.table, scored.notes, args.output, in_file)
+    report(result, benchmark.table, scored.notes, args.output, scored.only_in_file)
+    if args.output:
+        write_counts(args.output, scored.images)
     if scored.write_more:
         scored.write_more(result, scored.notes)
 

@@ -122,11 +122,15 @@ def notes(names: Sequence[str], results: Sequence[Mapping[str, Any]]) -> list[st
     return found
 
 
-def protocol_differences(names: Sequence[str], results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """In what the protocols of one benchmark's results differ, a sentence each."""
+def protocol_differences(
+    names: Sequence[str], results: Sequence[Mapping[str, Any]], *, only_in_common: bool = False
+) -> list[str]:
+    """In what the protocols of one benchmark's results differ, a sentence each; or only in what all of them state."""
     protocols = {name: flatten(result.get("protocol", {})) for name, result in zip(names, results, strict=True)}
     found = []
     for key in dict.fromkeys(key for protocol in protocols.values() for key in protocol):
+        if only_in_common and any(key not in protocol for protocol in protocols.values()):
+            continue
         values = {name: protocol.get(key) for name, protocol in protocols.items()}
         if len(set(map(str, values.values()))) > 1:
             listed = "; ".join(f"{name}: {value}" for name, value in values.items())

@@ -10,7 +10,7 @@ from typing import Any
 
 from listwise_preference import __version__
 from listwise_preference.english import nltk_data
-from listwise_preference.files import sha256_of, write_json
+from listwise_preference.files import json_line, read_records, sha256_of, write_atomic, write_json
 
 Result = dict[str, Any]
 
@@ -30,6 +30,22 @@ def versions() -> dict[str, str]:
 def file_identity(file: Path) -> dict[str, str]:
     """A file's name and SHA-256, so that a result can be traced to it."""
     return {"file": file.name, "sha256": sha256_of([file])}
+
+
+def write_counts(output: Path, images: Mapping[str, Mapping[str, float]]) -> None:
+    """Write the counts of each image beside a scores file."""
+    lines = (json_line({"image": image, "counts": counts}) for image, counts in images.items())
+    write_atomic(_counts_file(output), "".join(lines))
+
+
+def read_counts(output: Path) -> dict[str, Mapping[str, float]] | None:
+    """The counts of each image beside a scores file; None where there are none."""
+    file = _counts_file(output)
+    return {one["image"]: one["counts"] for one in read_records(file)} if file.is_file() else None
+
+
+def _counts_file(output: Path) -> Path:
+    return output.with_suffix(".images.jsonl")
 
 
 def report(

@@ -22,7 +22,7 @@ from listwise_preference.scoring.benchmarks import BENCHMARKS
 from listwise_preference.scoring.bootstrap import flatten, paired_bootstrap
 from listwise_preference.scoring.compare import PAPER, PAPER_KEYS, Row, cell, paper_rows, protocol_differences, run_row
 from listwise_preference.scoring.interface import Column
-from listwise_preference.scoring.result import Result
+from listwise_preference.scoring.result import Result, read_counts
 
 COVERAGE = ("Cover", "recall")
 # A group of columns: the benchmark, and which of its question files.
@@ -50,9 +50,10 @@ class Table:
 
 @dataclass
 class Runs:
-    """Scores by run and part, as read from their files."""
+    """Scores by run and part, and the files they were read from."""
 
     results: dict[str, dict[Part, Result]] = field(default_factory=dict)
+    files: dict[tuple[str, Part], Path] = field(default_factory=dict)
 
     def parts(self) -> list[Part]:
         """In the paper's order, then in that of BENCHMARKS; question files by name."""
@@ -84,7 +85,6 @@ def collect(paths: Sequence[Path], names: Sequence[str] | None) -> tuple[Runs, l
             scores of different protocols.
     """
     runs, left_out = Runs(), []
-    files: dict[tuple[str, Part], Path] = {}
     for path, name in zip(paths, names or map(default_name, paths), strict=True):
         result = read_json(path)
         if not isinstance(result, dict) or not isinstance(result.get("benchmark"), str):
@@ -93,17 +93,18 @@ def collect(paths: Sequence[Path], names: Sequence[str] | None) -> tuple[Runs, l
             left_out.append(f"{path}: left out, {result['benchmark']} has no columns in this table.")
             continue
         part = part_of(result)
-        if earlier := files.setdefault((name, part), path) if (name, part) in files else None:
+        if (name, part) in runs.files:
             raise DataError(
-                f"{earlier} and {path} are both {part[0]} scores of {name}: put them in folders of their own,"
-                " or give each file the name of its run with --names"
+                f"{runs.files[name, part]} and {path} are both {part[0]} scores of {name}: put them in folders of their"
+                " own, or give each file the name of its run with --names"
             )
-        files[name, part] = path
+        runs.files[name, part] = path
         runs.results.setdefault(name, {})[part] = result
     refused = []
     for part in runs.parts():
         of_part = runs.of(part)
-        refused += protocol_differences(list(of_part), list(of_part.values()))
+        # What only some state belongs to columns that the others do not have: POPE's corrected labels.
+        refused += protocol_differences(list(of_part), list(of_part.values()), only_in_common=True)
     if refused:
         listed = "\n".join(f"  - {sentence}" for sentence in refused)
         raise DataError(f"scores of different protocols do not go into one column:\n{listed}\nScore them alike, or make"
@@ -131,10 +132,10 @@ def build(runs: Runs, paper_models: Sequence[str], resamples: int, seed: int) ->
         for name in runs.results:
             differs: set[str] = set()
             if name in others and name in of_part and first in of_part:
-                found = differing(of_part[first], of_part[name], resamples, seed)
+                found = differing(part[0], runs.files[first, part], runs.files[name, part], resamples, seed)
                 if found is None:
                     footnotes.append(
-                        f"{part[0]}: {name} and {first} have no counts of the same images, and are not tested."
+                        f"{part[0]}: {name} and {first} have no counts of the same images and are not tested."
                     )
                 differs = found or set()
             blank = Row(name, {})
@@ -177,11 +178,10 @@ def _protocol(result: Mapping[str, Any]) -> str:
     return f"{result['benchmark']}: " + "; ".join(f"{key} {value}" for key, value in protocol.items())
 
 
-def differing(first: Mapping[str, Any], other: Mapping[str, Any], resamples: int, seed: int) -> set[str] | None:
-    """Keys of the columns in which the two differ; None where their files do not have counts of the same images."""
-    metrics = BENCHMARKS[first["benchmark"]].metrics
-    ours, theirs = other.get("per_image"), first.get("per_image")
-    if metrics is None or not isinstance(ours, dict) or not isinstance(theirs, dict) or ours.keys() != theirs.keys():
+def differing(benchmark: str, first: Path, other: Path, resamples: int, seed: int) -> set[str] | None:
+    """Keys of the columns in which two scores files differ; None where they do not have counts of the same images."""
+    metrics, theirs, ours = BENCHMARKS[benchmark].metrics, read_counts(first), read_counts(other)
+    if metrics is None or theirs is None or ours is None or ours.keys() != theirs.keys():
         return None
     intervals = paired_bootstrap(theirs, ours, metrics, resamples, seed)
     return {name for name, (low, high) in intervals.items() if low > 0 or high < 0}
