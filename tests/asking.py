@@ -10,6 +10,6 @@ def generate_responses(
 ) -> Path:
     options = ["--model_name_or_path", checkpoint, "--adapter", "none", "--dtype", "float32", "--benchmark", benchmark,
                "--questions", questions, "--image_root", image_root, "--output", output,
-               "--max_new_tokens_yes_no", "6", *more]  # fmt: skip
+               "--max_new_tokens", "6", "--max_new_tokens_yes_no", "6", *more]  # fmt: skip
     main({}, [*map(str, options)])
     return output

@@ -231,6 +231,29 @@ def test_sampling_is_repeatable_and_random(small_checkpoints: dict[str, Path], s
     assert once != other
 
 
+def test_a_question_without_an_image_is_asked_by_its_text_alone(checkpoint: Path, sixty: tuple[Question, ...]) -> None:
+    """Several at once, beside questions with images: what transformers generates for each alone, without an image."""
+    texts = ("Is it?", "Is the sky green in this image, or is it another colour?", "Is there a dog?")
+    without = [Question(100 + number, text, None, True, {}) for number, text in enumerate(texts)]
+    generator = generator_of(checkpoint)
+    groups = plan([sixty[10], *without, sixty[11]], images=2)
+    assert [[question.number for question in group] for group in groups] == [[11, 12], [100, 101], [102]]
+    responses = {one.question.number: one.text for group in groups for one in texts_by_batch(generator, group)}
+    processor = generator.processor
+    for question in without:
+        turn = [{"role": "user", "content": [{"type": "text", "text": question.text}]}]
+        prompt = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        inputs = processor.tokenizer(prompt, return_tensors="pt")
+        tokens = generator.model.generate(**inputs, max_new_tokens=5, do_sample=False)[
+            0, inputs["input_ids"].shape[1] :
+        ]
+        assert responses[question.number] == processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
+def texts_by_batch(generator: ResponseGenerator, questions: Sequence[Question]) -> list[Response]:
+    return [response for batch in generator.respond(generator.prepare(questions)) for response in batch]
+
+
 # ---- early stop ----
 
 ENDINGS = ("Yes", "No", "Yes.", "No, there is no dog.", "Nothing is there", "no-one. Yes", "There is not any dog. No",

@@ -155,7 +155,20 @@ PROGRAMS = {
     "demo.py": ["demo.py"],
     **{
         f"score.py {one}": ["score.py", one]
-        for one in ("amber", "object-halbench", "chair", "mmhal", "pope", "awareness", "compare")
+        for one in (
+            "amber",
+            "object-halbench",
+            "chair",
+            "mmhal",
+            "hallusionbench",
+            "pope",
+            "dash-b",
+            "beaf",
+            "awareness",
+            "beaf-pairs",
+            "compare",
+            "table",
+        )
     },
     **{
         f"-m listwise_preference.small_world.{one}": ["-m", f"listwise_preference.small_world.{one}"]

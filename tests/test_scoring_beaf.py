@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from listwise_preference.files import read_records
 
 from .asking import generate_responses
-from .scoring_data import Score, score_fixture  # noqa: F401
+from .scoring_data import Score
 
 
 def asked(image: str, name: str, right: str, removed: bool) -> dict[str, Any]:

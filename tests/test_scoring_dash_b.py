@@ -10,7 +10,7 @@ from listwise_preference.scoring.answers import contained_yes_or_no
 
 from .asking import generate_responses
 from .conftest import SAMPLE
-from .scoring_data import Score, score_fixture  # noqa: F401
+from .scoring_data import Score
 
 NEGATIVE = {"coco": {"tie": ["1.png", "2.png"]}, "openimages_common": {"Cello": ["3.png"]}}
 POSITIVE = {"coco": {"tie": ["1.jpg", "2.jpg"]}, "openimages_common": {"Cello": ["1.jpg"]}}

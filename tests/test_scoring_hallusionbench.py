@@ -13,7 +13,7 @@ from listwise_preference.scoring.hallusionbench import Judged, Verdict, failure,
 
 from .asking import generate_responses
 from .conftest import SAMPLE
-from .scoring_data import Score, chat_server, score_fixture  # noqa: F401
+from .scoring_data import Score, chat_server
 
 DATA = Path(__file__).parent / "data" / "hallusionbench"
 

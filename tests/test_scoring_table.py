@@ -10,7 +10,7 @@ import pytest
 from listwise_preference.scoring.bootstrap import paired_bootstrap
 from listwise_preference.scoring.result import write_counts
 
-from .scoring_data import Score, score_fixture  # noqa: F401
+from .scoring_data import Score
 
 AMBER = {
     "benchmark": "amber",

@@ -20,7 +20,7 @@ from typing import Literal
 from listwise_preference.cli import Parser
 from listwise_preference.errors import DataError
 from listwise_preference.files import Record, listed, read_records
-from listwise_preference.scoring.answers import Problems, first_text, first_word_decided, first_yes_or_no, match
+from listwise_preference.scoring.answers import Problems, first_text, first_yes_or_no, match
 from listwise_preference.scoring.interface import (
     Benchmark,
     Column,
@@ -292,9 +292,9 @@ def table(result: Result) -> str:
 def _read_question(record: Record, image_root: Path) -> tuple[str, Path | None, bool]:
     question = required_text(record, "question")
     if str(record.get("visual_input")) == "0":
-        return question, None, True
+        return question, None, False  # a judge reads all of the response: free text
     name = Path(required_text(record, "filename"))
-    return question, first_found([image_root / name, image_root / "hallusion_bench" / name]), True
+    return question, first_found([image_root / name, image_root / "hallusion_bench" / name]), False
 
 
 def _add_options(parser: Parser) -> None:
@@ -389,7 +389,6 @@ HALLUSIONBENCH = Benchmark(
         "HallusionBench.json",
         _read_question,
         lambda record, response: {**record, "model_prediction": response},
-        decided=first_word_decided,
     ),
     metrics=_for_intervals,
 )
