@@ -76,6 +76,7 @@ def main() -> None:
         chat = generator(1, share_prefix=False).chat
         texts = {}
         for question in questions:
+            assert question.image is not None  # AMBER asks none without
             inputs = processor(
                 text=chat.prompt_text(question.text), images=open_image(question.image), return_tensors="pt"
             )

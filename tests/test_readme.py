@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from listwise_preference.scoring.benchmarks import BENCHMARKS
+
 from .conftest import ROOT
 
 README = ROOT / "README.md"
@@ -153,23 +155,7 @@ PROGRAMS = {
     "make_image_lists.py": ["make_image_lists.py"],
     "generate.py": ["generate.py"],
     "demo.py": ["demo.py"],
-    **{
-        f"score.py {one}": ["score.py", one]
-        for one in (
-            "amber",
-            "object-halbench",
-            "chair",
-            "mmhal",
-            "hallusionbench",
-            "pope",
-            "dash-b",
-            "beaf",
-            "awareness",
-            "beaf-pairs",
-            "compare",
-            "table",
-        )
-    },
+    **{f"score.py {one}": ["score.py", one] for one in (*BENCHMARKS, "awareness", "beaf-pairs", "compare", "table")},
     **{
         f"-m listwise_preference.small_world.{one}": ["-m", f"listwise_preference.small_world.{one}"]
         for one in ("data", "model", "pretrain")
