@@ -160,7 +160,8 @@ def browser() -> Iterator["Browser"]:
         from playwright.sync_api import sync_playwright
     except ImportError:
         no_browser("playwright")
-    chromium = shutil.which("chromium")
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    chromium = next(filter(None, map(shutil.which, names)), None)
     if chromium is None:
         no_browser("chromium")
     quiet = ["background-networking", "component-update", "sync", "quic", "gpu"]

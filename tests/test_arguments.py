@@ -256,8 +256,8 @@ TRAINING = ["--image_root", str(SAMPLE), "--model_name_or_path", "m/n", "--outpu
         ([*TRAINING, "--pairs", str(SAMPLE / "pairs.json"), "--init_adapter", "nowhere"], "nowhere holds no adapter"),
         ([*TRAINING, "--pairs", str(SAMPLE / "pairs.json"), "--resume_from_checkpoint", "gone"], "gone: no checkpoint"),
         (
-            [*TRAINING, "--pairs", str(SAMPLE / "pairs.json"), "--model_name_or_path", "./gone"],
-            "./gone: no such folder",
+            [*TRAINING, "--pairs", str(SAMPLE / "pairs.json"), "--model_name_or_path", "data/gone"],
+            "data/gone: no such folder",
         ),
         (["--help"], ""),
     ],

@@ -62,7 +62,9 @@ def check_folders(model: str, adapter: Path | None) -> None:
     Raises:
         ModelError: ``model`` can be no name on the hub and is no folder, or ``adapter`` holds no adapter.
     """
-    if (model.startswith(("/", ".", "~")) or model.count("/") > 1) and not Path(model).is_dir():
+    path = Path(model)
+    beside_others = path.parent != Path() and path.parent.is_dir()  # runs/small-llava, where there is a folder runs
+    if (model.startswith(("/", ".", "~")) or model.count("/") > 1 or beside_others) and not path.is_dir():
         raise ModelError(f"cannot load the model {model}: no such folder")
     if adapter is not None:
         adapter_file(adapter)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from listwise_preference.errors import DataError
-from listwise_preference.files import read_json
+from listwise_preference.files import read_json, write_atomic
 from listwise_preference.scoring.words import DATA
 
 OFFICIAL_MODEL = "en_core_web_lg"
@@ -57,7 +57,7 @@ class Similarity:
             "threshold": THRESHOLD,
             "pairs": pairs,
         }
-        path.write_text(json.dumps(table, indent=0) + "\n", encoding="utf-8")
+        write_atomic(path, json.dumps(table, indent=0) + "\n")
 
 
 def read_similarity(path: Path) -> Similarity:

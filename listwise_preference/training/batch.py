@@ -87,7 +87,7 @@ class ListwiseDataset(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         try:
             images = self.records[index].images.load()
-        except ImageError as error:  # the header was checked at the door, the body is read only here
+        except ImageError as error:  # the header was checked before training, the body is read only here
             raise ImageError(f"record {self.records[index].pair.id}: {error}") from error
         return Example(
             index=index,

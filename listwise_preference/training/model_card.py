@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from listwise_preference.files import write_atomic
 from listwise_preference.training.objective import PRESETS, Objective
 
 _CITATION = """@inproceedings{pesaranzadeh2025lpoi,
@@ -103,4 +104,4 @@ def write_model_card(
         _CITATION,
         "```",
     ]
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_atomic(file, "\n".join(lines) + "\n")

@@ -26,7 +26,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from listwise_preference import __version__
 from listwise_preference.data.pairs import Record
 from listwise_preference.errors import ModelError
-from listwise_preference.files import sha256_of, write_json
+from listwise_preference.files import read_json, sha256_of, write_json
 from listwise_preference.models import adapters, loading
 from listwise_preference.models.chat_format import ChatFormat
 from listwise_preference.models.families import Family
@@ -117,9 +117,16 @@ class Run:
         logger.info(f"{options.model_name_or_path}: {count:,} adapter parameters in training, base in {options.dtype}")
         if self.ragged:
             use_ragged_attention(model)
-        freeze_tower(model, family.vision_tower)
-        if self.arguments.objective.fused_layers and not is_deepspeed_zero3_enabled():  # which gathers layer by layer
-            logger.info(fuse_layers(policy))
+        if freeze_tower(model, family.vision_tower):
+            logger.info("the vision tower is not trained: no gradients through it, the same images encoded once")
+        if self.arguments.objective.fused_layers:
+            autocast = "bfloat16" if self.args.bf16 else "float16" if self.args.fp16 else options.dtype
+            if is_deepspeed_zero3_enabled():
+                logger.info("LoRA layers stay peft's: ZeRO-3 gathers weights layer by layer")
+            elif autocast != options.dtype:
+                logger.info(f"LoRA layers stay peft's: the base is in {options.dtype}, autocast in {autocast}")
+            else:
+                logger.info(fuse_layers(policy))
         return policy
 
     def _weights_identity(self) -> str:
@@ -187,8 +194,8 @@ class Run:
         # An evaluation may go into the folder of the run that it is of, whose own record stays.
         file = self.output / ("run.json" if self.args.do_train else "eval_run.json")
         if resumed and file.is_file():
-            before = json.loads(file.read_text(encoding="utf-8"))
-            if before.get("data") != self.description["data"]:
+            before = read_json(file)
+            if not isinstance(before, dict) or before.get("data") != self.description["data"]:
                 logger.warning(f"the data is not that of the run which is resumed: {file} has other hashes or counts")
         write_json(file, self.description)
 
