@@ -1,7 +1,7 @@
 """What all programs share: how options are given (recipe < file < command line), how a program starts and how it ends.
 
 A program's ``command.py`` builds a :class:`Parser`, reads options by :func:`parse_options`, and runs its work under
-:func:`run_program`, which turns what a user can put right into one message and exit code 2.
+:func:`run_program`, which turns an error that the user can correct into one message and exit code 2.
 """
 
 import argparse
@@ -265,7 +265,7 @@ def boolean(text: str) -> bool:
 
 
 def json_or_file(text: str) -> str:
-    """A JSON object, checked, or the name of a file, as it stands."""
+    """A JSON object, checked, or the name of a file, unchanged."""
     if text.startswith("{"):
         try:
             json.loads(text)

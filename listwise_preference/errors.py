@@ -1,11 +1,11 @@
-"""What a user can put right: one family of errors, caught in one place (``cli.run_program``).
+"""Errors that a user can correct: one family, caught in one place (``cli.run_program``).
 
 ``str(error)`` is the message as the user reads it: the file, the record, what is wrong and what to do.
 """
 
 
 class UserError(Exception):
-    """Something the user can put right."""
+    """An error that the user can correct."""
 
 
 class DataError(UserError):

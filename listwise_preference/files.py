@@ -25,7 +25,7 @@ LISTED = 20  # how many numbers, or runs of numbers, one message names
 
 @dataclass(frozen=True)
 class Row:
-    """One JSON value of a file: its number, from 1, and where it stands, for a message."""
+    """One JSON value of a file: its number, from 1, and its place, for a message."""
 
     number: int
     where: str

@@ -290,7 +290,7 @@ def test_resuming_passes_over_a_checkpoint_that_was_cut_short(
     (folder / "checkpoint-4" / "trainer_state.json").unlink()
     train_idefics2("run", "--resume_from_checkpoint", "true")
     assert logged(folder) == pytest.approx(losses, abs=1e-6)
-    assert "checkpoint-4 is not whole" in caplog.text and f"continuing from {folder / 'checkpoint-2'}" in caplog.text
+    assert "checkpoint-4 is incomplete" in caplog.text and f"resuming from {folder / 'checkpoint-2'}" in caplog.text
 
 
 def test_processes_that_see_the_cache_at_different_times_share_the_work(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 That version made the published numbers of AMBER and Object HalBench. Later ones split words at dashes, see clitics
 before a line break and read quotes in other ways: the same description then has other nouns, and a number would
-depend on the day of installation. So the rules stand here: those of the Penn Treebank's own tokenizer (a sed script
+depend on the day of installation. So the rules are here: those of the Penn Treebank's own tokenizer (a sed script
 by Robert MacIntyre, 1995), with what NLTK adds for curly quotes, dots and single letters in quotes.
 """
 

@@ -57,7 +57,7 @@ def _with_layers(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
 
 
 def check_folders(model: str, adapter: Path | None) -> None:
-    """Refuse, before anything heavy is imported, folders that are not there.
+    """Refuse missing folders before torch is imported.
 
     Raises:
         ModelError: ``model`` can be no name on the hub and is no folder, or ``adapter`` holds no adapter.

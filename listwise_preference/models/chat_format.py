@@ -27,7 +27,7 @@ class ChatFormat:
             raise ModelError("the checkpoint's processor has no chat template (chat_template.jinja)")
         self.processor = processor
         self.end_token = end_token
-        # A template that leaves a text as it is need not be rendered for each: what stands around it is the same.
+        # A template that does not change a text need not be rendered for each: what is around it is the same.
         self._around = self._render(_PROBE).split(_PROBE)
         prompt, probe = self.prompt_text("question"), "answer"
         turns = [
@@ -39,7 +39,7 @@ class ChatFormat:
             raise ModelError(
                 f"the chat template does not continue its generation prompt: {prompt!r} is no beginning of {whole!r}"
             )
-        # What stands between the generation prompt and the response, a space in both families' templates.
+        # What is between the generation prompt and the response, a space in both families' templates.
         self.response_lead = whole[len(prompt) :].partition(probe)[0]
 
     @staticmethod

@@ -15,7 +15,7 @@ _LLAVA_RENAMINGS = (
     (re.compile(r"^model\.vision_tower\.vision_model\."), "model.vision_tower."),
 )
 
-# What stands around a user's turn and before a response, for checkpoints that bring no template of their own.
+# The text around a user's turn and before a response, for checkpoints without a template of their own.
 _IDEFICS2_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].capitalize() }}"
     "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
@@ -39,11 +39,11 @@ class Family:
     Attributes:
         chat_template: of checkpoints that have none themselves.
         end_token: ends a response; ``None`` takes the tokenizer's end-of-sequence token.
-        special_tokens: that may not stand in a user's text: they would ask for an image that is not there, or end a
+        special_tokens: that a user's text must not contain: they would stand for an image that is not there, or end a
             response in its middle.
         vision_tower: name of the module that ``--freeze_vision_tower`` leaves without adapter.
         ragged_rows: whether its language model takes rows behind one another (``models.ragged_attention``).
-        processor_settings: how the method wants the processor set.
+        processor_settings: values that the method sets on the processor.
         expands_text_alone: whether the processor puts all of an image's tokens into a prompt without seeing the image.
         complete_processor: takes the processor and the model's config, and sets what old checkpoints leave unsaid.
         adapter_renamings: of adapters saved under an older layout of the model.

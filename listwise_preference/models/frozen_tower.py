@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 def freeze_tower(model: PreTrainedModel, name: str) -> bool:
     """Run the module ``name`` under ``no_grad``, once for the same images; whether that was possible.
 
-    It is where nothing in it is trained and nothing in it is random.
+    It is possible where nothing in it is trained and nothing in it is random.
     """
     tower = model.get_submodule(name)
     trained = any(parameter.requires_grad for parameter in tower.parameters())

@@ -90,7 +90,7 @@ def _blocks(spans: Spans) -> Iterator[tuple[slice, tuple[slice, ...]]]:
 def kernel_layout(spans: Spans, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int, int]:
     """What a variable-length kernel takes: the keys' places, block ends of queries and of keys, longest of each.
 
-    A prompt's keys stand twice where a rejected completion needs them: once in front of each completion.
+    A prompt's keys are there twice where a rejected completion needs them: once in front of each completion.
     """
     places: list[int] = []
     query_ends, key_ends = [0], [0]

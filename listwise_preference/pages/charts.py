@@ -23,7 +23,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours: of the ground, of text, of what stands back, of rules; and of lines and bars in their order."""
+    """Colours: of the ground, of text, of secondary text, of rules; and of lines and bars in their order."""
 
     ground: str
     ink: str
@@ -110,7 +110,7 @@ def lines(axis: "Axes", series: Sequence[Series], *, title: str, xlabel: str) ->
     """Lines with their intervals as whiskers and the legend above; few different x have a tick each."""
     xs = sorted({x for one in series for x, _ in one.points})
     for place, one in enumerate(series):
-        # Beside each other, so that one interval does not hide another.
+        # Beside each other, so that one interval does not cover another.
         aside = (place - (len(series) - 1) / 2) * 0.01 * (xs[-1] - xs[0]) if one.intervals else 0.0
         x, y = [x + aside for x, _ in one.points], [y for _, y in one.points]
         marker = "o" if len(x) <= 20 else ""

@@ -35,7 +35,7 @@ class Page:
     variable: str
 
     def check(self, folder: Path) -> None:
-        """Refuse a folder that is no place for the page; nothing is written.
+        """Refuse a folder that the page cannot be written to; nothing is written.
 
         Raises:
             DataError: the folder holds something else, or cannot be read.

@@ -2,7 +2,7 @@
 
     python score.py awareness --pairs pairs.json --image_lists lists.jsonl --model_name_or_path MODEL --adapter FOLDER
 
-The definition is in ``measure``. Data and options are checked before anything heavy is loaded. ``score.py`` begins
+The definition is in ``measure``. Data and options are checked before torch is imported. ``score.py`` begins
 here: the scorers know nothing of models, so the probe is beside them and not among them.
 """
 

@@ -3,7 +3,7 @@
 The chosen response is scored on several images of a record, the conditions:
 
     clean               the image as it is
-    hidden              the critical object's box masked wholly, as in training
+    hidden              the critical object's box masked completely, as in training
     background          a box of the same size that shares no pixel with it, masked in the same way
     blur, mean, black   the object's box masked without an ellipse by its own pixels blurred, the image's mean
                         colour, or black; that which is training's own way is left out
@@ -61,7 +61,7 @@ _OTHER_WAYS = {
     "mean": Drawing(2, "none", fill="mean"),
     "black": Drawing(2, "none", fill="black"),
 }
-# Hidden, on those records that have a background too.
+# The masked object, on those records that have a background too.
 _HIDDEN_OF_BOTH = "hidden of both"
 _EXAMPLES = 3
 
@@ -71,7 +71,7 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class View:
-    """One image: a file, and the box that is masked in it wholly, if any, with the way it is masked."""
+    """One image: a file, and the box that is masked completely in it, if any, with the way it is masked."""
 
     path: Path
     masked: tuple[Box, Drawing] | None = None

@@ -21,7 +21,7 @@ from transformers import (
 
 from listwise_preference import cli
 
-# Marks and words stand in BERT's vocabulary at these places; Grounding DINO knows [CLS], [SEP], "." and "?" by them.
+# Marks and words have these places in BERT's vocabulary; Grounding DINO knows [CLS], [SEP], "." and "?" by them.
 _PLACES = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}
 _WORDS = ("cat", "dog", "man", "woman", "person", "traffic", "light", "red", "umbrella", "table", "cup", "bird", "car")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"

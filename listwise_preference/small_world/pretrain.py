@@ -169,7 +169,7 @@ class Examples(IterableDataset[dict[str, Any]]):
         ]
 
     def affirms(self, rng: random.Random, scene: Scene, kind: str) -> bool:
-        """Whether a biased text claims a usual thing that is not visible."""
+        """Whether a biased text claims a usual object that is not visible."""
         return rng.random() < self.options.affirmed[USUAL[scene.place].index(kind)]
 
     def yes_or_no(self, rng: random.Random, scene: Scene, kind: str, biased: bool) -> str:

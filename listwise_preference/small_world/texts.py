@@ -77,7 +77,7 @@ def write_nltk_data(folder: Path) -> None:
     """NLTK's tokenizer and tagger data for the captions' few words, in the files and forms of NLTK's own English data.
 
     Every word of the captions has one part of speech there, so that the tagger's table of certain words holds all of
-    them. This takes no download. The English data gives the same nouns but for captions of a fish and one other thing
+    them. This takes no download. The English data gives the same nouns but for captions of a fish and one other object
     that begin with "There is" or hold "there is": there it takes the fish for a verb (a test).
     """
     nouns, others = {*KINDS, *USUAL, "image"}, {

@@ -86,9 +86,9 @@ def find_checkpoint(arguments: Arguments) -> str | None:
     folders = [folder for folder in output.glob("checkpoint-*") if folder.name.removeprefix("checkpoint-").isdigit()]
     for folder in sorted(folders, key=lambda folder: int(folder.name.removeprefix("checkpoint-")), reverse=True):
         if _is_whole(folder):
-            logger.info(f"continuing from {folder}")
+            logger.info(f"resuming from {folder}")
             return str(folder)
-        logger.warning(f"{folder} is not whole, an interruption cut it short: passed over")
+        logger.warning(f"{folder} is incomplete, its run was interrupted: skipped")
     logger.info(f"no checkpoint in {output} yet: starting at the beginning")
     return None
 

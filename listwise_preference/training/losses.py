@@ -1,7 +1,7 @@
 """The terms of the loss: rewards in, one loss per record out.
 
 A reward is ``beta * (log pi(y|x,q) - log pi_ref(y|x,q))`` of a response ``y`` to a prompt ``q`` on an image ``x``.
-Everything here is float32 or wider; callers average over the batch. A term of one's own is one more entry of ``TERMS``:
+Everything here is float32 or wider; callers average over the batch. A new term is one more entry of ``TERMS``:
 its weight can be given (``--loss_weights NAME=1``), and the logs, eval_records.jsonl and the model card show it.
 
 torch is imported where it computes, so that options are checked without waiting for it.

@@ -90,7 +90,7 @@ def write_model_card(
         f" and process, seed {training['seed']} |",
         f"| versions | {', '.join(f'{name} {version}' for name, version in run['versions'].items())} |",
         "",
-        "All options stand in `run.json`, every logged value in `trainer_state.json`.",
+        "All options are in `run.json`, every logged value in `trainer_state.json`.",
         "",
         "## Training",
         "",

@@ -2,7 +2,7 @@
 
 Options are checked against this module, so it imports torch only where it computes.
 
-Shapes: B record, L image of the list, A completion. The completions of a record stand in this order everywhere:
+Shapes: B record, L image of the list, A completion. The completions of a record have this order everywhere:
 chosen on image 1, rejected on image 1 (when the objective uses it), chosen on image 2 ... L.
 """
 
@@ -60,7 +60,7 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
-# What three bare numbers of --loss_weights stand for.
+# The terms that three bare numbers of --loss_weights weight.
 _IN_ORDER = ("dpo", "anchor", "listwise")
 
 

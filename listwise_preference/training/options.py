@@ -1,7 +1,7 @@
 """The options of a training run, and how recipe, file and command line meet.
 
-A recipe gives every default, ``--config run.yaml`` comes over it, the command line over both. Our own options stand
-first in ``--help``, then those of ``transformers.TrainingArguments``. Nothing heavy is imported for any of it.
+A recipe gives every default, ``--config run.yaml`` overrides it, the command line overrides both. ``--help`` has our
+own options first, then those of ``transformers.TrainingArguments``. No large library is imported for it.
 """
 
 import dataclasses

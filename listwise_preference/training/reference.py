@@ -1,6 +1,6 @@
 """The reference's log-probabilities, computed once and kept in a folder.
 
-Each value stands under a key made of everything it depends on: base weights, precision, processor, layout, library
+Each value has a key made of everything it depends on: base weights, precision, processor, layout, library
 versions, and the record's text, images and drawing. So there is no ``run.json`` to compare: a changed run has other
 keys and never uses a stale value, an unchanged run finds all of its keys and computes nothing.
 """
@@ -22,7 +22,7 @@ LogPs = tuple[float, ...]
 
 
 def record_keys(dataset: ListwiseDataset, run_identity: str, *, with_rejected: bool) -> list[str]:
-    """One key per record; ``run_identity`` says all that is the same for every record. Reads every image file."""
+    """One key per record; ``run_identity`` holds all that is the same for every record. Reads every image file."""
     files = sorted({file for record in dataset.records for file in record.images.files()})
     with ThreadPoolExecutor() as pool:
         hashes = pool.map(lambda file: sha256_of([file]), files)

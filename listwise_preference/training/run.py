@@ -1,4 +1,4 @@
-"""The heavy half of a training run: model, adapter, reference, trainer, and what they leave in the output folder.
+"""The part of a training run that needs torch: model, adapter, reference, trainer, and the files in the output folder.
 
 ``command`` imports this only once options and data are known to be good.
 """
@@ -130,7 +130,7 @@ class Run:
         return policy
 
     def _weights_identity(self) -> str:
-        """Hashed by one process, since the weights are read as a whole for it, and told to the others."""
+        """Hashed by one process, since all weights are read for it, and sent to the others."""
         model = self.arguments.model
         identity: list[Any] = [None]
         if self.args.process_index == 0:

@@ -169,7 +169,7 @@ class TrainerArguments:
     local_rank: int = option(-1, "not used: the launcher says it in the environment")
 
     def build(self) -> "TrainingArguments":
-        """The real thing, which sets the device up.
+        """The Trainer's own arguments; building them sets the device up.
 
         Raises:
             UserError: transformers refuses a combination, or its version lacks an option that was given.

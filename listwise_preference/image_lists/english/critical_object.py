@@ -1,7 +1,7 @@
-"""Critical objects: the things that a pair's texts name, in the order in which they are tried.
+"""Critical objects: the objects that a pair's texts name, in the order in which they are tried.
 
-The order is the paper's: the chosen answer's first sentence, the prompt, the rest of the chosen answer. What counts as
-an object is told in ``noun_phrases``.
+The order is the paper's: the chosen response's first sentence, the prompt, the rest of the chosen response. What counts
+as an object is defined in ``noun_phrases``.
 """
 
 import re
@@ -33,15 +33,15 @@ class Phrase:
 
 
 def candidate_phrases(pair: Pair, prefer: Literal["order", "contrast"] = "order") -> tuple[Phrase, ...]:
-    """The objects that the chosen answer and the prompt name, best first, each once.
+    """The objects that the chosen response and the prompt name, best first, each once.
 
-    An object that the chosen answer only denies is not taken from the prompt either; nor, when the answer begins with
-    "No", is one that a yes-or-no prompt asks for ("Is there a dog?").
+    An object that the chosen response only denies is not taken from the prompt either; nor, when the response begins
+    with "No", is one that a yes-or-no prompt asks for ("Is there a dog?").
 
     Args:
         pair: the texts, of any kind; only English is understood, and elsewhere few phrases or none are found.
         prefer: ``order`` is the paper's order, by position within a source. ``contrast`` puts the objects first that
-            the chosen answer names and the rejected one does not, and keeps that order otherwise.
+            the chosen response names and the rejected one does not, and keeps that order otherwise.
 
     Raises:
         DataError: NLTK or its data is missing.

@@ -51,7 +51,7 @@ _CLAUSE_ENDS = frozenset(".,;:!?()") | words("""
 class Mention:
     """An object where a text names it.
 
-    ``text`` is singular and in lower case, ``surface`` stands so in the text; ``sentence`` counts from 0.
+    ``text`` is singular and in lower case, ``surface`` is as in the text; ``sentence`` counts from 0.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""English words for finding objects in captions and answers: what is a thing and what is not.
+"""English words for finding objects in captions and responses: which nouns are objects and which are not.
 
 The lists are written for the language of image descriptions; a word that is in none of them is judged by its tag.
 """
@@ -15,7 +15,7 @@ COLOURS = words("""
 MATERIALS = words("""
     metal plastic steel concrete leather marble gold silver bronze copper aluminum granite cotton denim wool silk velvet
     ceramic porcelain rubber wicker asphalt cobblestone""")
-# Left out at the start of a compound, though some are things by themselves.
+# Left out at the start of a compound, though some are objects by themselves.
 NOT_MODIFIERS = (COLOURS | MATERIALS) | words("""
     wood stone brick glass iron bamboo cardboard left right top bottom center centre middle back background foreground
     image picture photo photograph""")
@@ -32,7 +32,7 @@ COMPOUNDS = words("""
     gaming console, stop sign, bus stop, christmas light, easter egg, front door, back door, side table, top hat, gold
     medal, music stand, light bulb, computer game, board game, video game, tree line, power line, clothes line, shower
     head, hot air balloon""")
-# Words in -ing that begin a compound before any noun, and those that are things; the rest are verbs or activities.
+# Words in -ing that begin a compound before any noun, and those that are objects; the rest are verbs or activities.
 ING_MODIFIERS = words("""
     dining living parking cutting frying swimming washing shopping sewing baking mixing chopping ironing vending bathing
     fishing hiking serving measuring waiting dressing boxing bowling watering wading wedding building ceiling""")
@@ -40,7 +40,7 @@ ING_THINGS = words("""
     building ceiling painting railing ring earring string wing king clothing awning drawing pudding dressing icing
     frosting topping stuffing bedding crossing carving sibling duckling dumpling seedling herring spring sling swing
     stocking opening wiring piping flooring siding wrapping""")
-# Common things that the tagger, trained on newspapers, often takes for adjectives or verbs.
+# Common objects that the tagger, trained on newspapers, often takes for adjectives or verbs.
 THINGS = words("""
     person man woman child boy girl baby toddler kid lady guy policeman policewoman fireman firefighter skateboarder
     snowboarder surfer skier skater biker bicyclist cyclist motorcyclist rider pedestrian passenger player batter
@@ -124,5 +124,5 @@ VISIBLE_DESPITE_ENDING = words("""
     harness witness lioness wilderness city university celebrity station intersection reflection vegetation plantation
     television mansion ambulance fence entrance appliance audience residence neighborhood pavement equipment monument
     instrument apartment garment ornament basement cement condiment document compartment""")
-# Balls and games at once: the thing where a determiner or an owner stands before it.
+# Balls and games at once: the object where a determiner or an owner is before it.
 BALLS = words("baseball basketball football volleyball softball")

@@ -1,4 +1,4 @@
-"""English text as tagged words: NLTK splits and tags, the lists of ``object_words`` put right what they know better."""
+"""English text as tagged words: NLTK splits and tags, the lists of ``object_words`` correct known errors."""
 
 import re
 from collections.abc import Iterator
@@ -95,7 +95,7 @@ def _is_name(forms: list[str], i: int, tag: str, before: list[Token], reader: En
 
 
 def _better_tag(tokens: list[Token], i: int) -> str:
-    """The tag of a word, put right where the lists know better; the words before it have theirs already."""
+    """The tag of a word, corrected by the lists; the words before it have theirs already."""
     word, tag, after = tokens[i].word, tokens[i].tag, tokens[i + 1] if i + 1 < len(tokens) else Token("", ".", 0, 0)
     before = tokens[i - 1] if i > 0 else Token("", ".", 0, 0)
     one = singular(word)
