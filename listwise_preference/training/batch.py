@@ -7,9 +7,9 @@ For a record with L images, row k is [prompt with image k | chosen completion]; 
     ...
     row L   prompt, image L | chosen
 
-Ragged rows stand behind one another in one sequence, without padding; the rejected completion does not see the chosen
+Ragged rows are behind one another in one sequence, without padding; the rejected completion does not see the chosen
 one and its positions start where the chosen one's did (``models.ragged_attention``), so that row 1 scores two
-completions as if each stood alone. Unpacked rows give the rejected completion a row of its own, with its image again:
+completions as if each were alone. Unpacked rows give the rejected completion a row of its own, with its image again:
 L + 1 rows, padded on the right, an ordinary mask.
 
 Shapes: B record, R row, T token, N completion token,
@@ -34,7 +34,7 @@ from listwise_preference.models.ragged_attention import Spans
 
 
 class Batch(TypedDict):
-    """The tensors of one micro-batch. ``record`` stands first: trainers take the batch size from the first tensor."""
+    """The tensors of one micro-batch. ``record`` is first: trainers take the batch size from the first tensor."""
 
     record: Tensor  # (B,) index of each record in its dataset
     input_ids: Tensor  # (R, T); ragged: (1, T)
