@@ -88,7 +88,11 @@ def answered(right: int, images: int = 40) -> dict[str, dict[str, int]]:
 
 def test_question_files_are_columns_of_their_own(score: Score, tmp_path: Path) -> None:
     files = [write(tmp_path, "a", name, pope(f"coco_pope_{name}.json", answered(30))) for name in ("random", "popular")]
-    heading = lines_of(score("table", *files).out)[0]
+    run = score("table", *files)
+    assert run.result == {
+        "a": {f"pope coco_pope_{name} ({n})": {"accuracy ↑": "75.0"} for n, name in ((1, "popular"), (2, "random"))}
+    }
+    heading = lines_of(run.out)[0]
     assert heading[1:] == ["pope coco_pope_popular (1): accuracy ↑", "pope coco_pope_random (2): accuracy ↑"]
     again = write(tmp_path, "a", "again", pope("coco_pope_random.json", answered(3)))
     assert "are both pope scores of a" in score("table", *files, again).err

@@ -47,6 +47,14 @@ class Table:
         """The headings of all columns."""
         return [heading for _, headings in self.groups for heading in headings]
 
+    def by_name(self) -> dict[str, dict[str, dict[str, str]]]:
+        """The cells by row, group and heading."""
+        found = {}
+        for name, cells in self.rows:
+            left = iter(cells)
+            found[name] = {title: {heading: next(left) for heading in headings} for title, headings in self.groups}
+        return found
+
 
 @dataclass
 class Runs:
@@ -245,7 +253,7 @@ def latex(table: Table) -> str:
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:2em;color-scheme:light dark}table{border-collapse:collapse}"
     "th,td{padding:.3em .8em;text-align:right;white-space:nowrap;border-bottom:1px solid #8884}"
-    "th:first-child,td:first-child{text-align:left}thead th{vertical-align:bottom}"
+    "th:first-child,td:first-child,th[colspan]{text-align:left}thead th{vertical-align:bottom}"
 )
 
 
@@ -304,4 +312,4 @@ def _run(args: Namespace) -> None:
         write_atomic(file, FORMS[file.suffix](made) + "\n")
         print(f"\nWritten to {file}")
     print()
-    print(json.dumps({name: dict(zip(made.headings(), cells, strict=True)) for name, cells in made.rows}))
+    print(json.dumps(made.by_name(), ensure_ascii=False))
