@@ -87,6 +87,7 @@ def test_one_command_makes_lists_page_and_summary_of_the_sample_without_torch(tm
     assert other == {"perch-left": "fish", "stairs-backpack": "person"}
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["verdicts"] == {"unverified": {"records": 31, "share": 1.0}}
+    assert set(summary["nltk_data"]) == {"punkt_tab", "averaged_perceptron_tagger_eng"}
     assert sum(summary["box_share"]["counts"]) == 31
     assert (tmp_path / "review" / "index.html").is_file()
     assert Image.open(tmp_path / "box_share.png").size == (960, 480)

@@ -20,6 +20,7 @@ from listwise_preference import __version__
 from listwise_preference.cli import is_main_process, run_program
 from listwise_preference.data.pairs import Entry, Pair, read_entries, read_exclusions
 from listwise_preference.data.ranked_images import Box
+from listwise_preference.english import nltk_data
 from listwise_preference.errors import DataError, ModelError, UserError
 from listwise_preference.files import Record, write_json
 from listwise_preference.image_lists.build import WINDOW, Builder, excluded_line
@@ -75,7 +76,8 @@ def _run(options: Options) -> None:
     processes.wait_for_all()
     if is_main_process():
         lines = _all_lines(entries, _as_computed(store.lines()), excluded)
-        store.finish(lines, run, {**summarize(lines), "speed": _speed(store, clock, processes.count)})
+        made_by = {"nltk_data": nltk_data.versions(), "speed": _speed(store, clock, processes.count)}
+        store.finish(lines, run, summarize(lines) | made_by)
         draw_histogram(lines, store.histogram)
         _report(lines, store)
         _write_results(options, entries, lines)
