@@ -76,6 +76,17 @@ SENTENCES = {
     "There are not only apples but also three bananas in the basket.": "apple, banana, basket",
     "Cars and trucks are not present in this scene, only a bicycle.": "bicycle",
     "No one is wearing a mask.": "",
+    # What a sign forbids is no denial
+    "A no parking sign is on the pole.": "sign, pole",
+    "There is a no smoking sign on the wall.": "sign, wall",
+    "A no u-turn sign hangs above the road.": "sign, road",
+    "A stop sign and a no entry sign stand at the corner.": "stop sign, sign",
+    "Two large no left turn signs hang beside a \u201cDo Not Enter\u201d sign.": "sign",
+    "The 'no dogs' sign is red, and a no-parking sign lies on the grass.": "sign, grass",
+    "There is no sign on the pole, and there are no stop signs.": "pole",
+    "There is no parking sign on the street.": "street",
+    "The no entry sign is not visible.": "",
+    "A dog has no collar and a sign stands there.": "dog, sign",
     # Owners
     "The man's hat is lying on the woman's lap.": "man, hat, woman, lap",
     "A child is brushing its teeth in front of the bathroom mirror.": "child, tooth, bathroom mirror",

@@ -26,6 +26,15 @@ _SET_ASIDE = re.compile(
     |\b(?:at|for|to|towards?|facing|into|from)\ the\ camera\b|^\s*(?:[-*+]|\(?\d{1,3}[.)])(?=\s)""",
     re.IGNORECASE | re.VERBOSE | re.MULTILINE,
 )
+# "A no parking sign" is there: what it forbids is no denial. Without the article, as in "there is no parking sign",
+# it is one.
+_FORBIDS = re.compile(
+    rf"""(\b(?:an?|the|another|each|every|one|two|three|four|five|several|some|many)
+    \ (?:(?:{"|".join(sorted(COLOURS | ADJECTIVES))})\ ){{0,2}}["']?)
+    ((?:no|not|do\ not|don't)(?:[ -](?!(?:and|or|but|a|an|the|is|are|one|other)\b)[\w-]+){{1,4}}?["']?)
+    (?=\ (?:sign|symbol|notice|poster|placard|sticker|decal|marking|banner|plaque|zone|area|lane)s?\b)""",
+    re.IGNORECASE | re.VERBOSE,
+)
 _STRANGE = re.compile(r"[^\w\s.,;:!?'\"()&%$-]|_")
 _PLAIN = str.maketrans("’‘“”—–…•/", "''\"\";;.-,")
 # The tokenizer parts single letters from a quote before them; here 'words' too, but not the 's of it's.
@@ -49,7 +58,7 @@ def sentences(text: str) -> Iterator[list[Token]]:
     reader = english()
     # Every step keeps the length, so that positions hold in the text as given.
     plain = _SET_ASIDE.sub(lambda match: " " * len(match.group()), text.translate(_PLAIN))
-    plain = _STRANGE.sub(" ", plain)
+    plain = _FORBIDS.sub(lambda match: match[1] + " " * len(match[2]), _STRANGE.sub(" ", plain))
     for line in re.finditer(r"[^\n\r]+", plain):
         for start, end in reader.sentences(line.group()):
             tokens = _tagged(plain, line.start() + start, line.start() + end, reader)
