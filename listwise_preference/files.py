@@ -5,9 +5,11 @@ Writing: whole or not at all. Work that takes long writes through ``store``.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +127,35 @@ def listed(numbers: Iterable[int]) -> str:
         left = sum(last - first + 1 for first, last in runs[LISTED:])
         shown.append(f"and {left} more")
     return ", ".join(shown)
+
+
+def path_key(path: str) -> str:
+    """Equal for ways to write one path: with ``./``, with backslashes, with composed or decomposed letters."""
+    return os.path.normpath(unicodedata.normalize("NFC", path).replace("\\", "/")).replace(os.sep, "/")
+
+
+def find_file(path: Path) -> Path:
+    """The path, or where it is missing the one there that has the same letters, composed or decomposed otherwise.
+
+    Archives and disks of other systems write "é" as one character or as two.
+    """
+    # Not Path.exists(), which raises on names that are too long.
+    if str(path).isascii() or os.path.exists(path) or path.parent == path:  # noqa: PTH110
+        return path
+    folder = find_file(path.parent)
+    try:
+        same = _names(folder, folder.stat().st_mtime_ns).get(path_key(path.name), [])
+    except (OSError, ValueError):  # no such folder, or none that can be looked into
+        return path
+    return folder / same[0] if len(same) == 1 else path
+
+
+@functools.lru_cache(maxsize=64)
+def _names(folder: Path, changed: int) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for one in folder.iterdir():
+        names.setdefault(path_key(one.name), []).append(one.name)
+    return names
 
 
 def sha256_of(files: Sequence[Path]) -> str:

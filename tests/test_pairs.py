@@ -9,6 +9,7 @@ from PIL import Image
 from listwise_preference.data.pairs import BoxLists, Crops, Folders, ImageOnly, Pair, Record, load_records
 from listwise_preference.data.ranked_images import Box, Drawing, ImageAndCrop, ImageFiles, MaskedBox
 from listwise_preference.errors import DataError
+from listwise_preference.files import find_file
 
 FIVE = Drawing()
 
@@ -95,6 +96,27 @@ def test_files_that_cannot_be_used_at_all(tmp_path: Path, root: Path, name: str,
     for mode in ("stop", "drop"):
         refused = refusal(path, root, ImageOnly(), on_bad_record=mode)
         assert refused.startswith(f"{path}: ") and message in refused and "\n" not in refused
+
+
+def test_a_path_of_another_system_finds_its_image(tmp_path: Path) -> None:
+    """Composed letters in the pairs and decomposed ones on disk, the other way round, and backslashes.
+
+    Where two files have the same letters, neither is taken.
+    """
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    names = [f"{decomposed}/{decomposed}.png", f"x/{composed}.png", "x/plain.png"]
+    two = [f"{composed}\u0323.png", "cafe\u0323\u0301.png"]
+    for file in (tmp_path / name for name in (*names, *two)):
+        file.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30)).save(file)
+    written = [f"{composed}/{composed}.png", f"x/{decomposed}.png", "x\\plain.png"]
+    pairs = write_json(tmp_path / "pairs.json", [pair(img_path=name, id=name) for name in written])
+    boxes = [{"id": name, "img_path": there, "box": [0, 0, 9, 9]} for name, there in zip(written, names, strict=True)]
+    lists = write_json(tmp_path / "lists.json", boxes)
+    found = load_records(pairs, tmp_path, BoxLists(lists, FIVE))
+    assert [file for record in found.records for file in record.images.files()] == [tmp_path / name for name in names]
+    for missing in (tmp_path / f"{decomposed}\u0323.png", tmp_path / "\u00e9" / ("\u00e9" * 300)):
+        assert find_file(missing) == missing
 
 
 def test_missing_files_and_folders(tmp_path: Path, root: Path) -> None:

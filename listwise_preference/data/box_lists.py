@@ -9,7 +9,7 @@ from typing import Any
 from listwise_preference.data.ranked_images import Box
 from listwise_preference.data.validation import BadRecord, Candidate, shown
 from listwise_preference.errors import DataError
-from listwise_preference.files import Row, read_rows
+from listwise_preference.files import Row, path_key, read_rows
 
 
 def match_lists(candidates: list[Candidate], pairs_file: Path, lists_file: Path, image_root: Path) -> None:
@@ -99,7 +99,7 @@ def _check_list_path(candidate: Candidate, line: Row, image_root: Path) -> None:
 
 def _same_path(image_root: Path, one: str, other: Any) -> bool:
     def whole(path: str) -> str:
-        return os.path.normpath(os.path.join(image_root, path))  # noqa: PTH118 - thousands of times
+        return path_key(os.path.join(image_root, path))  # noqa: PTH118 - thousands of times
 
     return one == other or (isinstance(other, str) and whole(one) == whole(other))
 

@@ -23,7 +23,7 @@ from listwise_preference.data.ranked_images import (
 )
 from listwise_preference.data.validation import ADVICE, EXAMPLES, BadRecord, Candidate, report, shown
 from listwise_preference.errors import DataError, ImageError
-from listwise_preference.files import read_json, read_rows
+from listwise_preference.files import find_file, read_json, read_rows
 
 
 @dataclass(frozen=True)
@@ -265,10 +265,12 @@ def _below(image_root: Path, img_path: str) -> Path:
     """The image's path. By names alone, so that a link inside the root may lead to another disk."""
     # Text, not Path: this is done thousands of times.
     path = os.path.normpath(os.path.join(image_root, img_path))  # noqa: PTH118
+    if "\\" in img_path and not os.path.exists(path):  # noqa: PTH110
+        path = os.path.normpath(os.path.join(image_root, img_path.replace("\\", "/")))  # noqa: PTH118
     root = os.path.join(os.path.abspath(image_root), "")  # noqa: PTH100, PTH118 - resolve() would follow links
     if not os.path.join(os.path.abspath(path), "").startswith(root):  # noqa: PTH100, PTH118
         raise BadRecord("image outside the image root", f"{img_path} is not under {image_root}")
-    return Path(path)
+    return find_file(Path(path))
 
 
 def _read_texts(value: dict[str, Any]) -> tuple[str, str, str]:
@@ -411,7 +413,7 @@ def _ranked_paths(path: Path, folders: tuple[Path, ...]) -> tuple[Path, ...]:
     below = os.path.relpath(os.path.abspath(path), first)  # noqa: PTH100
     if below.split(os.sep, 1)[0] == os.pardir:
         raise BadRecord("image outside the first ranked folder", f"{path} is not in {folders[0]}")
-    return (path, *(folder / below for folder in folders[1:]))
+    return (path, *(find_file(folder / below) for folder in folders[1:]))
 
 
 def _header_sizes(paths: Iterable[Path]) -> dict[Path, tuple[int, int] | BadRecord]:

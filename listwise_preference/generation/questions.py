@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from listwise_preference.data.ranked_images import open_image
 from listwise_preference.errors import DataError, ImageError
-from listwise_preference.files import Record, json_line, write_atomic
+from listwise_preference.files import Record, find_file, json_line, write_atomic
 from listwise_preference.scoring.interface import BadRecord, QuestionFormat
 
 # Opening an image waits for the disk and lets other threads run while it decodes.
@@ -70,7 +70,7 @@ def read_questions(
             if image is None and not text_only:
                 left_out += 1
             else:
-                read.append(Question(number, text, image, yes_no, record))
+                read.append(Question(number, text, image and find_file(image), yes_no, record))
     ids = Counter(question.record.get("id") for question in read if "id" in question.record)
     repeated = sorted(str(id_) for id_, count in ids.items() if count > 1)
     if repeated:

@@ -44,6 +44,7 @@ from listwise_preference.data.ranked_images import (
     transposed_size,
 )
 from listwise_preference.errors import DataError, ImageError
+from listwise_preference.files import find_file
 from listwise_preference.generation.command import ahead
 from listwise_preference.image_lists.detectors.annotations import Annotations
 from listwise_preference.image_lists.detectors.detect import Failed
@@ -157,7 +158,7 @@ def plan(
             if (drawing.visual_prompt, drawing.fill) != (training_way.visual_prompt, training_way.fill):
                 views[name] = View(images.path, (images.box, drawing))
         if removed_root is not None:
-            views["removed"] = View(removed_root / pair.img_path)
+            views["removed"] = View(find_file(removed_root / pair.img_path))
             if problem := _without_object(removed_root, pair.img_path, size):
                 problems.append(f"record {pair.id}: {problem}")
         probes.append(Probe(dataclasses.replace(record, images=Views(tuple(views.values()))), tuple(views), background))
@@ -172,7 +173,7 @@ def _without_object(root: Path, img_path: str, size: tuple[int, int]) -> str:
     if Path(img_path).is_absolute():
         return f"--removed_root needs relative image paths, not {img_path}"
     try:
-        other = transposed_size(root / img_path)
+        other = transposed_size(find_file(root / img_path))
     except ImageError as error:
         return f"--removed_root: {error}"
     if other != size:
