@@ -97,6 +97,22 @@ def ask(detector: Annotations, *phrases: str, img_path: str = "a.png") -> dict[s
         ("car", "cat", False),
         ("кот", "cat", False),
         ('"big" 😀 cat', "cat", True),
+        # Names and notes as Objects365, LVIS, COCO-Stuff and ADE20K have them
+        ("cabinet", "Cabinet/shelf", True),
+        ("shelf", "Cabinet/shelf", True),
+        ("monitor", "Moniter/TV", True),
+        ("television", "Monitor/TV", True),
+        ("cutting board", "Cutting/chopping Board", True),
+        ("headphone", "Head Phone", True),
+        ("shoe", "Other Shoes", True),
+        ("bat", "bat_(animal)", True),
+        ("baseball bat", "bat_(animal)", False),
+        ("animal", "bat_(animal)", False),
+        ("monitor", "monitor_(computer_equipment) computer_monitor", True),
+        ("wall", "wall-other", True),
+        ("building", "building, edifice", True),
+        ("cat", "cat [blurred]", True),
+        ("board", "Blackboard/Whiteboard", False),
     ],
 )
 def test_a_phrase_matches_a_label_of_the_same_or_a_broader_meaning(
@@ -128,7 +144,7 @@ def test_boxes_without_size_and_bad_lines_are_said_and_the_rest_is_kept(tmp_path
     )
     report = detector.report(["./a.png", "b.png"])
     assert "4 annotations cannot be used" in report
-    assert "record 2: box of no size, 0 x 30 pixels, on a.png" in report
+    assert "box of no size: 1, e.g. record 2, [30, 10, 30, 40] on a.png" in report
     assert "no boxes for 1 of 2 images: b.png" in report
     assert ask(detector, "dog", "cat", "bird") == {"cat": Box(10, 10, 30, 40), "bird": Box(0, 0, 20, 20)}
 
@@ -152,7 +168,10 @@ def test_coco_instances_are_read_by_file_name_without_crowds(tmp_path: Path) -> 
     detector = coco(tmp_path)
     # 10.2 -> 10, 5.5 -> 6, 10.2 + 20.4 = 30.6 -> 31, 5.5 + 10.1 = 15.6 -> 16
     assert ask(detector, "cat", "table", img_path="train2017/000007.png") == {"cat": Box(10, 6, 31, 16)}
-    assert "annotation 3 names an image or a category that is not in the file" in detector.report(["000007.png"])
+    report = detector.report(["000007.png"])
+    assert "2 annotations cannot be used and are left out" in report
+    assert "names an image or a category that is not in the file: 1, e.g. annotation 3" in report
+    assert "iscrowd 1, a region of many objects" in report and "1, e.g. annotation 2" in report
 
 
 def test_a_bare_name_answers_in_coco_and_only_where_it_is_clear(tmp_path: Path) -> None:
@@ -177,10 +196,191 @@ def test_a_coco_annotation_of_a_list_of_images_is_said(tmp_path: Path) -> None:
     }
     (tmp_path / "instances.json").write_text(json.dumps(content))
     report = Annotations(tmp_path / "instances.json").report(["7.png"])
-    assert "annotation 1 names an image or a category that is not in the file" in report
+    assert "names an image or a category that is not in the file: 1, e.g. annotation 1" in report
 
 
-def test_boxes_of_a_image_of_another_size_are_not_used(tmp_path: Path) -> None:
+def read_coco(
+    tmp_path: Path,
+    boxes: Sequence[Any],
+    images: Sequence[dict[str, Any]] = ({"id": 7, "file_name": "a.png", "width": 100, "height": 50},),
+    sizes: dict[str, tuple[int, int]] | None = None,
+    **more: Any,
+) -> Annotations:
+    """Category 1 is cat; a box is four numbers, or an annotation's keys beside them."""
+    rows = [
+        {"id": k, "image_id": 7, "category_id": 1} | (one if isinstance(one, dict) else {"bbox": one})
+        for k, one in enumerate(boxes, start=1)
+    ]
+    content = {"images": list(images), "categories": [{"id": 1, "name": "cat"}], "annotations": rows} | more
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    return Annotations(tmp_path / "coco.json", sizes or ["a.png"], sizes)
+
+
+def found(detector: Annotations, img_path: str = "a.png") -> list[Box]:
+    answer = detector.boxes(img_path, SIZE)
+    assert isinstance(answer, list)
+    return [one.box for one in answer]
+
+
+A = {"id": 7, "file_name": "a.png"}
+CAT = {"bbox": [10, 10, 20, 30]}
+
+
+@pytest.mark.parametrize("size", [(0, 0), (None, None), ("100", "50"), (100.0, 50.0), ("", ""), ("?", "?"), (-1, -1)])
+def test_a_size_that_is_not_known_or_written_as_text_is_no_other_size(tmp_path: Path, size: tuple[Any, Any]) -> None:
+    image = A | {"width": size[0], "height": size[1]}
+    assert found(read_coco(tmp_path, [CAT], [image])) == [Box(10, 10, 30, 40)]
+
+
+def test_numbers_and_ids_as_text_are_numbers_and_ids(tmp_path: Path) -> None:
+    row = {"image_id": "7", "category_id": 1.0, "iscrowd": "0", "bbox": ["10", "10", 20, "30.0"]}
+    crowd = {"bbox": [0, 0, 9, 9], "iscrowd": "1"}
+    assert found(read_coco(tmp_path, [row, crowd])) == [Box(10, 10, 30, 40)]
+
+
+@pytest.mark.parametrize("name", ["images\\a.png", ".\\images\\a.png", "images/a.png", "a.png"])
+def test_a_path_written_on_windows_is_a_path(tmp_path: Path, name: str) -> None:
+    detector = read_coco(tmp_path, [CAT], [A | {"file_name": name}], {"images/a.png": SIZE})
+    assert found(detector, "images/a.png") == [Box(10, 10, 30, 40)]
+    assert found(detector, "images\\a.png") == [Box(10, 10, 30, 40)]
+
+
+def test_a_name_in_decomposed_letters_is_the_same_name(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9.png", "cafe\u0301.png"
+    detector = read_coco(tmp_path, [CAT], [A | {"file_name": decomposed}], {composed: SIZE})
+    assert found(detector, composed) == [Box(10, 10, 30, 40)]
+    assert ask(annotations(tmp_path, row("cat", img_path=composed)), "cat", img_path=decomposed) != {}
+
+
+def test_a_name_of_several_images_with_different_boxes_is_an_error_of_its_records(tmp_path: Path) -> None:
+    detector = read_coco(tmp_path, [CAT, {"image_id": 8, "bbox": [0, 0, 9, 9]}], [A, A | {"id": 8}])
+    answer = ask(detector, "cat")
+    assert isinstance(answer, Failed) and "a.png: 2 images of coco.json have this name" in answer.reason
+    assert "1 images of the pairs may be several of the file" in detector.report(["a.png"])
+
+
+@pytest.mark.parametrize(
+    ("boxes", "images"),
+    [
+        # The same boxes, as where one export is merged with itself
+        ([CAT, CAT | {"image_id": 8}], [A, A | {"id": 8}]),
+        # Of another size than the image
+        ([CAT, {"image_id": 8, "bbox": [0, 0, 9, 9]}], [A, A | {"id": 8, "width": 640, "height": 480}]),
+        # The very same entry twice
+        ([CAT], [A, A]),
+        # Another folder
+        ([CAT, {"image_id": 8, "bbox": [0, 0, 9, 9]}], [A, {"id": 8, "file_name": "val/a.png"}]),
+    ],
+)
+def test_a_name_that_comes_twice_is_understood_where_it_is_clear(tmp_path: Path, boxes: Any, images: Any) -> None:
+    detector = read_coco(tmp_path, boxes, images, {"a.png": SIZE})
+    assert found(detector) == [Box(10, 10, 30, 40)]
+    assert detector.report(["a.png"]) == ""
+
+
+def test_an_id_that_is_used_twice_gives_no_boxes_and_is_said(tmp_path: Path) -> None:
+    detector = read_coco(tmp_path, [CAT], [A, {"id": "7", "file_name": "b.png"}])
+    for name in ("a.png", "b.png"):
+        answer = ask(detector, "cat", img_path=name)
+        assert (
+            isinstance(answer, Failed) and "image id 7 is used more than once, for a.png and for b.png" in answer.reason
+        )
+    assert "image id used more than once: 1, e.g. annotation 1" in detector.report(["a.png"])
+
+    kinds = [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}, {"id": 2, "name": "cup"}, {"id": 2, "name": "Cup"}]
+    detector = read_coco(tmp_path, [CAT, CAT | {"category_id": 2}], categories=kinds)
+    assert ask(detector) == {"cup": Box(10, 10, 30, 40)}
+    assert "category id 1 has more than one name: 1, e.g. annotation 1" in detector.report(["a.png"])
+
+
+def test_iscrowd_on_every_annotation_says_nothing(tmp_path: Path) -> None:
+    detector = read_coco(tmp_path, [CAT | {"iscrowd": 1}])
+    assert found(detector) == [Box(10, 10, 30, 40)]
+    assert "iscrowd 1 on every annotation" in detector.report(["a.png"])
+
+
+def test_a_turned_box_of_cvat_is_the_upright_box_around_it(tmp_path: Path) -> None:
+    """40 x 20 about (50, 25): by 90 degrees 20 x 40, by 180 as before; by 30 degrees 40 cos 30 + 20 sin 30 = 44.6 wide,
+    40 sin 30 + 20 cos 30 = 37.3 high: 27.7 to 72.3 and 6.3 to 43.7."""
+    for angle, box in {
+        0: Box(30, 15, 70, 35),
+        90: Box(40, 5, 60, 45),
+        "270.0": Box(40, 5, 60, 45),
+        180: Box(30, 15, 70, 35),
+        30: Box(28, 6, 72, 44),
+        -30: Box(28, 6, 72, 44),
+    }.items():
+        detector = read_coco(tmp_path, [{"bbox": [30, 15, 40, 20], "attributes": {"rotation": angle}}])
+        assert found(detector) == [box]
+    unclear = [CAT | {"attributes": {"rotation": "left"}}, CAT | {"rotation": 90}, {"bbox": [50, 25, 40, 20, 90]}]
+    detector = read_coco(tmp_path, unclear)
+    report = detector.report(["a.png"])
+    assert found(detector) == [] and "3 annotations cannot be used" in report
+    assert "a rotation that is not CVAT's attributes.rotation in degrees: 2" in report
+
+
+def test_boxes_that_are_none_or_outside_are_counted_and_boxes_past_the_edge_cut(tmp_path: Path) -> None:
+    boxes = [[math.nan, 0, 5, 5], [0, 0, math.inf, 5], ["x", 0, 5, 5], None, [10, 10, 0, 5], [200, 10, 20, 20]]
+    detector = read_coco(tmp_path, [*boxes, [95, 40, 40, 60], [60, 20, 60, 10], [10, 10, 20, 30.5]])
+    report = detector.report(["a.png"])
+    assert found(detector) == [Box(60, 20, 100, 30), Box(10, 10, 30, 41)]
+    assert "7 annotations cannot be used" in report
+    assert "bbox holds NaN or infinity: 2, e.g. annotation 1; annotation 2" in report
+    assert "box of no size: 1, e.g. annotation 5, [10, 10, 0, 5] on a.png" in report
+    assert "most of it outside: 2, e.g. annotation 6" in report
+    assert "boxes past the edge, cut to their image: 1, e.g. annotation 8, [60, 20, 60, 10] on a.png" in report
+    assert detector.summary()["annotations"]["noted"] == {
+        "boxes past the edge, cut to their image": {"count": 1, "example": "annotation 8, [60, 20, 60, 10] on a.png"}
+    }
+
+
+CORNERS = [[10, 10, 30, 40], [60, 5, 95, 45], [50, 20, 70, 50], [70, 0, 100, 30], [40, 25, 90, 45], [55, 30, 60, 49]]
+
+
+def test_corners_in_place_of_width_and_height_are_understood_where_all_boxes_say_so(tmp_path: Path) -> None:
+    """60 + 95 is past the image, 100 wide, and so are the four boxes behind it; as corners all fit."""
+    detector = read_coco(tmp_path, CORNERS)
+    assert found(detector) == [Box(*edges) for edges in CORNERS]
+    assert "boxes read as [left, top, right, bottom] in pixels" in detector.report(["a.png"])
+    with pytest.raises(DataError, match=r"2 of 3 boxes do not fit .* \[60, 5, 95, 45\] on 100 x 50 pixels"):
+        read_coco(tmp_path, CORNERS[:3])
+    # Among boxes of the file's own form, one that may be corners is left out.
+    mixed = read_coco(tmp_path, [CAT, [60, 30, 35, 10], CORNERS[1]])
+    assert found(mixed) == [Box(10, 10, 30, 40), Box(60, 30, 95, 40)]
+    assert "inside as [left, top, right, bottom] in pixels: 1, e.g. annotation 3" in mixed.report(["a.png"])
+
+
+def test_width_and_height_in_place_of_corners_are_understood_too(tmp_path: Path) -> None:
+    sides = [[60, 10, 20, 30], [50, 5, 45, 40], [70, 30, 20, 15], [10, 10, 60, 5], [90, 5, 8, 40], [80, 40, 10, 10]]
+    rows = [row("cat", [float(number) for number in one]) for one in sides]
+    annotations(tmp_path, *rows)
+    detector = Annotations(tmp_path / "boxes.jsonl", ["a.png"], {"a.png": SIZE})
+    assert found(detector) == [Box(x, y, x + width, y + height) for x, y, width, height in sides]
+
+
+@pytest.mark.parametrize("unit", [1, 1000])
+def test_shares_of_the_image_are_understood(tmp_path: Path, unit: int) -> None:
+    """In pixels of 100 x 50 the boxes of JSONL are CORNERS; half of them reach past 900 thousandths."""
+    shares = [[x * unit / 100 if k % 2 == 0 else x * unit / 50 for k, x in enumerate(one)] for one in CORNERS]
+    annotations(tmp_path, *[row("cat", box) for box in shares])
+    detector = Annotations(tmp_path / "boxes.jsonl", ["a.png"], {"a.png": SIZE})
+    assert found(detector) == [Box(*edges) for edges in CORNERS]
+    assert f"boxes read as [left, top, right, bottom] in shares of {unit}" in detector.report(["a.png"])
+
+
+def test_boxes_that_may_be_shares_or_of_a_larger_image_are_refused_and_single_shares_left_out(tmp_path: Path) -> None:
+    """No box reaches past 760: they may be of an image of 800 x 760 that was made smaller."""
+    larger = [[8 * x, 15 * y, 8 * right - 40, 15 * bottom] for x, y, right, bottom in CORNERS]
+    annotations(tmp_path, *[row("cat", box) for box in larger])
+    with pytest.raises(DataError, match="or of images of another size"):
+        Annotations(tmp_path / "boxes.jsonl", ["a.png"], {"a.png": SIZE})
+    annotations(tmp_path, row("cat"), row("dog", [0.1, 0.2, 0.3, 0.4]))
+    detector = Annotations(tmp_path / "boxes.jsonl", ["a.png"], {"a.png": SIZE})
+    assert found(detector) == [Box(10, 10, 30, 40)]
+    assert "shares of 1 among boxes in pixels: 1, e.g. record 2" in detector.report(["a.png"])
+
+
+def test_boxes_of_an_image_of_another_size_are_not_used(tmp_path: Path) -> None:
     answer = ask(coco(tmp_path, size=(50, 100)), "cat", img_path="000007.png")
     assert isinstance(answer, Failed)
     assert "annotated at 50 x 100 pixels" in answer.reason and "has 100 x 50" in answer.reason

@@ -121,8 +121,36 @@ def test_the_lists_stand_in_input_order_with_what_was_tried(tmp_path: Path) -> N
         and any(tried["source"] != "detected" for tried in line["tried"])
         for line in (first, second, third)
     )
+    # Said and counted: the words of records 2 and 3 are on no label.
+    assert summary["any_object_taken"] == {"records": 2, "words_not_found": 2, "example": "record 2: sky"}
+    assert summary["phrases_not_found"] == {"zebra": 2, "sky": 1, "giraffe": 1}
     main(options(tmp_path / "again.jsonl", pairs))
     assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "lists.jsonl").read_bytes()
+
+
+def test_what_the_boxes_file_leaves_out_is_in_the_summary_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs = write_json(tmp_path / "pairs.json", [pair("images/cat.jpg", "What is it?", "A bat and a ball lie there.")])
+    cat = {"image_id": 1, "category_id": 1, "bbox": [20, 20, 100, 100]}
+    boxes = write_json(
+        tmp_path / "coco.json",
+        {
+            "images": [{"id": 1, "file_name": "cat.jpg"}],
+            "categories": [{"id": 1, "name": "cat"}],
+            "annotations": [cat, cat | {"bbox": [900, 900, 10, 10]}, cat | {"iscrowd": 1}],
+        },
+    )
+    with caplog.at_level("INFO", logger="listwise_preference"):
+        main(options(tmp_path / "lists.jsonl", pairs, SAMPLE, "--annotations", boxes))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    left_out = summary["annotations"]["left_out"]
+    assert [(what.partition(",")[0], one["count"]) for what, one in left_out.items()] == [
+        ("iscrowd 1", 1),
+        ("box with no pixel on its image", 1),
+    ]
+    assert "1 records name objects that the detector did not find under these names" in caplog.text
+    assert "record 1: bat, ball" in caplog.text
 
 
 def pair(img_path: str, prompt: str, chosen: str, **more: Any) -> dict[str, Any]:
@@ -193,7 +221,7 @@ def test_every_bad_record_gets_a_verdict_and_nothing_else_is_lost(
         ("cup", "detected"),
     ]
     assert lines[11]["box"] == [10, 10, 40, 40]
-    assert "box of no size, 0 x 15 pixels, on good.png" in said
+    assert "box of no size: 1, e.g. record 5, [5, 5, 5, 20] on good.png" in said
     assert "error: record 1" in said and "5 more errors" in said
 
 

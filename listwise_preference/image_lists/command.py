@@ -76,10 +76,13 @@ def _run(options: Options) -> None:
     processes.wait_for_all()
     if is_main_process():
         lines = _all_lines(entries, _as_computed(store.lines()), excluded)
+        summary = summarize(lines)
+        if detector is not None and chosen.summary is not None:
+            summary |= chosen.summary(detector)
         made_by = {"nltk_data": nltk_data.versions(), "speed": _speed(store, clock, processes.count)}
-        store.finish(lines, run, summarize(lines) | made_by)
+        store.finish(lines, run, summary | made_by)
         draw_histogram(lines, store.histogram)
-        _report(lines, store)
+        _report(lines, summary, store)
         _write_results(options, entries, lines)
 
 
@@ -315,7 +318,7 @@ def _all_lines(entries: Sequence[Entry], computed: dict[int, Record], excluded: 
     return lines
 
 
-def _report(lines: Sequence[Record], store: ListStore) -> None:
+def _report(lines: Sequence[Record], summary: Record, store: ListStore) -> None:
     counts = Counter(line["verdict"] for line in lines)
     logger.info(f"{store.output}: {', '.join(f'{count:,} {verdict}' for verdict, count in counts.most_common())}")
     errors = [line for line in lines if line["verdict"] == "error"]
@@ -323,6 +326,12 @@ def _report(lines: Sequence[Record], store: ListStore) -> None:
         logger.info(f"  error: record {line['id']}: {line['reason']}")
     if len(errors) > _EXAMPLES:
         logger.info(f"  ... and {len(errors) - _EXAMPLES:,} more errors, each with its reason in its line")
+    taken = summary["any_object_taken"]
+    if taken["words_not_found"]:
+        logger.info(
+            f"  {taken['words_not_found']:,} records name objects that the detector did not find under these names, and"
+            f" have any other object, e.g. {taken['example']}"
+        )
     logger.info(f"{store.summary} and {store.histogram} sum them up")
 
 

@@ -18,9 +18,13 @@ def summarize(lines: Sequence[Record]) -> dict[str, Any]:
 
     Of phrases and sources only lines with a box to train on count. ``no_text_phrase_found`` are records whose texts
     name objects of which the detector found none, ``some_text_phrase_not_found`` those where it missed at least one;
-    both look at the objects that were tried, and those behind the one that was taken were not. ``boxes_dropped`` counts
-    boxes of objects that were tried.
+    both look at the objects that were tried, and those behind the one that was taken were not. ``any_object_taken``
+    counts the records that were given an object that no text names, and those of them whose texts name objects that
+    the detector did not find: it may know them by another name. ``boxes_dropped`` counts boxes of objects that were
+    tried.
     """
+    any_object = [_not_found(line) for line in lines if line["source"] == "detected"]
+    example = next((f"record {name}: {', '.join(words)}" for name, words in any_object if words), None)
     usable = [line for line in lines if line["verdict"] in ("verified", "unverified")]
     from_text = [
         [tried for tried in line["tried"] if tried["source"] != "detected"]
@@ -37,6 +41,14 @@ def summarize(lines: Sequence[Record]) -> dict[str, Any]:
         "different_phrases": len({line["phrase"] for line in usable}),
         "no_text_phrase_found": sum(map(all, missed)),
         "some_text_phrase_not_found": sum(map(any, missed)),
+        "any_object_taken": {
+            "records": len(any_object),
+            "words_not_found": sum(bool(words) for _, words in any_object),
+            "example": example,
+        },
+        "phrases_not_found": dict(
+            Counter(phrase for line in lines for phrase in _not_found(line)[1]).most_common(_TOP_PHRASES)
+        ),
         "boxes_dropped": {
             name: sum(tried.get(name, 0) for line in lines for tried in line["tried"])
             for name in ("too_small", "too_large")
@@ -58,6 +70,12 @@ def draw_histogram(lines: Sequence[Record], file: Path) -> None:
         axis.locator_params("y", integer=True, min_n_ticks=1)
         axis.yaxis.set_major_formatter("{x:,.0f}")
         axis.grid(axis="x", visible=False)
+
+
+def _not_found(line: Record) -> tuple[Any, list[str]]:
+    """A record's id and the objects that its texts name and the detector did not find."""
+    tried = [one for one in line["tried"] if one["source"] != "detected"]
+    return line["id"], [one["phrase"] for one in tried if one["outcome"] == "not_found"]
 
 
 def _box_shares(lines: Iterable[Record]) -> list[float]:

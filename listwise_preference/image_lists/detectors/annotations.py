@@ -5,110 +5,70 @@ bbox is [left, top, width, height].
 """
 
 import logging
-import os
 import posixpath
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from listwise_preference.data.pairs import Entry
-from listwise_preference.english.singular import singulars
-from listwise_preference.errors import DataError
-from listwise_preference.files import parse_json, read_rows, read_text
-from listwise_preference.image_lists.detectors.detect import DetectorEntry, Failed, Found, Query, cut_box
+from listwise_preference.data.ranked_images import transposed_size
+from listwise_preference.errors import DataError, ImageError
+from listwise_preference.files import Record, path_key
+from listwise_preference.image_lists.detectors.box_files import (
+    FileImage,
+    Size,
+    find_form,
+    read_box_file,
+    shown_numbers,
+)
+from listwise_preference.image_lists.detectors.detect import DetectorEntry, Failed, Found, Query
+from listwise_preference.image_lists.detectors.labels import match
 
 logger = logging.getLogger("listwise_preference")
 
-# A word -> labels of broader meaning. A phrase and a label match when either is a meaning of the other: the phrase
-# "person" finds boxes labelled "man", and "man" those labelled "person"; "man" never finds "woman". The broader words
-# are mostly COCO's labels.
-_BROADER_TABLE = """
-man, woman, boy, girl, child, kid, baby, toddler, lady, gentleman, guy, adult, teenager: person
-player, skier, snowboarder, surfer, skateboarder, rider, cyclist, driver, pedestrian, worker, chef: person
-batter, pitcher, catcher, umpire, bride, groom, astronaut, photographer: person
-dog, cat, bird, horse, cow, sheep, elephant, bear, zebra, giraffe, moose, fish: animal
-puppy, doggy, hound: dog, animal
-kitten, kitty: cat, animal
-seagull, gull, pigeon, parrot, duck, goose, owl, eagle, swan: bird, animal
-bull, calf, ox, cattle: cow, animal
-pony, foal: horse, animal
-lamb: sheep, animal
-car, truck, bus, train, motorcycle, bicycle, boat, airplane: vehicle
-sedan, taxi, cab, suv, automobile, jeep: car, vehicle
-pickup, lorry: truck, vehicle
-bike, tricycle: bicycle, vehicle
-motorbike, moped, scooter: motorcycle, vehicle
-plane, aeroplane, aircraft, jet, jetliner: airplane, vehicle
-ship, canoe, kayak, sailboat, yacht: boat, vehicle
-sofa, loveseat: couch
-television, tv set, monitor: tv
-phone, cellphone, mobile phone, smartphone: cell phone
-laptop computer, notebook computer: laptop
-table, desk: dining table
-plant, houseplant: potted plant
-ball, football, soccer ball, basketball, baseball, tennis ball: sports ball
-purse, bag: handbag
-mug, teacup: cup
-parasol: umbrella
-doughnut: donut
-fridge: refrigerator
-remote control: remote
-hair dryer: hair drier
-rucksack: backpack
-luggage: suitcase
-"""
-_BROADER = {
-    word.strip(): {label.strip() for label in labels.split(",")}
-    for words, _, labels in (line.partition(":") for line in _BROADER_TABLE.split("\n"))
-    for word in words.split(",")
-    if labels
-}
-# Compounds that are not a kind of their last word.
-_NOT_ITS_LAST_WORD = {"hot dog", "teddy bear", "sea horse", "sea lion", "guinea pig", "prairie dog", "fire hydrant"}
 _EXAMPLES = 3
-
-
-@dataclass
-class _Image:
-    """What is annotated on one image; ``size`` (width, height) is the size it was annotated at, where known."""
-
-    size: tuple[int, int] | None = None
-    boxes: list[tuple[str, tuple[float, float, float, float]]] = field(default_factory=list)
+_UNKNOWN = (10**6, 10**6)  # no box reaches past it
 
 
 class Annotations:
     """Answers queries from a file of boxes.
 
     An image's path in the file must be that of the pairs. COCO names its images without a folder: there the bare
-    name is enough, unless several images of the pairs have it.
-
-    Labels match a phrase exactly (singular or plural), else by the table of broader words, else when the label is the
-    last word of the phrase ("frying pan" finds "pan") or the phrase the last word of the label ("shuttle" finds
-    "space shuttle"); a nearer kind of match shuts out the others.
+    name is enough, unless several images of the pairs have it. Of the labels that match a phrase the nearest are taken
+    (``labels.match``).
 
     Args:
         img_paths: all images that will be asked for, as the pairs have them.
+        sizes: (width, height) of those that can be read, EXIF-transposed: boxes on them, and on images whose size the
+            file tells, are checked at once and show what the file's numbers are.
 
     Raises:
-        DataError: the file cannot be read, or has neither form.
+        DataError: the file cannot be read, has neither form, or its numbers may be several things.
     """
 
-    def __init__(self, file: Path, img_paths: Iterable[str] = ()) -> None:
+    def __init__(self, file: Path, img_paths: Iterable[str] = (), sizes: Mapping[str, Size] | None = None) -> None:
         self.file = file
-        self.problems: list[str] = []
-        self._is_coco = False
-        self._same_name = Counter(posixpath.basename(path) for path in set(map(_normal, img_paths)))
-        self._images: dict[str, _Image] = defaultdict(_Image)
-        content = _read(file)
-        if isinstance(content, dict) and "annotations" in content:
-            self._is_coco = True
-            self._read_coco(content)
-        elif isinstance(content, dict):
-            self._read_lines([(1, content)])
-        else:
-            self._read_lines(content)
+        self._read = read_box_file(file)
+        self._sizes = sizes or {}
+        self._same_name = Counter(posixpath.basename(path) for path in set(map(path_key, img_paths)))
+        asked = {image.name: size for path, size in self._sizes.items() for image in self._find(path)}
+        boxes = [
+            (image, box, image.size or asked.get(image.name))
+            for images in self._read.images.values()
+            for image in images
+            for box in image.boxes
+        ]
+        own = self._read.form
+        self._form = find_form(own, [(box.numbers, size) for _, box, size in boxes if size], file)
+        if self._form != own:
+            self._read.noted.add(f"boxes read as {self._form}, which all of them fit", boxes[0][1].where)
+        for image, box, size in boxes:
+            placed, remark = box.place(self._form, size or _UNKNOWN)
+            if remark:
+                tally = self._read.noted if placed else self._read.left_out
+                tally.add(remark, f"{box.where}, {shown_numbers(box.numbers)} on {image.name}")
 
     def report(self, img_paths: Iterable[str]) -> str:
         """What a user should know before a run over these images; empty when nothing is amiss.
@@ -116,57 +76,73 @@ class Annotations:
         Raises:
             DataError: the file has none of these images.
         """
+        images = self._read.images
         paths = sorted(set(img_paths))
-        missing = [path for path in paths if self._find(path) is None]
+        missing = [path for path in paths if not self._find(path)]
         if paths and len(missing) == len(paths):
-            known = ", ".join(list(self._images)[:_EXAMPLES]) or "none at all"
+            known = ", ".join([same[0].name for same in images.values()][:_EXAMPLES]) or "none at all"
             raise DataError(
                 f"--annotations {self.file} has boxes for none of the {len(paths)} images of the pairs: it names"
                 f" {known}; the pairs name {', '.join(paths[:_EXAMPLES])}. Is it of another data set?"
             )
         said = []
-        if self.problems:
-            said.append(f"{self.file}: {len(self.problems)} annotations cannot be used and are left out:")
-            said += [f"  {problem}" for problem in self.problems[:_EXAMPLES]]
+        left_out = self._read.left_out
+        if left_out.counts:
+            said.append(f"{self.file}: {left_out.counts.total():,} annotations cannot be used and are left out:")
+            said += left_out.lines()
+        if self._read.noted.counts:
+            said += [f"{self.file}: not as they stand in the file:", *self._read.noted.lines()]
         if missing:
             shown = ", ".join(missing[:_EXAMPLES])
             said.append(f"{self.file}: no boxes for {len(missing)} of {len(paths)} images: {shown}")
-        unclear = [path for path in missing if self._is_coco and posixpath.basename(path) in self._images]
+        unclear = [path for path in missing if self._read.is_coco and posixpath.basename(path_key(path)) in images]
         if unclear:
             said.append(
                 f"  {len(unclear)} of them have a name that the file knows, but so have images in other folders:"
                 f" write the folder in file_name, e.g. {unclear[0]}"
             )
+        twice = [why for path in paths if (why := self._unclear(path, self._find(path, self._sizes.get(path))))]
+        if twice:
+            said.append(f"{self.file}: {len(twice)} images of the pairs may be several of the file, and are left out:")
+            said += [f"  {why}" for why in twice[:_EXAMPLES]]
         return "\n".join(said)
 
-    def prepare(self, queries: Sequence[Query]) -> list[tuple[Query, tuple[int, int]]]:
+    def summary(self) -> Record:
+        """What summary.json says of the file."""
+        return {"annotations": {"left_out": self._read.left_out.as_record(), "noted": self._read.noted.as_record()}}
+
+    def prepare(self, queries: Sequence[Query]) -> list[tuple[Query, Size]]:
         """Nothing to do ahead of time."""
         return [(query, query.image.size) for query in queries]
 
-    def detect(self, prepared: Sequence[tuple[Query, tuple[int, int]]]) -> list[list[Found] | Failed]:
+    def detect(self, prepared: Sequence[tuple[Query, Size]]) -> list[list[Found] | Failed]:
         """Per query the boxes of matching labels, without scores."""
         return [self._answer(query, size) for query, size in prepared]
 
-    def boxes(self, img_path: str, size: tuple[int, int]) -> list[Found] | Failed:
+    def boxes(self, img_path: str, size: Size) -> list[Found] | Failed:
         """All that is annotated on an image of ``size`` (width, height), each box cut to it."""
-        image = self._find(img_path)
-        if image is None:
+        images = self._find(img_path)
+        if not images:
             return []
-        if image.size is not None and image.size != size:
+        fitting = self._find(img_path, size)
+        if not fitting:
+            at = images[0].size or size
             return Failed(
-                f"{img_path} was annotated at {image.size[0]} x {image.size[1]} pixels ({self.file.name}),"
+                f"{img_path} was annotated at {at[0]} x {at[1]} pixels ({self.file.name}),"
                 f" the EXIF-transposed image has {size[0]} x {size[1]}: the boxes do not fit it"
             )
-        boxes = [(label, cut_box(*edges, size=size)) for label, edges in image.boxes]
-        return [Found(label, box, None) for label, box in boxes if box is not None]
+        if why := self._unclear(img_path, fitting):
+            return Failed(why)
+        placed = [(box.label, box.place(self._form, size)[0]) for box in fitting[0].boxes]
+        return [Found(label, box, None) for label, box in placed if box is not None]
 
-    def _answer(self, query: Query, size: tuple[int, int]) -> list[Found] | Failed:
+    def _answer(self, query: Query, size: Size) -> list[Found] | Failed:
         inside = self.boxes(query.img_path, size)
         if isinstance(inside, Failed) or not query.phrases:
             return inside
         found = []
         for phrase in query.phrases:
-            kinds = [_match(phrase, one.phrase) for one in inside]
+            kinds = [match(phrase, one.phrase) for one in inside]
             nearest = min((kind for kind in kinds if kind is not None), default=None)
             if nearest is not None:
                 found += [
@@ -174,126 +150,44 @@ class Annotations:
                 ]
         return found
 
-    def _find(self, img_path: str) -> _Image | None:
-        path = _normal(img_path)
-        name = posixpath.basename(path)
-        if path not in self._images and self._is_coco and self._same_name[name] <= 1:
-            return self._images.get(name)
-        return self._images.get(path)
+    def _find(self, img_path: str, size: Size | None = None) -> list[FileImage]:
+        """The file's images of this path and, where they have one, of this size; mostly one."""
+        images, key = self._read.images, path_key(img_path)
+        name = posixpath.basename(key)
+        if key not in images and self._read.is_coco and self._same_name[name] <= 1:
+            key = name
+        found = [image for image in images.get(key, ()) if None in (size, image.size) or image.size == size]
+        return [image for image in found if image.name == img_path] or found
 
-    # Reading
-
-    def _read_coco(self, content: dict[str, Any]) -> None:
-        try:
-            labels = {category["id"]: _plain(category["name"]) for category in content["categories"]}
-            images = {image["id"]: image for image in content["images"]}
-            for image in images.values():
-                size = (image["width"], image["height"]) if "width" in image and "height" in image else None
-                self._images[_normal(image["file_name"])].size = size
-            annotations = list(content["annotations"])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"--annotations {self.file}: not COCO instances: images need id and file_name, categories id and name"
-                f" ({type(error).__name__}: {error})"
-            ) from None
-        for number, annotation in enumerate(annotations, start=1):
-            where = f"annotation {number}"
-            if not isinstance(annotation, dict):
-                self.problems.append(f"{where} is not an object")
-            elif annotation.get("iscrowd"):
-                continue  # a region of many objects, not the box of one
-            elif not _knows(images, annotation.get("image_id")) or not _knows(labels, annotation.get("category_id")):
-                self.problems.append(f"{where} names an image or a category that is not in the file")
-            elif (box := _numbers(annotation.get("bbox"))) is None:
-                self.problems.append(f"{where} has no bbox of four numbers")
-            else:
-                left, top, width, height = box
-                path = images[annotation["image_id"]]["file_name"]
-                self._add(where, path, labels[annotation["category_id"]], (left, top, left + width, top + height))
-
-    def _read_lines(self, rows: Iterable[tuple[int, Any]]) -> None:
-        for number, row in rows:
-            where = f"record {number}"
-            if not isinstance(row, dict) or not isinstance(row.get("img_path"), str):
-                self.problems.append(f'{where} has no "img_path"')
-            elif not isinstance(row.get("label"), str) or not _plain(row["label"]):
-                self.problems.append(f'{where} has no "label"')
-            elif (box := _numbers(row.get("box"))) is None:
-                self.problems.append(f'{where} has no "box" of four numbers')
-            else:
-                self._add(where, row["img_path"], _plain(row["label"]), box)
-        if not self._images:
-            raise DataError(
-                f"--annotations {self.file}: no usable record ({'; '.join(self.problems[:_EXAMPLES])}); write COCO"
-                ' instances JSON, or lines of {"img_path", "label", "box": [left, top, right, bottom]}'
+    def _unclear(self, img_path: str, images: Sequence[FileImage]) -> str:
+        """Why the boxes of an image cannot be told; empty where they can, as when all of these have the same ones."""
+        if problem := next((image.problem for image in images if image.problem), ""):
+            return f"{img_path}: {problem} ({self.file.name}): it is unclear whose boxes are meant"
+        if len({frozenset((box.label, box.numbers, box.turned) for box in image.boxes) for image in images}) > 1:
+            names = " and ".join(dict.fromkeys(image.name for image in images))
+            return (
+                f"{img_path}: {len(images)} images of {self.file.name} have this name, with different boxes ({names}):"
+                " it is unclear whose are meant. Write the folder in file_name"
             )
-
-    def _add(self, where: str, path: str, label: str, edges: tuple[float, float, float, float]) -> None:
-        left, top, right, bottom = edges
-        if right <= left or bottom <= top:
-            self.problems.append(f"{where}: box of no size, {right - left:g} x {bottom - top:g} pixels, on {path}")
-        else:
-            self._images[_normal(path)].boxes.append((label, edges))
-
-
-def _match(phrase: str, label: str) -> int | None:
-    """How near a phrase and a label are: 0 the same, 1 by the table, 2 by the last word of one; None: another thing."""
-    phrases, labels = singulars(_plain(phrase)), singulars(label)
-    if phrases & labels:
-        return 0
-    if any(_BROADER.get(one, set()) & labels for one in phrases) or any(
-        _BROADER.get(one, set()) & phrases for one in labels
-    ):
-        return 1
-    if _last_words(phrases) & labels or _last_words(labels) & phrases:
-        return 2
-    return None
-
-
-def _last_words(words: set[str]) -> set[str]:
-    return {word.rpartition(" ")[2] for word in words if " " in word and word not in _NOT_ITS_LAST_WORD}
-
-
-def _plain(label: str) -> str:
-    return " ".join(label.lower().replace("_", " ").replace("-", " ").split())
-
-
-def _knows(table: dict[Any, Any], key: Any) -> bool:
-    """Whether the key is there; lists and objects, which cannot be keys, are not."""
-    return isinstance(key, int | str) and key in table
-
-
-def _normal(path: str) -> str:
-    return os.path.normpath(path).replace(os.sep, "/")
-
-
-def _numbers(value: Any) -> tuple[float, float, float, float] | None:
-    if not isinstance(value, list) or len(value) != 4:
-        return None
-    if any(isinstance(number, bool) or not isinstance(number, int | float) for number in value):
-        return None
-    return value[0], value[1], value[2], value[3]
-
-
-def _read(file: Path) -> Any:
-    """One JSON object, or records with their numbers."""
-    try:
-        value = parse_json(read_text(file), file)
-    except DataError:  # lines, or a file that the other reader complains of
-        value = None
-    if isinstance(value, dict):
-        return value
-    return (
-        list(enumerate(value, 1)) if isinstance(value, list) else [(row.number, row.value) for row in read_rows(file)]
-    )
+        return ""
 
 
 def _load(options: Mapping[str, Any], entries: Sequence[Entry], dtype: str) -> Annotations:
-    annotations = Annotations(options["annotations"], (entry.img_path for entry in entries if entry.img_path))
+    paths = {entry.img_path: entry.path for entry in entries if entry.img_path and entry.path and entry.path.exists()}
+    with ThreadPoolExecutor(8) as pool:
+        sizes = {name: size for name, size in zip(paths, pool.map(_size, paths.values()), strict=True) if size}
+    annotations = Annotations(options["annotations"], (entry.img_path for entry in entries if entry.img_path), sizes)
     readable = (entry.pair.img_path for entry in entries if entry.pair and entry.path and entry.path.exists())
     if report := annotations.report(readable):
         logger.info(report)
     return annotations
+
+
+def _size(path: Path) -> Size | None:
+    try:
+        return transposed_size(path)
+    except (ImageError, OSError):
+        return None
 
 
 ENTRY = DetectorEntry(
@@ -306,4 +200,5 @@ ENTRY = DetectorEntry(
         }
     },
     load=_load,
+    summary=Annotations.summary,
 )

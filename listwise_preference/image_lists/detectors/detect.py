@@ -9,6 +9,7 @@ from PIL import Image
 
 from listwise_preference.data.pairs import Entry
 from listwise_preference.data.ranked_images import Box
+from listwise_preference.files import Record
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class DetectorEntry:
         load: the detector, from the values of ``options``, the records that it is for and --dtype.
         options: its own options, name -> settings of ``add_argument``. Those without a default must be given. All
             decide the lists: a :class:`~pathlib.Path` is a file that is read and counts by its content.
+        summary: what summary.json says of the detector's own input, given the detector.
         model: the option that names its checkpoint. It is loaded after all checks; a detector without one before them.
     """
 
@@ -70,6 +72,7 @@ class DetectorEntry:
     load: Callable[[Mapping[str, Any], Sequence[Entry], str], Detector]
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     model: str | None = None
+    summary: Callable[[Any], Record] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,382 @@
+"""Files of boxes: COCO instances JSON, or JSONL of {"img_path", "label", "box"}, as tools and people write them.
+
+What can be meant in one way only is understood: numbers as text, an unknown size, backslashes in file names, a turned
+box of CVAT. What can be meant in several is left out, counted by reason with an example.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from listwise_preference.data.ranked_images import Box
+from listwise_preference.errors import DataError
+from listwise_preference.files import Record, parse_json, path_key, read_rows, read_text
+from listwise_preference.image_lists.detectors.detect import cut_box
+from listwise_preference.image_lists.detectors.labels import plain
+
+Size = tuple[int, int]  # width, height
+Numbers = tuple[float, float, float, float]
+
+_EXAMPLES = 3
+# Boxes that must contradict the file's own form before another one is taken that may be there by chance.
+_EVIDENCE = 5
+# Of a box that reaches past its image, the share that must be inside.
+_INSIDE = 0.2
+# How far a box may reach past its image: pixels, and a share of the image's longer side.
+_SLACK = (2, 0.02)
+
+
+@dataclass
+class Tally:
+    """How often something was met, by what it was, and the first examples of each."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, what: str, example: str) -> None:
+        """Count one more."""
+        self.counts[what] += 1
+        if len(self.examples[what]) < _EXAMPLES:
+            self.examples[what].append(example)
+
+    def lines(self) -> list[str]:
+        """For a user, the most frequent first."""
+        counts = self.counts.most_common()
+        return [f"  {what}: {count:,}, e.g. {'; '.join(self.examples[what])}" for what, count in counts]
+
+    def as_record(self) -> Record:
+        """For summary.json."""
+        return {what: {"count": n, "example": self.examples[what][0]} for what, n in self.counts.most_common()}
+
+
+@dataclass(frozen=True)
+class Form:
+    """What four numbers of a box are: its corners, or its left upper corner with width and height.
+
+    They count pixels, or shares of the image's width and height in ``unit`` parts.
+    """
+
+    corners: bool
+    unit: int | None = None
+
+    def __str__(self) -> str:
+        numbers = "[left, top, right, bottom]" if self.corners else "[left, top, width, height]"
+        return f"{numbers} in {f'shares of {self.unit}' if self.unit else 'pixels'}"
+
+    def edges(self, numbers: Numbers, size: Size) -> Numbers:
+        """(left, top, right, bottom) in pixels of an image of this size."""
+        left, top, right, bottom = numbers
+        if not self.corners:
+            right, bottom = left + right, top + bottom
+        if self.unit is None:
+            return left, top, right, bottom
+        across, down = size[0] / self.unit, size[1] / self.unit
+        return left * across, top * down, right * across, bottom * down
+
+    def fits(self, numbers: Numbers, size: Size) -> bool:
+        """Whether such numbers give a box of some size that lies on the image, give or take a little."""
+        if (self.unit == 1) != in_shares(numbers):
+            return False
+        left, top, right, bottom = self.edges(numbers, size)
+        slack = max(_SLACK[0], _SLACK[1] * max(size))
+        return (-slack <= left < right <= size[0] + slack) and (-slack <= top < bottom <= size[1] + slack)
+
+
+def in_shares(numbers: Numbers) -> bool:
+    """Whether the numbers, read as pixels, would stay within the first pixel: they are shares of 1."""
+    return all(-_SLACK[1] <= number <= 1 + _SLACK[1] for number in numbers)
+
+
+@dataclass(frozen=True)
+class FileBox:
+    """One box as the file has it: where it stands, its label and four numbers, and by how many degrees it is turned."""
+
+    where: str
+    label: str
+    numbers: Numbers
+    turned: float = 0.0
+
+    def place(self, form: Form, size: Size) -> tuple[Box | None, str]:
+        """The box, cut to an image of this size, and what is to say of it: without a box, why it cannot be used."""
+        if form.unit is None and in_shares(self.numbers):
+            return None, "shares of 1 among boxes in pixels"
+        left, top, right, bottom = edges = self._edges(form, size)
+        if right <= left or bottom <= top:
+            return None, "box of no size"
+        box = cut_box(*edges, size=size)
+        if box is None or box.width * box.height < _INSIDE * (right - left) * (bottom - top):
+            return None, "box with no pixel on its image, or with most of it outside"
+        if self.turned or form.fits(self.numbers, size):
+            return box, ""
+        if Form(not form.corners, form.unit).fits(self.numbers, size):
+            return None, f"box past its image as {form}, and inside as {Form(not form.corners, form.unit)}"
+        return box, "boxes past the edge, cut to their image"
+
+    def _edges(self, form: Form, size: Size) -> Numbers:
+        """(left, top, right, bottom) in pixels; of a turned box those of the upright box around it.
+
+        CVAT turns about the centre.
+        """
+        left, top, right, bottom = form.edges(self.numbers, size)
+        if not self.turned:
+            return left, top, right, bottom
+        cos, sin = (abs(turn(math.radians(self.turned))) for turn in (math.cos, math.sin))
+        x, y, width, height = (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
+        half_width, half_height = (width * cos + height * sin) / 2, (width * sin + height * cos) / 2
+        return x - half_width, y - half_height, x + half_width, y + half_height
+
+
+@dataclass
+class FileImage:
+    """One image of the file, by the name that the file has for it.
+
+    ``size`` is the size it was annotated at, where known; ``problem`` says why its boxes cannot be told from another's.
+    """
+
+    name: str
+    size: Size | None = None
+    boxes: list[FileBox] = field(default_factory=list)
+    problem: str = ""
+
+
+@dataclass
+class BoxFile:
+    """All images of a file, by :func:`path_key` of their names; several with one key may be different images.
+
+    ``left_out`` are annotations that cannot be used, ``noted`` others that were not taken as they stand.
+    """
+
+    file: Path
+    form: Form
+    is_coco: bool
+    images: dict[str, list[FileImage]] = field(default_factory=lambda: defaultdict(list))
+    left_out: Tally = field(default_factory=Tally)
+    noted: Tally = field(default_factory=Tally)
+
+
+def read_box_file(file: Path) -> BoxFile:
+    """The images and boxes of a file, form and place of the boxes not yet checked.
+
+    Raises:
+        DataError: the file cannot be read, or has neither form.
+    """
+    content = _read(file)
+    if isinstance(content, dict) and "annotations" in content:
+        return _Coco(file, content).read()
+    return _read_lines(file, [(1, content)] if isinstance(content, dict) else content)
+
+
+def find_form(own: Form, boxes: Iterable[tuple[Numbers, Size]], file: Path) -> Form:
+    """What the file's numbers are: ``own``, unless boxes contradict it and another form fits all of them.
+
+    Args:
+        own: the form that the file should have.
+        boxes: numbers, each with the size of its image; those that no form fits say nothing.
+
+    Raises:
+        DataError: another form fits where ``own`` does not, but it may be by chance.
+    """
+    forms = [Form(corners, unit) for unit in (None, 1, 1000) for corners in (own.corners, not own.corners)]
+    rows = [(numbers, size) for numbers, size in boxes if any(form.fits(numbers, size) for form in forms)]
+    # A box of no width or height is a slip in any form.
+    against = [row for row in rows if not own.fits(*row) and not (own.corners and _is_empty(row[0]))]
+    fitting = [form for form in forms if all(form.fits(*row) for row in rows)] if against else []
+    in_pixels = [form for form in fitting if form.unit is None]
+    if fitting and fitting[0].unit == 1:
+        return fitting[0]
+    is_clear = len(against) >= _EVIDENCE
+    if not in_pixels and (not is_clear or 2 * len(against) < len(rows)):
+        return own  # shares of 1000 fit almost anything
+    if is_clear and fitting:
+        # Shares of 1000, as models print them, reach the far end of both sides; pixels of a smaller image do not.
+        edges = [fitting[0].edges(numbers, (1000, 1000)) for numbers, _ in rows]
+        if in_pixels or all(max(edge[side] for edge in edges) > 900 for side in (2, 3)):
+            return fitting[0]
+    if not fitting:
+        return own
+    numbers, size = against[0]
+    raise DataError(
+        f"--annotations {file}: {len(against)} of {len(rows)} boxes do not fit their images as {own}, e.g."
+        f" {shown_numbers(numbers)} on {size[0]} x {size[1]} pixels. All may be {' or '.join(map(str, fitting))}, or of"
+        f" images of another size. Write them as {own}"
+    )
+
+
+def shown_numbers(numbers: Numbers) -> str:
+    """For a message."""
+    return f"[{', '.join(f'{number:g}' for number in numbers)}]"
+
+
+def _is_empty(corners: Numbers) -> bool:
+    return corners[0] == corners[2] or corners[1] == corners[3]
+
+
+# Reading
+
+
+class _Coco:
+    """Reads COCO instances, as COCO has them and as CVAT, Label Studio and others export them."""
+
+    def __init__(self, file: Path, content: Mapping[str, Any]) -> None:
+        self.content = content
+        self.found = BoxFile(file, Form(corners=False), is_coco=True)
+
+    def read(self) -> BoxFile:
+        try:
+            labels = self._labels()
+            images = self._images()
+            annotations = list(self.content["annotations"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"--annotations {self.found.file}: not COCO instances: images need id and file_name, categories id and"
+                f" name ({type(error).__name__}: {error})"
+            ) from None
+        crowds = [isinstance(one, dict) and _is_crowd(one) for one in annotations]
+        if crowds and all(crowds):
+            self.found.noted.add(
+                "iscrowd 1 on every annotation: taken for single objects, as masks of CVAT", "annotation 1"
+            )
+        for number, annotation in enumerate(annotations, start=1):
+            where = f"annotation {number}"
+            if reason := self._add(where, annotation, images, labels, crowd=crowds[number - 1] and not all(crowds)):
+                self.found.left_out.add(reason, where)
+        return self.found
+
+    def _labels(self) -> dict[str, str | None]:
+        """The label of each category id, None where an id has several."""
+        labels: dict[str, str | None] = {}
+        for category in self.content["categories"]:
+            key, label = _id(category["id"]), plain(category["name"])
+            labels[key] = label if labels.get(key, label) == label else None
+        return labels
+
+    def _images(self) -> dict[str, FileImage]:
+        images: dict[str, FileImage] = {}
+        for row in self.content["images"]:
+            key, name = _id(row["id"]), row["file_name"]
+            image = FileImage(name, _size(row.get("width"), row.get("height")))
+            earlier = images.get(key)
+            if earlier is not None and (earlier.name, earlier.size) == (image.name, image.size):
+                continue
+            if earlier is not None:
+                earlier.problem = image.problem = (
+                    f"image id {key} is used more than once, for {earlier.name} and for {image.name}"
+                )
+            images[key] = image
+            self.found.images[path_key(name)].append(image)
+        return images
+
+    def _add(
+        self, where: str, row: Any, images: Mapping[str, FileImage], labels: Mapping[str, str | None], *, crowd: bool
+    ) -> str:
+        """Keep one annotation, or say why it cannot be used."""
+        if not isinstance(row, dict):
+            return "not an object"
+        image_id, category_id = _id(row.get("image_id")), _id(row.get("category_id"))
+        if image_id not in images or category_id not in labels:
+            return "names an image or a category that is not in the file"
+        image, label = images[image_id], labels[category_id]
+        if crowd:
+            return "iscrowd 1, a region of many objects (CVAT writes it for masks: set it to 0 where it is one object)"
+        if image.problem:
+            return "image id used more than once"
+        if label is None:
+            return f"category id {category_id} has more than one name"
+        numbers = _numbers(row.get("bbox"))
+        if isinstance(numbers, str):
+            return f"bbox {numbers}"
+        attributes = row.get("attributes")
+        turned = _number(attributes.get("rotation") or 0) if isinstance(attributes, dict) else 0.0
+        if turned is None or not math.isfinite(turned) or _number(row.get("rotation") or 0) != 0:
+            return "a rotation that is not CVAT's attributes.rotation in degrees"
+        if turned % 360:
+            self.found.noted.add("turned boxes, taken as the upright box around them", where)
+        image.boxes.append(FileBox(where, label, numbers, turned % 360))
+        return ""
+
+
+def _read_lines(file: Path, rows: Iterable[tuple[int, Any]]) -> BoxFile:
+    found = BoxFile(file, Form(corners=True), is_coco=False)
+    by_name: dict[str, FileImage] = {}
+    for number, row in rows:
+        where = f"record {number}"
+        if not isinstance(row, dict) or not isinstance(row.get("img_path"), str):
+            found.left_out.add('no "img_path"', where)
+        elif not isinstance(row.get("label"), str) or not plain(row["label"]):
+            found.left_out.add('no "label"', where)
+        elif isinstance(numbers := _numbers(row.get("box")), str):
+            found.left_out.add(f'"box" {numbers}', where)
+        else:
+            name = path_key(row["img_path"])
+            if name not in by_name:
+                by_name[name] = FileImage(row["img_path"])
+                found.images[name].append(by_name[name])
+            by_name[name].boxes.append(FileBox(where, plain(row["label"]), numbers))
+    if not found.images:
+        problems = "; ".join(line.strip() for line in found.left_out.lines()[:_EXAMPLES])
+        raise DataError(
+            f"--annotations {file}: no usable record ({problems}); write COCO instances JSON, or lines of"
+            ' {"img_path", "label", "box": [left, top, right, bottom]}'
+        )
+    return found
+
+
+def _read(file: Path) -> Any:
+    """One JSON object, or records with their numbers."""
+    try:
+        value = parse_json(read_text(file), file)
+    except DataError:  # lines, or a file that the other reader complains of
+        value = None
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, list):
+        return list(enumerate(value, 1))
+    return [(row.number, row.value) for row in read_rows(file)]
+
+
+# Values, also those that are written as text
+
+
+def _number(value: Any) -> float | None:
+    """A number, written as such or as text; None where it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _numbers(value: Any) -> Numbers | str:
+    """Four finite numbers, or what is wrong with them."""
+    if not isinstance(value, list | tuple) or len(value) != 4:
+        return "is not a list of four numbers"
+    numbers = [_number(one) for one in value]
+    if any(number is None for number in numbers):
+        return "holds something that is not a number"
+    left, top, third, fourth = (math.nan if number is None else number for number in numbers)
+    if not all(map(math.isfinite, (left, top, third, fourth))):
+        return "holds NaN or infinity"
+    return left, top, third, fourth
+
+
+def _id(value: Any) -> str:
+    """An id as text: 7, 7.0 and "7" are one id."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip() if isinstance(value, int | str) else repr(value)
+
+
+def _size(width: Any, height: Any) -> Size | None:
+    """None where the size is not known: 0, null, missing or no number."""
+    sides = [_number(width), _number(height)]
+    if any(side is None or not math.isfinite(side) or side < 1 for side in sides):
+        return None
+    return int(sides[0] or 0), int(sides[1] or 0)
+
+
+def _is_crowd(row: Mapping[str, Any]) -> bool:
+    return bool(_number(row.get("iscrowd"))) or row.get("iscrowd") is True
