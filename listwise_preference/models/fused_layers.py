@@ -11,7 +11,8 @@ peft's. What peft wraps in another way (dropout, DoRA, quantized weights, severa
 Shapes: N token, I input width, O output width, R rank.
 """
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -222,8 +223,10 @@ class _Together:
         if args or kwargs or not _in_use(self.layers, x):
             return type(layer).forward(layer, x, *args, **kwargs)
         if index in self._waiting:
-            output = self._waiting.pop(index)
-            if self._input is x:
+            output, same = self._waiting.pop(index), self._input is x
+            if not self._waiting:
+                self._input = None  # else it would outlive a layer whose activations are computed again
+            if same:
                 return output
             self._apart = True
         if self._apart:
@@ -332,24 +335,38 @@ def _norm_forward(module: Any) -> Callable[[Tensor], Tensor]:
 
 
 def _is_gated_mlp(module: Any) -> bool:
-    layers: list[Any] = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-    if not all(_eligible(layer) and layer.base_layer.bias is None for layer in layers):
+    layers: dict[str, Any] = {name: getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")}
+    if not all(_eligible(layer) and layer.base_layer.bias is None for layer in layers.values()):
         return False
-    gate, up, down = layers
-    probe = _random_input(gate.base_layer.weight, gate.in_features)
+    if sum(1 for _ in module.parameters()) > 9:  # more than a weight, an A and a B of each
+        return False
+    # How the three are put together is seen with any functions in their places.
+    gate, up, down = nn.Tanh(), nn.Softsign(), nn.Sigmoid()
+    copied = _copy(module, dict(zip(layers, (gate, up, down), strict=True)))
+    probe = _random_input(8)
     with torch.no_grad():
-        return torch.equal(module(probe), down(F.silu(gate(probe)) * up(probe)))
+        return torch.equal(type(module).forward(copied, probe), down(F.silu(gate(probe)) * up(probe)))
 
 
 def _is_rms_norm(module: Any) -> bool:
     weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
     if not isinstance(weight, nn.Parameter) or weight.ndim != 1 or weight.requires_grad or epsilon is None:
         return False
-    probe = _random_input(weight, len(weight))
+    probe = _random_input(len(weight)).to(weight.dtype)
+    weight = nn.Parameter(_random_input(len(weight))[0, 0].to(weight.dtype), requires_grad=False)
     with torch.no_grad():
-        return torch.equal(type(module).forward(module, probe), _RMSNorm.apply(probe, weight, epsilon))
+        expected = type(module).forward(_copy(module, {"weight": weight}), probe)
+        return torch.equal(expected, _RMSNorm.apply(probe, weight, epsilon))
 
 
-def _random_input(weight: Tensor, width: int) -> Tensor:
-    values = torch.randn(1, 2, width, generator=torch.Generator().manual_seed(0))
-    return values.to(weight.device, weight.dtype)
+def _copy(module: nn.Module, parts: Mapping[str, Any]) -> nn.Module:
+    """The module with other layers or parameters than its own, which may be large, or not there yet."""
+    copied = copy.copy(module)
+    copied._modules, copied._parameters = dict(module._modules), dict(module._parameters)
+    for name, part in parts.items():
+        setattr(copied, name, part)
+    return copied
+
+
+def _random_input(width: int) -> Tensor:
+    return torch.randn(1, 2, width, generator=torch.Generator().manual_seed(0))

@@ -22,6 +22,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 NAME = "ragged"
+KERNEL = "ragged_kernel"  # the form for GPUs, by name where a GPU's cost is asked for without one
 Spans = tuple[tuple[int, int, int], ...]
 
 
@@ -50,7 +51,7 @@ def ragged_attention(
     if dropout or (sliding_window is not None and longest > sliding_window):
         raise ValueError("ragged rows know neither attention dropout nor sliding windows: use unpacked rows")
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        return _by_one_kernel(query, key, value, spans, scaling), None
+        return ragged_kernel(module, query, key, value, attention_mask, scaling=scaling, spans=spans)
     grouped = key.shape[1] != query.shape[1]
     parts = []
     for queries, keys in _blocks(spans):
@@ -111,7 +112,17 @@ def kernel_layout(spans: Spans, device: torch.device) -> tuple[Tensor, Tensor, T
     )
 
 
-def _by_one_kernel(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scaling: float | None) -> Tensor:
+def ragged_kernel(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    *,
+    spans: Spans,
+    **_: Any,
+) -> tuple[Tensor, None]:
     """FlashAttention over all blocks at once. Its causal mask begins at the lower right corner, as the blocks need."""
     from torch.nn.attention.varlen import varlen_attn
 
@@ -129,13 +140,14 @@ def _by_one_kernel(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scal
         enable_gqa=key.shape[1] != query.shape[1],
     )
     assert isinstance(attended, Tensor)
-    return attended[None]
+    return attended[None], None
 
 
-def use_ragged_attention(model: PreTrainedModel) -> None:
+def use_ragged_attention(model: PreTrainedModel, name: str = NAME) -> None:
     """Give the language model ragged attention; the vision tower and the connector keep theirs."""
-    model.set_attn_implementation({"text_config": NAME})
+    model.set_attn_implementation({"text_config": name})
 
 
-AttentionInterface.register(NAME, ragged_attention)
-AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # rows are told apart by ``spans``
+for _name, _attention in {NAME: ragged_attention, KERNEL: ragged_kernel}.items():
+    AttentionInterface.register(_name, _attention)
+    AttentionMaskInterface.register(_name, lambda *_, **__: None)  # rows are told apart by ``spans``
