@@ -42,7 +42,7 @@ RECIPE = {
     "dtype": "bfloat16",  # [D] for float16 without scaling [R]; the adapter's master weights are float32 [D]
     # cost, not results
     "precompute_ref_log_probs": True,
-    "activation_checkpointing": True,
+    "activation_checkpointing": "auto",
     "per_device_eval_batch_size": 1,
     "dataloader_num_workers": 4,
     "logging_steps": 10,

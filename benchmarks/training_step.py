@@ -5,6 +5,7 @@
     OMP_NUM_THREADS=1 python benchmarks/training_step.py --shape llava --frozen_tower --json tower.json
     OMP_NUM_THREADS=1 python benchmarks/training_step.py --shape llava --against trl --json trl.json   # trl installed
     python benchmarks/training_step.py --shape llava --size 7b --dtype bfloat16 --json 7b.json    # a GPU
+    python benchmarks/training_step.py --shape llava --size 7b --dtype bfloat16 --estimate   # any machine: no weights
 
 A list of 5 images, chosen and rejected completions of 150 and 140 tokens, LoRA r 8 on all linear layers. The ways:
 
@@ -56,8 +57,16 @@ FULL = {
 }
 
 
-def build(shape: str, size: str, dtype: Any, vision_width: int = 128, vision_layers: int = 3, **text: int) -> Any:
-    """A model of random weights on the device, and its processor."""
+def build(
+    shape: str,
+    size: str,
+    dtype: Any,
+    where: Any = None,
+    vision_width: int = 128,
+    vision_layers: int = 3,
+    **text: int,
+) -> Any:
+    """A model of random weights, on the device if not elsewhere, and its processor."""
     import torch
     from transformers import AutoModelForImageTextToText, Idefics2Processor
 
@@ -104,7 +113,7 @@ def build(shape: str, size: str, dtype: Any, vision_width: int = 128, vision_lay
             resampler |= {"num_key_value_heads": 4}
         config.perceiver_config.update(resampler)
     torch.manual_seed(0)
-    with device():
+    with where or device():
         return AutoModelForImageTextToText.from_config(config, dtype=dtype), processor
 
 
@@ -208,17 +217,21 @@ def packed(ragged: Any, pad: int) -> Any:
 
 
 class Steps:
-    """One model, its batches, and a step in each of the ways."""
+    """One model, with weights or of shapes alone, its batches, and a step in each of the ways."""
 
-    def __init__(self, shape: str, size: str, bf16: bool) -> None:
+    def __init__(self, shape: str, size: str, bf16: bool, weights: bool = True) -> None:
         import torch
 
+        from listwise_preference.models import ragged_attention
+        from listwise_preference.models.dry_run import without_weights
         from listwise_preference.training.batch import Collator
         from listwise_preference.training.objective import Objective
 
-        self.bf16, self.device = bf16, device()
+        self.bf16, self.device = bf16, device() if weights else torch.device("cpu")
         dtype = torch.bfloat16 if bf16 else torch.float32
-        bare, self.processor = build(shape, size, dtype)
+        bare, self.processor = build(shape, size, dtype, None if weights else torch.device("meta"))
+        # Shapes alone are those of a GPU.
+        self.ragged_attention = ragged_attention.NAME if weights else ragged_attention.KERNEL
         self.parameters = bare.num_parameters()
         self.model = with_adapter(bare, shape)
         self.own_attention = bare.config.text_config._attn_implementation
@@ -238,7 +251,11 @@ class Steps:
             "ragged_checkpointed": ("ragged", False, True, False),
             "default": ("ragged", False, False, True),
         }
-        self.reference, self.loss, self.gradient = self.one_at_a_time()
+        if weights:
+            self.reference, self.loss, self.gradient = self.one_at_a_time()
+        else:
+            without_weights(self.model)
+            self.reference = torch.zeros(1, 6)
 
     def moved(self, batch: Any) -> Any:
         """The batch on the device, images in the model's precision where autocast would round them."""
@@ -305,7 +322,7 @@ class Steps:
         rows, _, checkpointed, fused = self.ways[way]
         base = self.model.get_base_model()
         if rows == "ragged":
-            use_ragged_attention(base)
+            use_ragged_attention(base, self.ragged_attention)
         else:
             base.set_attn_implementation({"text_config": self.own_attention})
         if checkpointed:
@@ -497,6 +514,40 @@ def frozen_tower(options: argparse.Namespace) -> dict[str, Any]:
     return {"frozen_tower": figures | {"gradients_bit_equal": equal}}
 
 
+def estimate(options: argparse.Namespace) -> dict[str, Any]:
+    """FLOPs and memory of a step in every way, and what a run of 10,000 records costs, from shapes alone."""
+    import torch
+
+    from listwise_preference.models.dry_run import measure
+    from listwise_preference.models.fused_layers import fuse_layers
+    from listwise_preference.training import cost
+    from listwise_preference.training.batch import Collator
+
+    bf16 = options.dtype == "bfloat16"
+    steps = Steps(options.shape, options.size, bf16, weights=False)
+    figures: dict[str, Any] = {}
+    rows = [["way", "TFLOP forward", "backward", "sum", "of release", "GB saved", "GB at most"]]
+    for way in steps.ways:
+        take_back = steps.prepare(way)
+        one = measure(steps.model, partial(steps.forward, way))
+        take_back()
+        forward, backward = sum(one.forward_flops.values()), sum(one.backward_flops.values())
+        figures[way] = {"flops": forward + backward, "saved_bytes": one.saved_bytes, "peak_bytes": one.peak_bytes}
+        share = (forward + backward) / figures["release"]["flops"]
+        flops = [f"{number / 1e12:.1f}" for number in (forward, backward, forward + backward)]
+        gigabytes = [f"{size / cost.GB:.1f}" for size in (one.saved_bytes, one.peak_bytes)]
+        rows.append([way, *flops, f"{share:.2f}", *gigabytes])
+    print(f"{options.shape} {options.size}, {steps.parameters:,} parameters, {options.dtype}\n\n{cost.table(rows)}\n")
+
+    data = cost.Data.of(records_of(steps.processor, options.shape), Collator(steps.processor))
+    steps.prepare("default")
+    fuse_layers(steps.model)
+    step = cost.StepCost(steps.model, data, torch.bfloat16 if bf16 else None, online=False)
+    epochs = 3 if options.shape == "idefics2" else 1  # the recipes'
+    print(cost.report({options.dtype: step}, cost.Workload(10_000 * epochs, 10_000, epochs, 6)))
+    return {"ways": figures}
+
+
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -509,6 +560,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--steps", type=int, default=7, help="timed steps of each way (default 7)")
     add("--frozen_tower", action="store_true", help="instead: a vision tower that is not trained")
     add("--against", choices=("trl",), help="instead: beside TRL's DPOTrainer, which must be installed")
+    add("--estimate", action="store_true", help="instead: FLOPs and memory from the shapes alone, at any size")
     add("--json", type=Path, metavar="FILE", help="write the figures there")
     options = parser.parse_args()
     if options.size != "small" and (options.shape, options.size) not in FULL:
@@ -526,7 +578,8 @@ def main() -> None:
 
         figures = against_trl(options)
     else:
-        figures = frozen_tower(options) if options.frozen_tower else training_steps(options)
+        run = estimate if options.estimate else frozen_tower if options.frozen_tower else training_steps
+        figures = run(options)
     setting = {"shape": options.shape, "size": options.size, "dtype": options.dtype, "torch": torch.__version__}
     if options.json:
         options.json.write_text(json.dumps(setting | figures, indent=1) + "\n", encoding="utf-8")

@@ -177,10 +177,12 @@ def _file_options(parser: Parser, file: Path, names: set[str]) -> list[str]:
 # ---- options as the fields of a dataclass ----
 
 
-def option(default: Any, help: str, choices: Collection[str] | None = None) -> Any:
-    """A field of a dataclass that :func:`add_options` makes an option of."""
+def option(
+    default: Any, help: str, choices: Collection[str] | None = None, read: Callable[[str], Any] | None = None
+) -> Any:
+    """A field of a dataclass that :func:`add_options` makes an option of; ``read`` makes its value of a text."""
     # argparse formats help texts with %, so that a literal one is doubled.
-    about = {"help": help.replace("%", "%%"), "choices": choices}
+    about = {"help": help.replace("%", "%%"), "choices": choices, "type": read}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=about)
     return dataclasses.field(default=default, metadata=about)

@@ -105,6 +105,8 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
         adapted = _with_layers(model, config)
     except ValueError as error:
         raise ModelError(f"{folder}: the adapter does not fit this model: {error}") from error
+    if model.device.type == "meta":
+        return adapted  # a model without weights has its shape alone
 
     saved = load_file(file)
     family = FAMILIES[model.config.model_type]

@@ -18,7 +18,6 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.attention import varlen  # noqa: F401, registers torch_attn's operations
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -53,7 +52,8 @@ class Quantized(nn.Linear):
 
 def stand_for_4bit(model: PeftModel) -> None:
     """Make the layers that loading in 4 bits quantizes known as such, with peft's way of calling them."""
-    head = model.get_base_model().get_output_embeddings()
+    base: Any = model.get_base_model()
+    head = base.get_output_embeddings()
     for module in model.modules():
         if isinstance(module, LoraLinear):
             module.cast_input_dtype_enabled = False  # peft's own 4-bit layer leaves that to autocast
@@ -70,7 +70,7 @@ def weight_bytes(model: nn.Module) -> int:
 
 def without_weights(model: PeftModel) -> PeftModel:
     """The same model, built on the meta device, with fake tensors as parameters and buffers."""
-    fakes: dict[int, Tensor] = {}  # tied parameters stay tied
+    fakes: dict[int, Any] = {}  # tied parameters stay tied
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in model.modules():
             for tensors in (module._parameters, module._buffers):
@@ -91,7 +91,8 @@ def measure(model: PeftModel, loss: Callable[[], Tensor]) -> PassCost:
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)  # there from the second step on
     meter = _Meter(model)
-    decoder = model.get_base_model().get_decoder()
+    base: Any = model.get_base_model()
+    decoder = base.get_decoder()
     hooks = (
         decoder.register_forward_pre_hook(meter.enter_decoder, with_kwargs=True),
         decoder.register_forward_hook(meter.leave_decoder),
@@ -137,8 +138,8 @@ class _Meter(TorchDispatchMode):
             args = (args[0], [place for some in places for place in some])
         result = func(*args, **kwargs)
         operation = _IN_PLACE.get(func._overloadpacket, func._overloadpacket)
-        if operation in _ATTENTION:
-            self.flops[self.part] += _ATTENTION[operation](*args)
+        if str(operation) in _ATTENTION:
+            self.flops[self.part] += _ATTENTION[str(operation)](*args)
         elif operation in flop_registry:
             self.flops[self.part] += flop_registry[operation](*args, **kwargs, out_val=result)
         for tensor in tree_leaves(result):
@@ -220,9 +221,9 @@ def _varlen_backward(
     return _varlen(query, key, value, *rest) * 5 // 2
 
 
-_ATTENTION: dict[Any, Callable[..., int]] = {
-    aten._scaled_dot_product_flash_attention_for_cpu: _flash,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: _flash_backward,
-    torch.ops.torch_attn._varlen_attn: _varlen,
-    torch.ops.torch_attn._varlen_attn_backward: _varlen_backward,
+_ATTENTION: dict[str, Callable[..., int]] = {
+    "aten._scaled_dot_product_flash_attention_for_cpu": _flash,
+    "aten._scaled_dot_product_flash_attention_for_cpu_backward": _flash_backward,
+    "torch_attn._varlen_attn": _varlen,
+    "torch_attn._varlen_attn_backward": _varlen_backward,
 }

@@ -27,6 +27,13 @@ def freeze_tower(model: PreTrainedModel, name: str) -> bool:
     return True
 
 
+def forget_images(model: nn.Module) -> None:
+    """Encode the next images even if they are the last ones."""
+    for module in model.modules():
+        if isinstance(module.forward, _Once):
+            module.forward.inputs = None
+
+
 class _Once:
     """The tower's own forward under ``no_grad``; the last result again where the inputs are the same."""
 

@@ -112,6 +112,14 @@ def load_base_model(
         raise ModelError(f"cannot load the model {name_or_path}: {error}") from error
 
 
+def empty_model(
+    config: PreTrainedConfig, *, dtype: torch.dtype = torch.bfloat16, attn_implementation: str | None = None
+) -> PreTrainedModel:
+    """A model of the config's shapes on the meta device, without weights."""
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+
+
 def local_device() -> torch.device:
     """The GPU of this process among those that a launcher started, or the CPU."""
     if not torch.cuda.is_available():

@@ -148,6 +148,7 @@ def use_ragged_attention(model: PreTrainedModel, name: str = NAME) -> None:
     model.set_attn_implementation({"text_config": name})
 
 
-for _name, _attention in {NAME: ragged_attention, KERNEL: ragged_kernel}.items():
-    AttentionInterface.register(_name, _attention)
+AttentionInterface.register(NAME, ragged_attention)
+AttentionInterface.register(KERNEL, ragged_kernel)
+for _name in (NAME, KERNEL):
     AttentionMaskInterface.register(_name, lambda *_, **__: None)  # rows are told apart by ``spans``

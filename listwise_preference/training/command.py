@@ -53,6 +53,10 @@ def train(arguments: Arguments) -> None:
 
     try:
         run = Run(arguments, training, evaluation)
+        if arguments.objective.estimate:
+            print(run.estimate())
+            return
+        run.load()
         run.write_description(resumed=checkpoint is not None)
         if arguments.objective.precompute_ref_log_probs:
             run.precompute_reference()

@@ -27,6 +27,9 @@ class ModelArguments:
     dtype: Literal["bfloat16", "float32", "float16"] = option(
         "bfloat16", "of the frozen base weights; bfloat16 also runs the adapter under bf16 autocast (see --bf16)"
     )
+    load_in_4bit: bool = option(
+        False, "quantize the frozen base weights on loading (needs bitsandbytes): less memory, another reference"
+    )
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = option(
         "sdpa", "attention; the language model's has a form of its own with ragged rows"
     )
@@ -102,9 +105,12 @@ class ObjectiveArguments:
         False, "compute the reference's log-probabilities once, before training, and keep them; else at every step"
     )
     precompute_ref_batch_size: int | None = option(
-        None, "records per forward pass when precomputing; by default 4 x the training batch: no gradients are kept"
+        None, "records per forward pass when precomputing; by default as many as fit a GPU, 32 at most"
     )
     ref_cache: str | None = option(None, "folder of the precomputed values, by default reference/ in --output_dir")
+    estimate: bool = option(
+        False, "print what the run will cost in memory, time and disk, from its config and data alone, and stop"
+    )
 
     def resolve(self) -> Objective:
         """The objective's numbers.
@@ -166,6 +172,8 @@ def _settle(parser: Parser, options: Namespace, explicit: frozenset[str]) -> Non
         options.model_revision = None  # the recipe's belongs to the recipe's model
     if "use_cpu" not in explicit:
         options.use_cpu = None  # decided by what the machine has, once torch is there to ask
+    if "gradient_checkpointing" in explicit and "activation_checkpointing" not in explicit:
+        options.activation_checkpointing = options.gradient_checkpointing  # its old name
     if "bf16" not in explicit:
         options.bf16 = options.dtype == "bfloat16"
     options.remove_unused_columns = False  # a record is no row of model inputs; the collator makes those
@@ -197,6 +205,7 @@ def _settle(parser: Parser, options: Namespace, explicit: frozenset[str]) -> Non
             options.dataloader_drop_last and (options.eval_pairs or options.eval_share)
         ),
         "--precompute_ref_batch_size must be 1 or more": (options.precompute_ref_batch_size or 1) < 1,
+        "--estimate needs --do_train and --pairs": options.estimate and not options.do_train,
         "--ranked_image_folders needs two folders or more, best first": (
             options.ranked_image_folders and len(options.ranked_image_folders) < 2
         ),

@@ -6,6 +6,7 @@
 import dataclasses
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -20,23 +21,23 @@ import torch
 import transformers
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel
-from transformers import TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from listwise_preference import __version__
 from listwise_preference.data.pairs import Record
-from listwise_preference.errors import ModelError
+from listwise_preference.errors import ModelError, UserError
 from listwise_preference.files import read_json, sha256_of, write_json
-from listwise_preference.models import adapters, loading
+from listwise_preference.models import adapters, dry_run, loading, ragged_attention
 from listwise_preference.models.chat_format import ChatFormat
-from listwise_preference.models.families import Family
 from listwise_preference.models.frozen_tower import freeze_tower
 from listwise_preference.models.fused_layers import fuse_layers
-from listwise_preference.models.ragged_attention import use_ragged_attention
+from listwise_preference.training import cost
 from listwise_preference.training.batch import Collator, ListwiseDataset
 from listwise_preference.training.options import Arguments
 from listwise_preference.training.reference import ReferenceCache, record_keys
 from listwise_preference.training.trainer import ListwiseTrainer, write_eval_records
+from listwise_preference.training.trainer_arguments import checkpointed_every, set_checkpointing
 
 logger = logging.getLogger("listwise_preference")
 
@@ -55,24 +56,45 @@ class Run:
         self.objective = arguments.objective.resolve()
         name, revision = arguments.model.model_name_or_path, arguments.model.model_revision
 
-        config, family = loading.load_config(name, revision)
+        self.config, self.family = loading.load_config(name, revision)
         self.ragged = arguments.objective.row_layout == "ragged"
-        if self.ragged and not family.ragged_rows:
-            raise ModelError(f"{config.model_type} models need --row_layout unpacked")
+        if self.ragged and not self.family.ragged_rows:
+            raise ModelError(f"{self.config.model_type} models need --row_layout unpacked")
         self.processor = loading.load_processor(name, revision)
-        chat = ChatFormat(self.processor, loading.end_token(self.processor, family))
+        self.collator = Collator(self.processor, with_rejected=self.objective.uses_rejected, ragged=self.ragged)
+        chat = ChatFormat(self.processor, loading.end_token(self.processor, self.family))
         self.train_set = self._dataset("training", training, chat)
         self.eval_set = self._dataset("evaluation", evaluation, chat)
 
+    def load(self) -> None:
+        """Weights, adapter and trainer; before them all that the memory of the device decides.
+
+        Raises:
+            UserError: a checkpoint or an adapter that cannot be used, or a device that is too small.
+        """
+        self.reference_batch_size = 4 * self.args.per_device_train_batch_size
+        if self.train_set is not None:
+            self._settle_memory(self.train_set)
+        options = self.arguments.model
         self.base_weights = self._weights_identity()
-        policy = self._policy(family)
+        base = loading.load_base_model(
+            options.model_name_or_path,
+            revision=options.model_revision,
+            dtype=loading.DTYPES[options.dtype],
+            attn_implementation=options.attn_implementation,
+            device=self.args.device if options.load_in_4bit else None,
+            load_in_4bit=options.load_in_4bit,
+        )
+        policy, said = self._policy(base)
+        for line in said:
+            logger.info(line)
         self.description = self._describe(policy)
         self.trainer = ListwiseTrainer(
             objective=self.objective,
             run=self.description,
             model=policy,
             args=self.args,
-            data_collator=Collator(self.processor, with_rejected=self.objective.uses_rejected, ragged=self.ragged),
+            data_collator=self.collator,
             train_dataset=self.train_set,
             eval_dataset=self.eval_set,
             processing_class=self.processor,
@@ -92,42 +114,91 @@ class Run:
         )
         return dataset
 
-    def _policy(self, family: Family) -> PeftModel:
-        """The base model with a fresh adapter, or with the one to start from."""
+    def _policy(
+        self, base: PreTrainedModel, *, in_4bit: bool = False, attention: str = ragged_attention.NAME
+    ) -> tuple[PeftModel, list[str]]:
+        """The base model with a fresh adapter, or with the one to start from; and what is to say of it.
+
+        Args:
+            base: with weights, or of shapes alone.
+            in_4bit: whether shapes alone stand for weights in 4 bits.
+            attention: form of the ragged one.
+        """
         options = self.arguments.model
-        model = loading.load_base_model(
-            options.model_name_or_path,
-            revision=options.model_revision,
-            dtype=loading.DTYPES[options.dtype],
-            attn_implementation=options.attn_implementation,
-        )
         set_seed(self.args.seed)
         if options.init_adapter is not None:
-            policy = adapters.load_adapter(model, Path(options.init_adapter), trainable=True)
+            policy = adapters.load_adapter(base, Path(options.init_adapter), trainable=True)
         else:
             policy = adapters.add_adapter(
-                model,
+                base,
                 r=options.lora_r,
                 alpha=options.lora_alpha,
                 dropout=options.lora_dropout,
                 target_modules=options.lora_target_modules,
-                frozen_module=family.vision_tower if options.freeze_vision_tower else None,
+                frozen_module=self.family.vision_tower if options.freeze_vision_tower else None,
             )
-        count = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
-        logger.info(f"{options.model_name_or_path}: {count:,} adapter parameters in training, base in {options.dtype}")
         if self.ragged:
-            use_ragged_attention(model)
-        if freeze_tower(model, family.vision_tower):
-            logger.info("the vision tower is not trained: no gradients through it, the same images encoded once")
+            ragged_attention.use_ragged_attention(base, attention)
+        count = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
+        said = [f"{options.model_name_or_path}: {count:,} adapter parameters in training, base in {options.dtype}"]
+        if freeze_tower(base, self.family.vision_tower):
+            said.append("the vision tower is not trained: no gradients through it, the same images encoded once")
+        if in_4bit:
+            dry_run.stand_for_4bit(policy)
         if self.arguments.objective.fused_layers:
             autocast = "bfloat16" if self.args.bf16 else "float16" if self.args.fp16 else options.dtype
             if is_deepspeed_zero3_enabled():
-                logger.info("LoRA layers stay peft's: ZeRO-3 gathers weights layer by layer")
+                said.append("LoRA layers stay peft's: ZeRO-3 gathers weights layer by layer")
             elif autocast != options.dtype:
-                logger.info(f"LoRA layers stay peft's: the base is in {options.dtype}, autocast in {autocast}")
+                said.append(f"LoRA layers stay peft's: the base is in {options.dtype}, autocast in {autocast}")
             else:
-                logger.info(fuse_layers(policy))
-        return policy
+                said.append(str(fuse_layers(policy)))
+        return policy, said
+
+    def _cost(self, data: cost.Data, *, in_4bit: bool, on_gpu: bool = True) -> cost.StepCost:
+        """Of a training step, from the model's shapes."""
+        options, args = self.arguments.model, self.arguments.training
+        attention = "eager" if options.attn_implementation == "eager" else "sdpa"
+        base = loading.empty_model(self.config, dtype=loading.DTYPES[options.dtype], attn_implementation=attention)
+        kernel = on_gpu and options.dtype != "float32"
+        policy, _ = self._policy(
+            base, in_4bit=in_4bit, attention=ragged_attention.KERNEL if kernel else ragged_attention.NAME
+        )
+        autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+        online = not self.arguments.objective.precompute_ref_log_probs
+        return cost.StepCost(dry_run.without_weights(policy), data, autocast, online=online)
+
+    def _settle_memory(self, records: ListwiseDataset) -> None:
+        """Checkpointing, and the size of the reference's batches, by the memory that is free."""
+        wanted = checkpointed_every(self.arguments.training.activation_checkpointing)
+        on_cpu = self.args.device.type == "cpu"
+        if self.args.deepspeed or self.args.fsdp:
+            if wanted is None:
+                logger.info(
+                    "--activation_checkpointing auto: all layers, since nothing is estimated for sharded models"
+                )
+                set_checkpointing(self.args, 1)
+            return
+        if on_cpu and wanted is not None:
+            return
+        try:
+            self._choose(records, wanted, on_gpu=not on_cpu)
+        except UserError:
+            raise
+        except Exception as error:  # made of much that versions change; a run can do without it
+            logger.warning(f"the memory of a step could not be estimated: {error}")
+            if wanted is None:
+                set_checkpointing(self.args, 1)
+
+    def _choose(self, records: ListwiseDataset, wanted: int | None, *, on_gpu: bool) -> None:
+        data, free = cost.Data.of(records, self.collator), cost.free_bytes(self.args.device)
+        step = self._cost(data, in_4bit=self.arguments.model.load_in_4bit, on_gpu=on_gpu)
+        batch_size = self.args.per_device_train_batch_size
+        every = cost.choose_checkpointing(step, lambda: self._cost(data, in_4bit=True), wanted, batch_size, free)
+        if wanted is None:
+            set_checkpointing(self.args, every)
+        if on_gpu:
+            self.reference_batch_size = min(32, step.reference_records_that_fit(free))
 
     def _weights_identity(self) -> str:
         """Hashed by one process, since all weights are read for it, and sent to the others."""
@@ -187,6 +258,32 @@ class Run:
 
     # ---- what it does ----
 
+    def estimate(self) -> str:
+        """What the run will cost, from shapes alone."""
+        args, records = self.args, self.train_set
+        assert records is not None
+        data = cost.Data.of(records, self.collator)
+        dtype = self.arguments.model.dtype
+        costs = {name: self._cost(data, in_4bit=name == "4-bit") for name in (dtype, "4-bit")}
+        if self.arguments.model.load_in_4bit:
+            costs = dict(reversed(costs.items()))
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        steps_an_epoch = math.ceil(len(records) / batch)
+        steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_an_epoch)
+        checkpoints = {
+            "epoch": math.ceil(steps / steps_an_epoch),
+            "steps": math.ceil(
+                steps / (args.save_steps if args.save_steps >= 1 else math.ceil(args.save_steps * steps))
+            ),
+        }.get(args.save_strategy, 0)
+        work = cost.Workload(
+            trained=min(steps * batch, args.num_train_epochs * len(records)) if args.max_steps <= 0 else steps * batch,
+            referenced=len(records) + len(self.eval_set or ()),
+            checkpoints=min(checkpoints, args.save_total_limit or checkpoints),
+            completions=int(data.batch["completion_count"]),
+        )
+        return cost.report(costs, work)
+
     def write_description(self, *, resumed: bool) -> None:
         """``run.json``; with a warning where a run is resumed on other data."""
         if not self.trainer.is_world_process_zero():
@@ -206,7 +303,7 @@ class Run:
             [
                 self.base_weights,
                 self.description["versions"],
-                self.arguments.model.dtype,
+                self.arguments.model.dtype + ("/nf4" if self.arguments.model.load_in_4bit else ""),
                 [args.bf16, args.fp16],
                 self.arguments.model.attn_implementation,
                 [objective.row_layout, objective.fused_layers],
@@ -214,7 +311,7 @@ class Run:
             ]
         )
         cache = ReferenceCache(Path(objective.ref_cache or f"{args.output_dir}/reference"))
-        batch_size = objective.precompute_ref_batch_size or 4 * args.per_device_train_batch_size
+        batch_size = objective.precompute_ref_batch_size or self.reference_batch_size
         for what, dataset in {"training": self.train_set, "evaluation": self.eval_set}.items():
             if dataset is None:
                 continue

@@ -4,12 +4,13 @@ Shapes: B record, A completion (chosen on image 1, rejected, chosen on image 2 .
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, clear_device_cache, gather_object, should_reduce_batch_size
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
@@ -25,6 +26,8 @@ from listwise_preference.training.losses import TERMS
 from listwise_preference.training.model_card import write_model_card
 from listwise_preference.training.objective import Objective, Outcome, compare, metrics
 from listwise_preference.training.reference import LogPs, ReferenceCache
+
+logger = logging.getLogger("listwise_preference")
 
 
 class ListwiseTrainer(Trainer):
@@ -162,12 +165,6 @@ class ListwiseTrainer(Trainer):
         known: dict[str, LogPs] = read[0]
         missing = [index for key, index in {key: i for i, key in enumerate(keys)}.items() if key not in known]
         mine = missing[self.accelerator.process_index :: self.accelerator.num_processes]
-        loader: DataLoader[Any] = DataLoader(
-            Subset(dataset, mine),
-            batch_size=batch_size,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-        )
         model: Any = self.model
         model.to(self.args.device)
         computed: list[tuple[str, LogPs]] = []
@@ -177,21 +174,41 @@ class ListwiseTrainer(Trainer):
             unit="record",
             disable=self.args.disable_tqdm or not mine or not self.is_local_process_zero(),
         )
-        batch: Any
-        for batch in loader:
-            batch = self._prepare_inputs(batch)
-            with self.accelerator.autocast():
-                logps_BA = self._reference(model, batch)
-            batch_keys = [keys[index] for index in batch["record"].tolist()]
-            values = [tuple(row) for row in logps_BA.tolist()]
-            cache.add(batch_keys, values)
-            computed += zip(batch_keys, values, strict=True)
-            bar.update(len(values))
+        while len(computed) < len(mine):
+            try:
+                for batch_keys, values in self._reference_values(dataset, mine[len(computed) :], keys, batch_size):
+                    cache.add(batch_keys, values)
+                    computed += zip(batch_keys, values, strict=True)
+                    bar.update(len(values))
+            except RuntimeError as error:
+                if batch_size == 1 or not should_reduce_batch_size(error):
+                    raise
+                batch_size //= 2
+                logger.warning(f"not enough memory for the reference: going on with {batch_size} records at a time")
+            clear_device_cache(garbage_collection=True)
         bar.close()
         # Through memory and not only through files: processes on several machines may not share a disk.
         known |= dict(gather_object(computed))
         dataset.reference_logps = [known[key] for key in keys]
         return len(missing)
+
+    def _reference_values(
+        self, dataset: ListwiseDataset, indices: Sequence[int], keys: Sequence[str], batch_size: int
+    ) -> Iterator[tuple[list[str], list[LogPs]]]:
+        """Keys and log-probabilities of these records, in their order, batch by batch."""
+        loader: DataLoader[Any] = DataLoader(
+            Subset(dataset, indices),
+            batch_size=batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+        )
+        model: Any = self.model
+        batch: Any
+        for batch in loader:
+            batch = self._prepare_inputs(batch)
+            with self.accelerator.autocast():
+                logps_BA = self._reference(model, batch)
+            yield [keys[index] for index in batch["record"].tolist()], [tuple(row) for row in logps_BA.tolist()]
 
 
 def write_eval_records(

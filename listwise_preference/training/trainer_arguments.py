@@ -4,12 +4,14 @@ The real ``TrainingArguments`` are made from them once options and data are know
 types, choices and defaults with the installed transformers.
 """
 
+import argparse
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from listwise_preference.cli import option
+from listwise_preference.cli import boolean, option
 from listwise_preference.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,6 +45,31 @@ LOGGERS = {
 }  # fmt: skip
 
 
+def checkpointing(text: str) -> bool | str:
+    """A value of ``--activation_checkpointing``: true, false, "auto" or "every_N"."""
+    if text == "auto" or re.fullmatch(r"every_[1-9]\d*", text):
+        return text
+    try:
+        return boolean(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text}: must be auto, true, false or every_N") from None
+
+
+def checkpointed_every(value: bool | str | None) -> int | None:
+    """Each how many layers one is checkpointed, 0 for none; ``None`` where that is still to be decided."""
+    if value == "auto":
+        return None
+    return int(value.removeprefix("every_")) if isinstance(value, str) else int(bool(value))
+
+
+def set_checkpointing(args: "TrainingArguments", every: int) -> None:
+    """Have the Trainer checkpoint each ``every``-th layer, or none for 0."""
+    args.activation_checkpointing = args.gradient_checkpointing = every > 0
+    if every > 1:
+        more: Any = args.activation_checkpointing_kwargs or {}
+        args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs = {**more, "every_n_layers": every}
+
+
 @dataclass
 class TrainerArguments:
     """The Trainer's own options, and the real ``TrainingArguments`` made from them."""
@@ -71,7 +98,12 @@ class TrainerArguments:
     bf16_full_eval: bool = option(False, "evaluate wholly in bfloat16")
     fp16_full_eval: bool = option(False, "evaluate wholly in float16")
     tf32: bool | None = option(None, "allow TF32 matrix products on Ampere and newer GPUs")
-    activation_checkpointing: bool | None = option(None, "compute activations again instead of keeping them")
+    activation_checkpointing: bool | str | None = option(
+        None,
+        "compute activations again instead of keeping them: true, in all layers; every_N, in each N-th layer; auto, in"
+        " as few as the memory of the device asks for",
+        read=checkpointing,
+    )
     activation_checkpointing_kwargs: Json = option(None, "its settings, as JSON")
     gradient_checkpointing: bool | None = option(None, "old name of --activation_checkpointing")
     gradient_checkpointing_kwargs: Json = option(None, "old name of --activation_checkpointing_kwargs")
@@ -184,6 +216,9 @@ class TrainerArguments:
                 raise UserError(f"--{name}: transformers {__version__} has no such option")
         if self.use_cpu is None:
             values["use_cpu"] = not torch.accelerator.is_available()
+        every = checkpointed_every(self.activation_checkpointing)
+        if isinstance(self.activation_checkpointing, str):
+            values["activation_checkpointing"] = every is not None
         values["debug"] = " ".join(self.debug or ())
         try:
             for name in ("parallelism_config", "liger_kernel_config"):
@@ -191,6 +226,9 @@ class TrainerArguments:
                     values[name] = json.loads(values[name])
             if isinstance(values["parallelism_config"], dict):
                 values["parallelism_config"] = ParallelismConfig(**values["parallelism_config"])
-            return TrainingArguments(**values)
+            args = TrainingArguments(**values)
         except (ValueError, TypeError, ImportError, OSError) as error:
             raise UserError(" ".join(str(error).split())) from error
+        if every is not None and every > 1:
+            set_checkpointing(args, every)
+        return args
