@@ -219,11 +219,11 @@ def packed(ragged: Any, pad: int) -> Any:
 class Steps:
     """One model, with weights or of shapes alone, its batches, and a step in each of the ways."""
 
-    def __init__(self, shape: str, size: str, bf16: bool, weights: bool = True) -> None:
+    def __init__(self, shape: str, size: str, bf16: bool, weights: bool = True, in_4bit: bool = False) -> None:
         import torch
 
         from listwise_preference.models import ragged_attention
-        from listwise_preference.models.dry_run import without_weights
+        from listwise_preference.models.dry_run import stand_for_4bit, without_weights
         from listwise_preference.training.batch import Collator
         from listwise_preference.training.objective import Objective
 
@@ -254,6 +254,8 @@ class Steps:
         if weights:
             self.reference, self.loss, self.gradient = self.one_at_a_time()
         else:
+            if in_4bit:
+                stand_for_4bit(self.model)
             without_weights(self.model)
             self.reference = torch.zeros(1, 6)
 
@@ -519,7 +521,6 @@ def estimate(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from listwise_preference.models.dry_run import measure
-    from listwise_preference.models.fused_layers import fuse_layers
     from listwise_preference.training import cost
     from listwise_preference.training.batch import Collator
 
@@ -540,11 +541,14 @@ def estimate(options: argparse.Namespace) -> dict[str, Any]:
     print(f"{options.shape} {options.size}, {steps.parameters:,} parameters, {options.dtype}\n\n{cost.table(rows)}\n")
 
     data = cost.Data.of(records_of(steps.processor, options.shape), Collator(steps.processor))
-    steps.prepare("default")
-    fuse_layers(steps.model)
-    step = cost.StepCost(steps.model, data, torch.bfloat16 if bf16 else None, online=False)
+    costs = {}
+    for name in (options.dtype, "4-bit"):
+        if name == "4-bit":
+            steps = Steps(options.shape, options.size, bf16, weights=False, in_4bit=True)
+        steps.prepare("default")
+        costs[name] = cost.StepCost(steps.model, data, torch.bfloat16 if bf16 else None, online=False)
     epochs = 3 if options.shape == "idefics2" else 1  # the recipes'
-    print(cost.report({options.dtype: step}, cost.Workload(10_000 * epochs, 10_000, epochs, 6)))
+    print(cost.report(costs, cost.Workload(10_000 * epochs, 10_000, epochs, 6)))
     return {"ways": figures}
 
 
