@@ -171,34 +171,34 @@ class Run:
     def _settle_memory(self, records: ListwiseDataset) -> None:
         """Checkpointing, and the size of the reference's batches, by the memory that is free."""
         wanted = checkpointed_every(self.arguments.training.activation_checkpointing)
-        on_cpu = self.args.device.type == "cpu"
         if self.args.deepspeed or self.args.fsdp:
             if wanted is None:
-                logger.info(
-                    "--activation_checkpointing auto: all layers, since nothing is estimated for sharded models"
-                )
+                logger.info("--activation_checkpointing auto: all layers, sharded models being beyond the estimate")
                 set_checkpointing(self.args, 1)
             return
-        if on_cpu and wanted is not None:
+        if self.args.device.type == "cpu" and wanted is not None:
             return
         try:
-            self._choose(records, wanted, on_gpu=not on_cpu)
+            every = self._choose(records, wanted)
         except UserError:
             raise
-        except Exception as error:  # made of much that versions change; a run can do without it
+        except Exception as error:  # it rests on much that versions change, and a run can do without
             logger.warning(f"the memory of a step could not be estimated: {error}")
-            if wanted is None:
-                set_checkpointing(self.args, 1)
-
-    def _choose(self, records: ListwiseDataset, wanted: int | None, *, on_gpu: bool) -> None:
-        data, free = cost.Data.of(records, self.collator), cost.free_bytes(self.args.device)
-        step = self._cost(data, in_4bit=self.arguments.model.load_in_4bit, on_gpu=on_gpu)
-        batch_size = self.args.per_device_train_batch_size
-        every = cost.choose_checkpointing(step, lambda: self._cost(data, in_4bit=True), wanted, batch_size, free)
+            every = 1
         if wanted is None:
-            set_checkpointing(self.args, every)
+            choice = [every]
+            broadcast_object_list(choice)  # all processes the same
+            set_checkpointing(self.args, choice[0])
+
+    def _choose(self, records: ListwiseDataset, wanted: int | None) -> int:
+        on_gpu, in_4bit = self.args.device.type != "cpu", self.arguments.model.load_in_4bit
+        data, free = cost.Data.of(records, self.collator), cost.free_bytes(self.args.device)
+        step = self._cost(data, in_4bit=in_4bit, on_gpu=on_gpu)
         if on_gpu:
             self.reference_batch_size = min(32, step.reference_records_that_fit(free))
+        return cost.choose_checkpointing(
+            step, lambda: self._cost(data, in_4bit=True), wanted, self.args.per_device_train_batch_size, free
+        )
 
     def _weights_identity(self) -> str:
         """Hashed by one process, since all weights are read for it, and sent to the others."""
@@ -269,15 +269,14 @@ class Run:
             costs = dict(reversed(costs.items()))
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         steps_an_epoch = math.ceil(len(records) / batch)
-        steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_an_epoch)
-        checkpoints = {
-            "epoch": math.ceil(steps / steps_an_epoch),
-            "steps": math.ceil(
-                steps / (args.save_steps if args.save_steps >= 1 else math.ceil(args.save_steps * steps))
-            ),
-        }.get(args.save_strategy, 0)
+        steps, trained = math.ceil(args.num_train_epochs * steps_an_epoch), args.num_train_epochs * len(records)
+        if args.max_steps > 0:
+            steps, trained = args.max_steps, float(args.max_steps * batch)
+        save_steps = args.save_steps if args.save_steps >= 1 else math.ceil(args.save_steps * steps)
+        interval = {"epoch": steps_an_epoch, "steps": save_steps}.get(self.arguments.training.save_strategy, math.inf)
+        checkpoints = math.ceil(steps / interval) if interval < math.inf else 0
         work = cost.Workload(
-            trained=min(steps * batch, args.num_train_epochs * len(records)) if args.max_steps <= 0 else steps * batch,
+            trained=trained,
             referenced=len(records) + len(self.eval_set or ()),
             checkpoints=min(checkpoints, args.save_total_limit or checkpoints),
             completions=int(data.batch["completion_count"]),
