@@ -119,6 +119,7 @@ def test_an_adapter_trained_on_fused_layers_gives_the_same_logits_in_plain_peft(
     }  # fmt: skip
     arguments = parse(RECIPE, [f"--{name}={value}" for name, value in given.items()])
     run = Run(arguments, *read_data(arguments))
+    run.load()
     run.precompute_reference()
     run.train(None)
     run.save()

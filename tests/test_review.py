@@ -211,7 +211,12 @@ def test_images_are_loaded_when_they_come_into_sight(open_page: OpenPage, contex
     thumbs = {url for url in loaded if url.endswith(".jpg")}
     assert 0 < len(thumbs) < 25
     page.locator("article:last-child").scroll_into_view_if_needed()
-    wait_until(page, "[...document.querySelectorAll('article:last-child img')].every((image) => image.complete)")
+    last = "[...document.querySelectorAll('article:last-child img')]"
+    wait_until(page, f"{last}.every((image) => image.naturalWidth > 0)")
+    for _ in range(50):  # the browser tells of a request a moment after the image is there
+        if any(url.endswith("/thumbs/000031.jpg") for url in loaded):
+            break
+        page.wait_for_timeout(100)
     assert any(url.endswith("/thumbs/000031.jpg") for url in loaded)
     # Five windows on one file: each as wide as a fifth of the page's strip, showing its own fifth of the file.
     frame, image = page.locator("article:last-child .frame").nth(3), page.locator("article:last-child img").nth(3)
