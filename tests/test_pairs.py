@@ -187,7 +187,7 @@ BAD_RECORDS = [
      '"prompt" holds a "system" message where one of "user" is expected'),
     (pair(chosen=[USER, CAT, USER, CAT]), "conversation of another form", '"chosen" has 4 messages'),
     (pair(chosen=[]), "conversation of another form", '"chosen" has 0 messages'),
-    (pair(chosen=["A cat."]), "conversation of another form", "not a message with"),
+    (pair(chosen=[7]), "conversation of another form", "not a message with"),
     (pair(chosen=[message("assistant", [IMAGE])]), "conversation of another form", '"chosen" has 1 images'),
     (pair(prompt=[message("user", [IMAGE, IMAGE])]), "conversation of another form", '"prompt" has 2 images'),
     (pair(prompt=[message("user", [{"type": "video"}])]), "conversation of another form",

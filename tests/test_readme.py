@@ -156,6 +156,7 @@ PROGRAMS = {
     "generate.py": ["generate.py"],
     "demo.py": ["demo.py"],
     **{f"score.py {one}": ["score.py", one] for one in (*BENCHMARKS, "awareness", "beaf-pairs", "compare", "table")},
+    "-m listwise_preference.data": ["-m", "listwise_preference.data"],
     **{
         f"-m listwise_preference.small_world.{one}": ["-m", f"listwise_preference.small_world.{one}"]
         for one in ("data", "model", "pretrain")
@@ -187,7 +188,7 @@ def options_in(text: str) -> set[str]:
 def invocations(text: str) -> Iterator[tuple[str, str]]:
     """(program, its arguments) of every command in a text, in a block or in backticks."""
     for spelled, arguments in re.findall(
-        r"(?:python|accelerate launch[^`\n]*?) (-m listwise_preference\.small_world\.\w+|[\w/-]+\.py)([^`\n#]*)",
+        r"(?:python|accelerate launch[^`\n]*?) (-m listwise_preference\.[\w.]+|[\w/-]+\.py)([^`\n#]*)",
         text,
     ):
         program = SAME_PROGRAM.get(spelled, spelled)

@@ -1,9 +1,12 @@
 """Preference records: read pairs, join each with its ranked images, check all before a model is loaded.
 
-A pairs file is JSON (a list) or JSONL of {"img_path", "prompt", "chosen", "rejected"} and an optional "id".
+A pairs file is JSON (a list) or JSONL of {"img_path", "prompt", "chosen", "rejected"} and an optional "id", or a file
+of another kind or form (``sources``, ``forms``).
 """
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +16,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from listwise_preference.data.box_lists import match_lists, read_box
+from listwise_preference.data.forms import embedded, path_of, translate
 from listwise_preference.data.ranked_images import (
     Drawing,
     ImageAndCrop,
@@ -21,9 +25,12 @@ from listwise_preference.data.ranked_images import (
     RankedImages,
     transposed_size,
 )
+from listwise_preference.data.sources import read_file_rows
 from listwise_preference.data.validation import ADVICE, EXAMPLES, BadRecord, Candidate, report, shown
 from listwise_preference.errors import DataError, ImageError
-from listwise_preference.files import find_file, read_json, read_rows
+from listwise_preference.files import find_file, read_json
+
+logger = logging.getLogger("listwise_preference")
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,7 @@ def load_records(
     """Read and check every record; of the images only the headers are read.
 
     Args:
-        pairs_file: the pairs, JSON or JSONL.
+        pairs_file: the pairs: JSON, JSONL, CSV, TSV or parquet.
         image_root: the folder that image paths are relative to; no path may leave it.
         source: where the ranked images come from.
         on_bad_record: ``stop`` raises on any bad record, ``drop`` leaves bad records out.
@@ -203,34 +210,48 @@ def _check_folders(folders: tuple[Path, ...]) -> None:
 def _read_candidates(pairs_file: Path, image_root: Path, placeholders: tuple[str, ...]) -> list[Candidate]:
     if not image_root.is_dir():
         raise DataError(f"{image_root}: no such folder; set --image_root to the folder the images are under")
-    candidates = [Candidate(row) for row in read_rows(pairs_file)]
+    candidates = [Candidate(row) for row in read_file_rows(pairs_file)]
+    left_out: Counter[str] = Counter()
     for candidate in candidates:
-        _read_candidate(candidate, image_root, placeholders)
+        left_out += read_candidate(candidate, image_root, placeholders)
+    if left_out:
+        parts = ", ".join(f"{count:,} {what}" for what, count in left_out.most_common())
+        logger.info(
+            f"{pairs_file}: {parts}: one pair of each record is used; `python -m listwise_preference.data` makes more"
+        )
     _check_ids(candidates)
     return candidates
 
 
-def _read_candidate(candidate: Candidate, image_root: Path, placeholders: tuple[str, ...]) -> None:
-    """Fill in id, texts and image path as far as the record allows, and note all that is wrong."""
-    row = candidate.row
-    if not isinstance(row.value, dict):
-        candidate.add(BadRecord("not a record", f"{shown(row.value)} is not an object"))
-        return
+def read_candidate(candidate: Candidate, image_root: Path, placeholders: tuple[str, ...]) -> Counter[str]:
+    """Fill in id, texts and image path as far as the record allows, and note all that is wrong.
+
+    Returns:
+        How much of the record is not in its pair, by what it is.
+    """
+    row, value, left_out = candidate.row, candidate.row.value, Counter[str]()
+    if not isinstance(value, dict):
+        candidate.add(BadRecord("not a record", f"{shown(value)} is not an object"))
+        return left_out
     try:
-        given = _read_id(row.value)
+        given = _read_id(value)
         candidate.id = row.number if given is None else given
     except BadRecord as bad:
         candidate.add(bad)
     try:
-        candidate.texts = _read_texts(row.value)
+        translation = translate(value)
+        value, left_out = translation.pairs[0], translation.left_out
+        candidate.texts = _read_texts(value)
         _check_texts(candidate.texts, placeholders)
     except BadRecord as bad:
         candidate.add(bad)
     try:
-        candidate.img_path = _read_img_path(row.value)
+        candidate.img_path = _read_img_path(value)
         candidate.path = _below(image_root, candidate.img_path)
     except BadRecord as bad:
-        candidate.add(bad)
+        if bad.reason not in {reason for reason, _ in candidate.problems}:  # the form has said it already
+            candidate.add(bad)
+    return left_out
 
 
 def _read_id(value: dict[str, Any]) -> str | int | None:
@@ -250,6 +271,11 @@ def _read_img_path(value: dict[str, Any]) -> str:
             path = path[0]
         if path is None:
             continue
+        if embedded(path) is not None:
+            raise BadRecord("image inside the record", f'"{key}" holds the image itself')
+        path = path_of(path)
+        if isinstance(path, str) and path.startswith(("http://", "https://")):
+            raise BadRecord("image path missing or unclear", f'"{key}" is the web address {path}; fetch the image')
         if not isinstance(path, str) or not path.strip():
             raise BadRecord("image path missing or unclear", f'"{key}" is {shown(path)}, not the path of one image')
         found[key] = path

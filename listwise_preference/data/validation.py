@@ -15,10 +15,12 @@ ADVICE = {
     "unusable id": "give a string or a whole number, or no record an id",
     "id used twice": "give every record an id of its own",
     "image path missing or unclear": 'name one image, relative to --image_root, in "img_path"',
+    "image inside the record": "unpack the images: python -m listwise_preference.data FILE --to pairs.jsonl",
     "image outside the image root": "set --image_root to a folder above all images",
     "text missing or unusable": 'give "prompt", "chosen" and "rejected" as text that is not blank',
     "conversation of another form": "give one user message as prompt and one assistant message "
     "as each response; system messages and earlier turns cannot be used",
+    "no preference": "give responses that are rated differently, or which of two is the better one",
     "special token in the text": "take it out; the model would read it as an image or as the end of a response",
     "image missing": "check --image_root and the path, or fetch the image",
     "image unreadable": "replace or convert the file (JPEG, PNG and WebP are safe)",
@@ -64,7 +66,7 @@ class Candidate:
         self.problems.append((bad.reason, what.encode("utf-8", "backslashreplace").decode()))
 
 
-def report(bad: list[Candidate], pairs_file: Path, total: int) -> str:
+def report(bad: list[Candidate], pairs_file: Path | str, total: int) -> str:
     """All bad records by reason, with how many there are, what to do and the first few of each."""
     examples: dict[str, list[str]] = defaultdict(list)
     counts: Counter[str] = Counter()
@@ -82,5 +84,5 @@ def report(bad: list[Candidate], pairs_file: Path, total: int) -> str:
 
 def shown(value: Any) -> str:
     """A value as JSON, short enough for one line of a message."""
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=lambda one: f"<{type(one).__name__}>")
     return text if len(text) <= 60 else f"{text[:57]}..."

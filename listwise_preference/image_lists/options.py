@@ -64,7 +64,12 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
     parser = Parser(description)
 
     add = parser.group("records")
-    add("--pairs", type=Path, metavar="FILE", help="JSON or JSONL of {img_path, prompt, chosen, rejected}")
+    add(
+        "--pairs",
+        type=Path,
+        metavar="FILE",
+        help="JSON, CSV or parquet of {img_path, prompt, chosen, rejected}, or as docs/pairs.md says",
+    )
     add("--image_root", type=Path, default=Path(), metavar="DIR", help="folder that img_path is relative to")
     add("--output", type=Path, metavar="FILE", help="image lists to write, JSONL, a line per record; "
         "summary.json and box_share.png, a histogram, go beside it (<name>.summary.json and <name>.box_share.png where "

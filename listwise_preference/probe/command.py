@@ -54,7 +54,7 @@ def add_command(commands: Subcommands) -> None:
     one.set_defaults(run=score_awareness)
     add = one.add_argument
     form = "{img_path, prompt, chosen, rejected}"
-    add("--pairs", type=Path, required=True, help=f"as for training: JSON or JSONL of {form}")
+    add("--pairs", type=Path, required=True, help=f"as for training: JSON, CSV or parquet of {form}")
     add("--image_root", type=Path, default=Path(), help="folder that the records' img_path is relative to")
     add("--image_lists", type=Path, required=True, help="JSONL with a box per record")
     add("--exclude", type=Path, metavar="FILE", help='ids to leave out: {"rejected": [ids]} or a list')

@@ -50,7 +50,9 @@ class ModelArguments:
 class DataArguments:
     """Pairs, images and lists."""
 
-    pairs: str | None = option(None, "JSON or JSONL of {img_path, prompt, chosen, rejected}")
+    pairs: str | None = option(
+        None, "JSON, CSV or parquet of {img_path, prompt, chosen, rejected}, or as docs/pairs.md says"
+    )
     image_root: str = option(".", "folder that the records' img_path is relative to")
     ranked_image_folders: list[str] | None = option(
         None, "folders with the ranked images, best first, the same file names in each"
