@@ -155,3 +155,25 @@ def test_only_completion_positions_reach_the_vocabulary(tmp_path: Path) -> None:
     kept = len(batch["targets"]) - 2
     assert seen == [(kept, vocabulary)]
     assert largest_saved <= len(batch["targets"]) < batch["input_ids"].numel() / 5
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_last_layer_computes_only_what_is_read(checkpoint: Path, checkpointing: bool) -> None:
+    """Its MLP and output projection see the positions that predict a completion's token; those below see all."""
+    dataset, chat = sample_dataset(checkpoint)
+    model: Any = policy(checkpoint).train()
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    batch = in_float64(Collator(chat.processor)([dataset[0]]))
+    layers = model.get_base_model().get_decoder().layers
+    seen: dict[str, set[int]] = {"last": set(), "below": set()}
+    for name, layer in (("last", layers[-1]), ("below", layers[-2])):
+        for module in (layer.mlp.down_proj, layer.self_attn.o_proj.base_layer):
+            module.register_forward_hook(lambda _, inputs, output, name=name: seen[name].add(output.shape[1]))
+    completion_logps(model, batch).sum().backward()
+    kept = len(batch["targets"]) - 1  # the rejected completion's first token is predicted where the chosen one's is
+    assert seen == {"last": {kept}, "below": {batch["input_ids"].shape[1]}}
+    # A pass that names no positions computes all.
+    with torch.no_grad():
+        model(input_ids=torch.tensor([[5, 6, 7]]), spans=((2, 1, 0),), use_cache=False)
+    assert seen["last"] == {kept, 3}

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
+from listwise_preference.models.last_layer import skip_unread_positions
+
 NAME = "ragged"
 KERNEL = "ragged_kernel"  # the form for GPUs, by name where a GPU's cost is asked for without one
 Spans = tuple[tuple[int, int, int], ...]
@@ -146,6 +148,7 @@ def ragged_kernel(
 def use_ragged_attention(model: PreTrainedModel, name: str = NAME) -> None:
     """Give the language model ragged attention; the vision tower and the connector keep theirs."""
     model.set_attn_implementation({"text_config": name})
+    skip_unread_positions(model)
 
 
 AttentionInterface.register(NAME, ragged_attention)

@@ -23,10 +23,12 @@ def completion_logps(model: nn.Module, batch: Batch) -> Tensor:
             ragged attention (``models.ragged_attention``).
         batch: from :class:`listwise_preference.training.batch.Collator`, on the model's device.
     """
+    read = {"kept": batch["keep"][0].nonzero()[:, 0]} if "spans" in batch else {}
     output = model(
         input_ids=batch["input_ids"],
         **{name: batch[name] for name in _LAYOUT if name in batch},  # type: ignore[literal-required]
         **batch["images"],
+        **read,
         logits_to_keep=batch["keep"],
         use_cache=False,
     )
