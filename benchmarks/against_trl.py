@@ -35,9 +35,7 @@ def against_trl(options: argparse.Namespace) -> dict[str, Any]:
     from listwise_preference.data.ranked_images import Drawing
     from listwise_preference.models.adapters import add_adapter
     from listwise_preference.models.chat_format import ChatFormat
-    from listwise_preference.models.families import FAMILIES
     from listwise_preference.models.fused_layers import fuse_layers
-    from listwise_preference.models.loading import end_token
     from listwise_preference.models.ragged_attention import use_ragged_attention
     from listwise_preference.training.batch import Collator, ListwiseDataset
     from listwise_preference.training.objective import PRESETS, Objective
@@ -69,7 +67,7 @@ def against_trl(options: argparse.Namespace) -> dict[str, Any]:
         objective = Objective(PRESETS[name].weights)
         source = BoxLists(SAMPLE / "image_lists.jsonl", Drawing()) if objective.uses_list else ImageOnly()
         records = load_records(work / "pairs.json", SAMPLE, source).records
-        chat = ChatFormat(processor, end_token(processor, FAMILIES[options.shape]))
+        chat = ChatFormat(processor)
         dataset = ListwiseDataset(records, chat, 384)
         dataset.reference_logps = [(-500.0,) * (6 if objective.uses_list else 2)] * len(records)
         policy = add_adapter(model, r=8, alpha=8, dropout=0.0, target_modules=["all-linear"])

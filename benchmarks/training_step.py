@@ -129,9 +129,9 @@ def with_adapter(model: Any, shape: str, freeze: bool = False) -> Any:
     import torch
 
     from listwise_preference.models.adapters import add_adapter
-    from listwise_preference.models.families import FAMILIES
+    from listwise_preference.models.frozen_tower import vision_tower
 
-    tower = FAMILIES[shape].vision_tower if freeze else None
+    tower = vision_tower(model) if freeze else None
     policy = add_adapter(model, r=8, alpha=8, dropout=0.0, target_modules=["all-linear"], frozen_module=tower)
     torch.manual_seed(1)
     for name, parameter in policy.named_parameters():
@@ -145,12 +145,10 @@ def records_of(processor: Any, shape: str, chosen: int = CHOSEN_TOKENS, rejected
     from listwise_preference.data.pairs import BoxLists, load_records
     from listwise_preference.data.ranked_images import Drawing
     from listwise_preference.models.chat_format import ChatFormat
-    from listwise_preference.models.families import FAMILIES
-    from listwise_preference.models.loading import end_token
     from listwise_preference.training.batch import ListwiseDataset
 
     records = load_records(SAMPLE / "pairs.json", SAMPLE, BoxLists(SAMPLE / "image_lists.jsonl", Drawing())).records
-    dataset = ListwiseDataset(records, ChatFormat(processor, end_token(processor, FAMILIES[shape])), 384)
+    dataset = ListwiseDataset(records, ChatFormat(processor), 384)
     for completions, count in ((dataset.chosen_ids, chosen), (dataset.rejected_ids, rejected)):
         completions[:] = [(ids * count)[:count] for ids in completions]
     return dataset
@@ -470,8 +468,7 @@ def frozen_tower(options: argparse.Namespace) -> dict[str, Any]:
     """Backward seconds of a tower-heavy model whose tower is not trained, as before and run under ``no_grad``."""
     import torch
 
-    from listwise_preference.models.families import FAMILIES
-    from listwise_preference.models.frozen_tower import freeze_tower
+    from listwise_preference.models.frozen_tower import freeze_tower, vision_tower
     from listwise_preference.models.ragged_attention import use_ragged_attention
     from listwise_preference.training.batch import Collator
     from listwise_preference.training.completion_logps import completion_logps
@@ -482,7 +479,7 @@ def frozen_tower(options: argparse.Namespace) -> dict[str, Any]:
         bare, processor = build(options.shape, "small", torch.float32, **shape_sizes)
         policy = with_adapter(bare, options.shape, freeze=True)
         use_ragged_attention(bare)
-        tower = FAMILIES[options.shape].vision_tower
+        tower = vision_tower(bare)
         if name == "frozen":
             assert freeze_tower(bare, tower)
         # As the Trainer sets a model whose activations are recomputed.

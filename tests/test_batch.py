@@ -9,8 +9,7 @@ from listwise_preference.data.pairs import Pair, Record
 from listwise_preference.data.ranked_images import Box, Drawing, MaskedBox
 from listwise_preference.errors import ModelError
 from listwise_preference.models.chat_format import ChatFormat
-from listwise_preference.models.families import FAMILIES
-from listwise_preference.models.loading import end_token, load_processor
+from listwise_preference.models.loading import load_processor
 from listwise_preference.training.batch import Collator, ListwiseDataset
 
 from .conftest import SAMPLE
@@ -26,7 +25,7 @@ def record(image: Path = CAT, prompt: str = "What is it?", chosen: str = "A cat.
 
 def chat_of(checkpoint: Path) -> ChatFormat:
     processor = load_processor(str(checkpoint))
-    return ChatFormat(processor, end_token(processor, FAMILIES[checkpoint.name]))
+    return ChatFormat(processor)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +94,7 @@ def test_ragged_rows_stand_behind_one_another(checkpoint: Path) -> None:
     assert batch["input_ids"].shape == (1, 3 * prompt + 15)
     tokens = batch["input_ids"][0, prompt : prompt + 7].tolist()
     assert tokens == dataset.chosen_ids[0] + dataset.rejected_ids[0]
-    assert batch["images"]["pixel_values"].flatten(0, -4).shape[0] == 3
+    assert len(batch["images"]["pixel_values"]) == 3
 
 
 def test_unpacked_rows_give_the_rejected_response_a_row_with_the_first_image(checkpoint: Path) -> None:
@@ -106,8 +105,7 @@ def test_unpacked_rows_give_the_rejected_response_a_row_with_the_first_image(che
     assert unpacked["attention_mask"].sum(dim=1).tolist() == [prompt + 4, prompt + 3, prompt + 4, prompt + 4]
     assert unpacked["input_ids"][1, prompt : prompt + 3].tolist() == dataset.rejected_ids[0]
     for name, pixels in ragged["images"].items():
-        rows = pixels.transpose(0, 1) if ragged["images"]["pixel_values"].ndim == 5 else pixels
-        assert torch.equal(unpacked["images"][name], rows[[0, 0, 1, 2]])
+        assert torch.equal(unpacked["images"][name], pixels[[0, 0, 1, 2]])
 
 
 def test_without_rejected_responses_no_row_holds_one(checkpoint: Path) -> None:
@@ -180,3 +178,62 @@ def test_a_template_that_does_not_continue_its_prompt_is_refused(checkpoint: Pat
     processor.chat_template = None
     with pytest.raises(ModelError, match="no chat template"):
         ChatFormat(processor, "</s>")
+
+
+# ---- what a template writes around a response ----
+
+_TURNS = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'][-1]['text'] }}END{% endfor %}"
+_PROMPT = "{% if add_generation_prompt %}<assistant>{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [("</s>\n", "</s>"), ("\n<image>", "<image>"), ("", "</s>"), (" the end", "</s>")],
+)
+def test_a_response_ends_as_the_template_ends_it(checkpoint: Path, end: str, expected: str) -> None:
+    """With the special token that is written behind it, or with the tokenizer's end where none is."""
+    processor = load_processor(str(checkpoint))
+    processor.chat_template = _TURNS.replace("END", end) + _PROMPT
+    chat = ChatFormat(processor)
+    assert (chat.prompt_text("What?"), chat.response_lead, chat.end_token) == (
+        f"<user>What?{end}<assistant>",
+        "",
+        expected,
+    )
+
+
+def test_a_template_without_a_generation_prompt_is_refused(checkpoint: Path) -> None:
+    """One that always leads on to a response, as Mistral's [/INST] does, needs none."""
+    processor = load_processor(str(checkpoint))
+    processor.chat_template = _TURNS
+    with pytest.raises(ModelError, match=r"writes no generation prompt: '<assistant>' stands before a response"):
+        ChatFormat(processor)
+    processor.chat_template = "{% for m in messages %}{{ m['content'][-1]['text'] }}{% endfor %}"
+    assert ChatFormat(processor).response_lead == ""
+
+
+def test_a_template_that_can_leave_out_thoughts_does(checkpoint: Path) -> None:
+    processor = load_processor(str(checkpoint))
+    thought = "<think>{% if enable_thinking is defined and not enable_thinking %}</think>{% endif %}"
+    answer = "{% if m['role'] == 'assistant' %}<think></think>{% endif %}"
+    processor.chat_template = (
+        _TURNS.replace("<{{ m['role'] }}>", "<{{ m['role'] }}>" + answer).replace("END", "</s>")
+        + "{% if add_generation_prompt %}<assistant>"
+        + thought
+        + "{% endif %}"
+    )
+    chat = ChatFormat(processor)
+    assert chat.prompt_text("What?") == "<user>What?</s><assistant><think></think>"
+    assert chat.response_lead == ""
+
+
+def test_a_beginning_token_that_the_template_writes_is_not_written_twice(checkpoint: Path) -> None:
+    processor = load_processor(str(checkpoint))
+    processor.chat_template = "{{ bos_token }}" + processor.chat_template
+    chat = ChatFormat(processor)
+    dataset = ListwiseDataset([record()], chat, 100)
+    begin = processor.tokenizer.bos_token_id
+    for ragged in (True, False):
+        ids = Collator(processor, ragged=ragged)([dataset[0]])["input_ids"]
+        assert (ids == begin).sum() == (3 if ragged else 4)  # one a row
+    assert processor.tokenizer.decode(dataset.chosen_ids[0]).startswith("A cat")

@@ -11,8 +11,7 @@ from listwise_preference.data.pairs import BoxLists, load_records
 from listwise_preference.data.ranked_images import Drawing
 from listwise_preference.models.adapters import add_adapter
 from listwise_preference.models.chat_format import ChatFormat
-from listwise_preference.models.families import FAMILIES
-from listwise_preference.models.loading import end_token, load_base_model, load_processor
+from listwise_preference.models.loading import load_base_model, load_processor
 from listwise_preference.models.ragged_attention import use_ragged_attention
 from listwise_preference.small_world.model import save_small_model
 from listwise_preference.training.batch import Batch, Collator, ListwiseDataset
@@ -28,7 +27,7 @@ def sample_dataset(checkpoint: Path) -> tuple[ListwiseDataset, ChatFormat]:
     source = BoxLists(SAMPLE / "image_lists.jsonl", Drawing(list_size=3))
     records = load_records(SAMPLE / "pairs.json", SAMPLE, source).records
     processor = load_processor(str(checkpoint))
-    chat = ChatFormat(processor, end_token(processor, FAMILIES[checkpoint.name]))
+    chat = ChatFormat(processor)
     return ListwiseDataset([records[index] for index in RECORDS], chat, 384), chat
 
 

@@ -31,10 +31,9 @@ from listwise_preference.models.dry_run import (
     weight_bytes,
     without_weights,
 )
-from listwise_preference.models.families import FAMILIES
-from listwise_preference.models.frozen_tower import freeze_tower
+from listwise_preference.models.frozen_tower import freeze_tower, vision_tower
 from listwise_preference.models.fused_layers import fuse_layers
-from listwise_preference.models.loading import empty_model, end_token
+from listwise_preference.models.loading import empty_model
 from listwise_preference.models.ragged_attention import use_ragged_attention
 from listwise_preference.small_world.model import build_small_model
 from listwise_preference.training.batch import Batch, Collator, ListwiseDataset
@@ -55,7 +54,7 @@ def small(family: Any, dtype: torch.dtype = torch.bfloat16, *, weights: bool, fr
     model, processor = build_small_model(family, layers=3)
     config = copy.deepcopy(model.config)
     base = model.to(dtype) if weights else empty_model(config, dtype=dtype)
-    tower = FAMILIES[family].vision_tower
+    tower = vision_tower(base)
     settings: dict[str, Any] = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["all-linear"]}
     policy = add_adapter(base, **settings, frozen_module=tower if frozen else None)
     use_ragged_attention(base)
@@ -65,7 +64,7 @@ def small(family: Any, dtype: torch.dtype = torch.bfloat16, *, weights: bool, fr
 
 def dataset_of(family: str, processor: ProcessorMixin) -> ListwiseDataset:
     records = load_records(SAMPLE / "pairs.json", SAMPLE, BoxLists(SAMPLE / "image_lists.jsonl", Drawing())).records
-    return ListwiseDataset(records, ChatFormat(processor, end_token(processor, FAMILIES[family])), 384)
+    return ListwiseDataset(records, ChatFormat(processor), 384)
 
 
 def loss_of(policy: PeftModel, batch: Batch) -> Tensor:

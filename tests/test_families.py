@@ -1,4 +1,4 @@
-"""A family of models from outside the package, in one entry: Idefics3, trained, evaluated and generated with."""
+"""A type of model that has no entry of its own: Idefics3, trained, evaluated and generated with."""
 
 import json
 import math
@@ -18,37 +18,36 @@ from transformers import (
 )
 from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
 
-from listwise_preference.data.pairs import BoxLists, load_records
-from listwise_preference.data.ranked_images import Drawing
+from listwise_preference.data.pairs import BoxLists, Pair, Record, load_records
+from listwise_preference.data.ranked_images import Drawing, ImageFiles
 from listwise_preference.errors import DataError
 from listwise_preference.generation.command import main as generate
 from listwise_preference.models.chat_format import ChatFormat
-from listwise_preference.models.families import FAMILIES, Family
+from listwise_preference.models.families import FAMILIES
 from listwise_preference.models.loading import load_base_model, load_processor
 from listwise_preference.models.ragged_attention import use_ragged_attention
 from listwise_preference.small_world.model import SAMPLE_TEXTS, build_tokenizer
 from listwise_preference.training.batch import Collator, ListwiseDataset
 from listwise_preference.training.command import main as train
 from listwise_preference.training.completion_logps import completion_logps
+from listwise_preference.training.run import refuse_special_tokens
 
 from .conftest import SAMPLE, sample_pairs
 
-IDEFICS3 = Family(
-    chat_template=FAMILIES["idefics2"].chat_template,
-    end_token="<end_of_utterance>",
-    special_tokens=("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"),
-    vision_tower="model.vision_model",
-    processor_settings={"do_image_splitting": False},
-)
+SPECIAL = ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
 
 
 @pytest.fixture
-def idefics3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def idefics3(tmp_path: Path) -> Path:
     """A small checkpoint; an image becomes <fake_token_around_image><global-img>, 4 <image>, and a fake token again."""
-    monkeypatch.setitem(FAMILIES, "idefics3", IDEFICS3)
-    tokenizer = build_tokenizer(SAMPLE_TEXTS, 600, list(IDEFICS3.special_tokens))
+    tokenizer = build_tokenizer(SAMPLE_TEXTS, 600, list(SPECIAL))
     side = {"longest_edge": 56}
-    processor = Idefics3Processor(Idefics3ImageProcessorPil(size=side, max_image_size=side), tokenizer, image_seq_len=4)
+    processor = Idefics3Processor(
+        Idefics3ImageProcessorPil(size=side, max_image_size=side),
+        tokenizer,
+        image_seq_len=4,
+        chat_template=FAMILIES["idefics2"].chat_template,
+    )
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.1}
     model = Idefics3ForConditionalGeneration(
@@ -74,7 +73,7 @@ def test_ragged_rows_score_as_each_completion_alone(idefics3: Path) -> None:
     source = BoxLists(SAMPLE / "image_lists.jsonl", Drawing(list_size=2))
     records = load_records(SAMPLE / "pairs.json", SAMPLE, source).records[:2]
     processor = load_processor(str(idefics3))
-    dataset = ListwiseDataset(records, ChatFormat(processor, "<end_of_utterance>"), 384)
+    dataset = ListwiseDataset(records, ChatFormat(processor), 384)
     model = load_base_model(str(idefics3), dtype=torch.float32)
     with torch.no_grad():
         use_ragged_attention(model)
@@ -92,7 +91,7 @@ def test_ragged_rows_score_as_each_completion_alone(idefics3: Path) -> None:
                 assert logp.item() == pytest.approx(logps[range(len(ids)), ids].sum().item(), abs=1e-3)
 
 
-def test_a_family_from_outside_is_trained_and_answers(idefics3: Path, tmp_path: Path, few_pairs: Path) -> None:
+def test_a_type_without_an_entry_is_trained_and_answers(idefics3: Path, tmp_path: Path, few_pairs: Path) -> None:
     train(
         {
             "model_name_or_path": str(idefics3),
@@ -126,7 +125,7 @@ def test_a_family_from_outside_is_trained_and_answers(idefics3: Path, tmp_path: 
 
     # Each by itself, by transformers' own generate().
     processor, model = load_processor(str(idefics3)), load_base_model(str(idefics3), dtype=torch.float32)
-    chat = ChatFormat(processor, "<end_of_utterance>")
+    chat = ChatFormat(processor)
     ends = [2, processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")]
     expected = []
     for query in queries:
@@ -142,12 +141,14 @@ def test_a_family_from_outside_is_trained_and_answers(idefics3: Path, tmp_path: 
     assert len(json.loads((tmp_path / "trained.json").read_text())) == len(queries)
 
 
-def test_its_special_tokens_may_not_stand_in_a_text(idefics3: Path, tmp_path: Path) -> None:
-    from listwise_preference.data.pairs import ImageOnly
-    from listwise_preference.models.families import special_tokens
-
-    pairs = sample_pairs(2)
-    pairs[1]["chosen"] += " <global-img>"
-    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
-    with pytest.raises(DataError, match='"chosen" contains <global-img>'):
-        load_records(tmp_path / "pairs.json", SAMPLE, ImageOnly(), placeholders=special_tokens())
+def test_its_special_tokens_may_not_stand_in_a_text(idefics3: Path) -> None:
+    pair = sample_pairs(1)[0]
+    tokenizer = load_processor(str(idefics3)).tokenizer
+    image = ImageFiles((SAMPLE / pair["img_path"],))
+    good, bad = (
+        Record(Pair("7", pair["img_path"], pair["prompt"], chosen, pair["rejected"]), image)
+        for chosen in (pair["chosen"], pair["chosen"] + " <global-img>")
+    )
+    refuse_special_tokens([good], tokenizer)
+    with pytest.raises(DataError, match='record 7: "chosen" contains <global-img>'):
+        refuse_special_tokens([good, bad], tokenizer)

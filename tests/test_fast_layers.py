@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
 from listwise_preference.models.adapters import add_adapter, load_adapter
-from listwise_preference.models.families import FAMILIES
-from listwise_preference.models.frozen_tower import freeze_tower
+from listwise_preference.models.frozen_tower import freeze_tower, vision_tower
 from listwise_preference.models.fused_layers import fuse_layers
 from listwise_preference.models.loading import load_base_model
 from listwise_preference.models.ragged_attention import kernel_layout, ragged_attention
@@ -224,7 +223,7 @@ def test_a_fused_model_saves_the_files_of_peft(checkpoint: Path, tmp_path: Path)
 def test_a_frozen_tower_runs_once_for_the_same_images_and_changes_nothing(checkpoint: Path) -> None:
     """Twice the same images, then others: two passes of the tower; features as before, and none of them a gradient."""
     model = load_base_model(str(checkpoint), dtype=torch.float32)
-    name = FAMILIES[checkpoint.name].vision_tower
+    name = vision_tower(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     tower: Any = model.get_submodule(name)
@@ -245,4 +244,4 @@ def test_a_frozen_tower_runs_once_for_the_same_images_and_changes_nothing(checkp
 def test_a_tower_in_training_is_left_alone(checkpoint: Path) -> None:
     model = load_base_model(str(checkpoint), dtype=torch.float32)
     add_adapter(model, r=2, alpha=2, dropout=0.0, target_modules=["all-linear"])
-    assert not freeze_tower(model, FAMILIES[checkpoint.name].vision_tower)
+    assert not freeze_tower(model, vision_tower(model))

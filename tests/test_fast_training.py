@@ -12,9 +12,8 @@ from listwise_preference.data.pairs import BoxLists, Crops, ImageOnly, ImageSour
 from listwise_preference.data.ranked_images import Drawing
 from listwise_preference.models.adapters import add_adapter
 from listwise_preference.models.chat_format import ChatFormat
-from listwise_preference.models.families import FAMILIES
 from listwise_preference.models.fused_layers import fuse_layers
-from listwise_preference.models.loading import end_token, load_base_model, load_processor
+from listwise_preference.models.loading import load_base_model, load_processor
 from listwise_preference.models.ragged_attention import use_ragged_attention
 from listwise_preference.training.batch import Collator, ListwiseDataset
 from listwise_preference.training.completion_logps import completion_logps
@@ -32,7 +31,7 @@ def dataset_of(checkpoint: Path, objective: Objective, list_size: int) -> Listwi
         source = BoxLists(SAMPLE / "image_lists.jsonl", drawing) if ranked else Crops(0)
     records = load_records(SAMPLE / "pairs.json", SAMPLE, source).records
     processor = load_processor(str(checkpoint))
-    return ListwiseDataset(records, ChatFormat(processor, end_token(processor, FAMILIES[checkpoint.name])), 384)
+    return ListwiseDataset(records, ChatFormat(processor), 384)
 
 
 def policy_of(checkpoint: Path) -> PeftModel:

@@ -22,6 +22,7 @@ from listwise_preference.generation.engine import Decoding, Response, ResponseGe
 from listwise_preference.generation.questions import Question, read_questions, write_responses
 from listwise_preference.models.adapters import add_adapter, merge
 from listwise_preference.models.chat_format import ChatFormat
+from listwise_preference.models.frozen_tower import vision_tower
 from listwise_preference.models.loading import load_base_model, load_processor
 from listwise_preference.scoring.answers import first_word_decided, first_yes_or_no
 from listwise_preference.scoring.benchmarks import BENCHMARKS
@@ -155,7 +156,7 @@ def test_a_prompt_that_does_not_begin_with_its_image_is_answered_all_the_same(
 def test_every_image_is_read_and_encoded_once(checkpoint: Path, sixty: tuple[Question, ...]) -> None:
     """Seven of the sixty questions to a batch, six images: the vision tower sees six rows in all."""
     generator = generator_of(checkpoint, batch_size=7)
-    tower = generator.model.get_submodule(generator.family.vision_tower)
+    tower = generator.model.get_submodule(vision_tower(generator.model))
     seen, language_tokens = [], []
     tower.register_forward_hook(lambda module, args, kwargs, out: seen.append(len(out[0])), with_kwargs=True)
     generator.model.get_input_embeddings().register_forward_hook(

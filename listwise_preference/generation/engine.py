@@ -40,8 +40,7 @@ from listwise_preference.data.ranked_images import open_image
 from listwise_preference.errors import ModelError
 from listwise_preference.generation.questions import Question
 from listwise_preference.models.chat_format import ChatFormat
-from listwise_preference.models.families import FAMILIES
-from listwise_preference.models.loading import end_token
+from listwise_preference.models.families import family_of
 
 Result = TypeVar("Result")
 
@@ -169,13 +168,12 @@ class ResponseGenerator:
         self.processor = processor
         self.decoding = decoding
         self.image_token = model.config.image_token_id
-        self.family = FAMILIES[model.config.model_type]
-        end = end_token(processor, self.family)
-        self.chat = ChatFormat(processor, end)
+        self.family = family_of(model.config.model_type)
+        self.chat = ChatFormat(processor)
         tokenizer = processor.tokenizer
         configured = model.generation_config.eos_token_id
         configured = configured if isinstance(configured, list) else [configured]
-        ends = {*configured, tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(end)} - {None}
+        ends = {*configured, tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(self.chat.end_token)} - {None}
         self.end_ids = sorted(ends)
         pads = (model.generation_config.pad_token_id, tokenizer.pad_token_id, self.end_ids[0])
         self.pad_id = next(pad for pad in pads if pad is not None)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from listwise_preference.errors import ModelError
-from listwise_preference.models.families import FAMILIES, Family
+from listwise_preference.models.families import Family, family_of
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -109,7 +109,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
         return adapted  # a model without weights has its shape alone
 
     saved = load_file(file)
-    family = FAMILIES[model.config.model_type]
+    family = family_of(model.config.model_type)
     wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     tensors = {key if key in wanted else _todays_key(key, family): tensor for key, tensor in saved.items()}
     # With lm_head among its targets peft writes that layer's frozen weights along; they are the base model's to give.

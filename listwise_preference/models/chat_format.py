@@ -11,22 +11,31 @@ from listwise_preference.errors import ModelError
 _PROBE = " \n<b>A & 'c'\t"
 
 
+def add_special_tokens(tokenizer: Any, prompt_text: str) -> bool:
+    """Whether the tokenizer shall open prompts like this one: not where the chat template has done so already."""
+    return not (tokenizer.bos_token and prompt_text.startswith(tokenizer.bos_token))
+
+
 class ChatFormat:
     """A prompt's text in the model's chat template, and the tokens of a response behind it.
 
     Args:
         processor: of the model; its template must render a conversation as its generation prompt continued.
-        end_token: what the model ends a response with.
+        end_token: what a response ends with. By default the special token that the template writes behind a response,
+            or the tokenizer's end-of-sequence token where it writes none.
 
     Raises:
-        ModelError: there is no template, or it does not continue its generation prompt.
+        ModelError: there is no template, it writes no generation prompt, or it does not continue it.
     """
 
-    def __init__(self, processor: ProcessorMixin, end_token: str) -> None:
+    def __init__(self, processor: ProcessorMixin, end_token: str | None = None) -> None:
         if not processor.chat_template:
             raise ModelError("the checkpoint's processor has no chat template (chat_template.jinja)")
         self.processor = processor
-        self.end_token = end_token
+        # Responses here have no thoughts in front of them; a template that can leave those out shall do so.
+        self._options: dict[str, Any] = (
+            {"enable_thinking": False} if "enable_thinking" in str(processor.chat_template) else {}
+        )
         # A template that does not change a text need not be rendered for each: what is around it is the same.
         self._around = self._render(_PROBE).split(_PROBE)
         prompt, probe = self.prompt_text("question"), "answer"
@@ -34,22 +43,37 @@ class ChatFormat:
             self._user_turn("question"),
             {"role": "assistant", "content": [{"type": "text", "text": probe}]},
         ]
-        whole = processor.apply_chat_template(turns, tokenize=False)
+        whole = processor.apply_chat_template(turns, tokenize=False, **self._options)
         if not whole.startswith(prompt) or probe not in whole[len(prompt) :]:
             raise ModelError(
                 f"the chat template does not continue its generation prompt: {prompt!r} is no beginning of {whole!r}"
             )
-        # What is between the generation prompt and the response, a space in both families' templates.
-        self.response_lead = whole[len(prompt) :].partition(probe)[0]
+        # What is between the generation prompt and the response, as a space in Idefics2's and LLaVA's templates.
+        self.response_lead, _, behind = whole[len(prompt) :].partition(probe)
+        if self.response_lead.strip() and self._render("question", generation_prompt=False) == prompt:
+            raise ModelError(
+                f"the chat template writes no generation prompt: {self.response_lead!r} stands before a response, and"
+                " add_generation_prompt does not write it"
+            )
+        self.end_token = self._end_token(behind) if end_token is None else end_token
+
+    def _end_token(self, behind: str) -> str:
+        """The special token that text behind a response begins with, or the tokenizer's."""
+        tokenizer = self.processor.tokenizer
+        special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        written = [token for token in special if behind.strip().startswith(token)]
+        return max(written, key=len, default=str(tokenizer.eos_token))
 
     @staticmethod
     def _user_turn(prompt: str, with_image: bool = True) -> dict[str, Any]:
         image = [{"type": "image"}] if with_image else []
         return {"role": "user", "content": [*image, {"type": "text", "text": prompt}]}
 
-    def _render(self, prompt: str, with_image: bool = True) -> str:
+    def _render(self, prompt: str, with_image: bool = True, generation_prompt: bool = True) -> str:
         turns = [self._user_turn(prompt, with_image)]
-        return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        return self.processor.apply_chat_template(
+            turns, add_generation_prompt=generation_prompt, tokenize=False, **self._options
+        )
 
     def prompt_text(self, prompt: str, with_image: bool = True) -> str:
         """The text of one user turn with one image, or with none, up to and with the generation prompt."""
@@ -64,14 +88,17 @@ class ChatFormat:
         the two merge at the seam, the response alone is tokenized, so that prompts are the same for every response.
         """
         tails = [f"{self.response_lead}{response}{self.end_token}" for response in responses]
-        heads = self._ids(prompt_texts)
-        wholes = self._ids([text + tail for text, tail in zip(prompt_texts, tails, strict=True)])
+        opened = add_special_tokens(self.processor.tokenizer, prompt_texts[0])
+        heads = self._ids(prompt_texts, add_special_tokens=opened)
+        wholes = self._ids(
+            [text + tail for text, tail in zip(prompt_texts, tails, strict=True)], add_special_tokens=opened
+        )
         return [
             whole[len(head) :] if whole[: len(head)] == head else self._ids([tail], add_special_tokens=False)[0]
             for head, whole, tail in zip(heads, wholes, tails, strict=True)
         ]
 
-    def _ids(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+    def _ids(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
         distinct = list(dict.fromkeys(texts))
         # Masks that nobody reads would take half as long again.
         encoded = self.processor.tokenizer(distinct, add_special_tokens=add_special_tokens, return_attention_mask=False)

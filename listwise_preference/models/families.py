@@ -1,4 +1,8 @@
-"""What is special to a family of models: one entry of ``FAMILIES`` each, under the ``model_type`` of its config."""
+"""What is special to a type of model: one entry of ``FAMILIES``, under the ``model_type`` of its config.
+
+A type without an entry is taken as it comes: its own template, its own processor, an ordinary attention mask, its own
+positions.
+"""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -30,31 +34,38 @@ _LLAVA_TEMPLATE = (
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] + ' ' }}{% endfor %}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
+_PALIGEMMA_TEMPLATE = (
+    "{% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<image>' }}{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %}"
+)
 
 
 @dataclass(frozen=True)
 class Family:
-    """What is special to one family of models.
+    """What is special to one type of model.
 
     Attributes:
         chat_template: of checkpoints that have none themselves.
-        end_token: ends a response; ``None`` takes the tokenizer's end-of-sequence token.
         special_tokens: that a user's text must not contain: they would stand for an image that is not there, or end a
-            response in its middle.
-        vision_tower: name of the module that ``--freeze_vision_tower`` leaves without adapter.
+            response in its middle. Where none are named the tokenizer's are refused, once the model is known.
         ragged_rows: whether its language model takes rows behind one another (``models.ragged_attention``).
+        response_token_type: a response's entry in the processor's ``token_type_ids``; ``None`` goes on with that of
+            the prompt's last token.
         processor_settings: values that the method sets on the processor.
+        shares_prefix: whether prompts can be put together from text and an image's tokens, so that the beginning that
+            an image's prompts share is read once when many questions are asked on it.
         expands_text_alone: whether the processor puts all of an image's tokens into a prompt without seeing the image.
         complete_processor: takes the processor and the model's config, and sets what old checkpoints leave unsaid.
         adapter_renamings: of adapters saved under an older layout of the model.
     """
 
-    chat_template: str
-    end_token: str | None
-    special_tokens: Sequence[str]
-    vision_tower: str
-    ragged_rows: bool = True
+    chat_template: str | None = None
+    special_tokens: Sequence[str] = ()
+    ragged_rows: bool = False
+    response_token_type: int | None = None
     processor_settings: Mapping[str, object] = field(default_factory=dict)
+    shares_prefix: bool = False
     expands_text_alone: bool = False
     complete_processor: Callable[[Any, Any], None] | None = None
     adapter_renamings: Sequence[tuple[re.Pattern[str], str]] = ()
@@ -73,23 +84,30 @@ def _complete_llava(processor: Any, config: Any) -> None:
 FAMILIES: dict[str, Family] = {
     "idefics2": Family(
         chat_template=_IDEFICS2_TEMPLATE,
-        end_token="<end_of_utterance>",
         special_tokens=("<image>", "<fake_token_around_image>", "<end_of_utterance>", "<s>", "</s>", "<unk>"),
-        vision_tower="model.vision_model",
+        ragged_rows=True,
         processor_settings={"do_image_splitting": False},
+        shares_prefix=True,
         expands_text_alone=True,
     ),
     "llava": Family(
         chat_template=_LLAVA_TEMPLATE,
-        end_token=None,
         special_tokens=("<image>", "<s>", "</s>", "<pad>", "<unk>"),
-        vision_tower="model.vision_tower",
+        ragged_rows=True,
+        shares_prefix=True,
         complete_processor=_complete_llava,
         adapter_renamings=_LLAVA_RENAMINGS,
     ),
+    # Its prompts are read both ways, its responses from left to right; the processor writes <bos> and "\n" itself.
+    "paligemma": Family(chat_template=_PALIGEMMA_TEMPLATE, response_token_type=1),
 }
 
 
+def family_of(model_type: str) -> Family:
+    """What is special to models of this type."""
+    return FAMILIES.get(model_type, Family())
+
+
 def special_tokens() -> tuple[str, ...]:
-    """Those of all families, since data is checked before the model is looked at."""
+    """Those of all entries, since data is checked before the model is looked at."""
     return tuple(dict.fromkeys(token for family in FAMILIES.values() for token in family.special_tokens))

@@ -4,6 +4,7 @@ Gradient checkpointing makes a tower's patch embeddings require gradients, so th
 for nothing; and with an online reference policy and reference encode the same images one after the other.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -11,14 +12,22 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
+def vision_tower(model: PreTrainedModel) -> str:
+    """The name of the module that encodes images; empty where transformers does not know it."""
+    tower = model.get_encoder(modality="image")
+    return next((name for name, module in model.named_modules() if module is tower), "")
+
+
 def freeze_tower(model: PreTrainedModel, name: str) -> bool:
     """Run the module ``name`` under ``no_grad``, once for the same images; whether that was possible.
 
     It is possible where nothing in it is trained and nothing in it is random.
     """
+    if not name:
+        return False
     tower = model.get_submodule(name)
     trained = any(parameter.requires_grad for parameter in tower.parameters())
-    random = getattr(tower.config, "attention_dropout", 0.0) > 0 or any(
+    random = getattr(getattr(tower, "config", None), "attention_dropout", 0.0) > 0 or any(
         isinstance(module, nn.Dropout) and module.p > 0 for module in tower.modules()
     )
     if trained or random:
@@ -49,7 +58,8 @@ class _Once:
             with torch.no_grad():
                 self.output = type(self.tower).forward(self.tower, *args, **kwargs)
             self.inputs = inputs
-        return self.output
+        # A copy, since some models split the tower's output by images in place.
+        return copy.copy(self.output)
 
 
 def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:

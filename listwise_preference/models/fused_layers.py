@@ -12,6 +12,7 @@ Shapes: N token, I input width, O output width, R rank.
 """
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -351,6 +352,8 @@ def _is_gated_mlp(module: Any) -> bool:
 def _is_rms_norm(module: Any) -> bool:
     weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
     if not isinstance(weight, nn.Parameter) or weight.ndim != 1 or weight.requires_grad or epsilon is None:
+        return False
+    if len(inspect.signature(type(module).forward).parameters) != 2:  # another input beside x, a gate for example
         return False
     probe = _random_input(len(weight)).to(weight.dtype)
     weight = nn.Parameter(_random_input(len(weight))[0, 0].to(weight.dtype), requires_grad=False)

@@ -8,8 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoProcessor,
     BitsAndBytesConfig,
@@ -17,30 +19,32 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as IMAGE_TEXT_MODELS
 from transformers.utils.hub import cached_file
 
 from listwise_preference.errors import ModelError
 from listwise_preference.files import sha256_of
-from listwise_preference.models.families import FAMILIES, Family
+from listwise_preference.models.families import Family, family_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load_config(name_or_path: str, revision: str | None = None) -> tuple[PreTrainedConfig, Family]:
-    """The checkpoint's config and its family.
+    """The checkpoint's config and what is special to its type.
 
     Raises:
-        ModelError: there is no such checkpoint, or its family is not one of ``FAMILIES``.
+        ModelError: there is no such checkpoint, or it is no model that continues a text with images in it.
     """
     try:
         config = AutoConfig.from_pretrained(name_or_path, revision=revision)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the model {name_or_path}: {error}") from error
-    if config.model_type not in FAMILIES:
+    if config.model_type not in IMAGE_TEXT_MODELS or config.is_encoder_decoder:
         raise ModelError(
-            f"{name_or_path} is a {config.model_type!r} model; supported are {', '.join(sorted(FAMILIES))}"
+            f"{name_or_path} is a {config.model_type!r} model; supported are the image-text-to-text models of"
+            f" transformers {transformers.__version__} that continue a text, Qwen3-VL, Gemma 3 or LLaVA for example"
         )
-    return config, FAMILIES[config.model_type]
+    return config, family_of(config.model_type)
 
 
 def load_processor(name_or_path: str, revision: str | None = None) -> ProcessorMixin:
@@ -54,23 +58,23 @@ def load_processor(name_or_path: str, revision: str | None = None) -> ProcessorM
     config, family = load_config(name_or_path, revision)
     # One backend everywhere: torchvision's resizes differ a little, and it need not be installed.
     try:
-        processor = AutoProcessor.from_pretrained(
-            name_or_path, revision=revision, backend="pil", **family.processor_settings
-        )
+        processor = AutoProcessor.from_pretrained(name_or_path, revision=revision)
+        if hasattr(processor, "image_processor"):
+            # Not by backend="pil" for all of it: video processors have no such backend.
+            processor.image_processor = AutoImageProcessor.from_pretrained(
+                name_or_path, revision=revision, backend="pil", **family.processor_settings
+            )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ModelError(f"cannot load the processor of {name_or_path}: {' '.join(str(error).split())}") from error
-    if processor.tokenizer.convert_tokens_to_ids(processor.image_token) != config.image_token_id:
+    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        raise ModelError(f"{name_or_path}: its processor takes no images; is its preprocessor_config.json there?")
+    if processor.tokenizer.convert_ids_to_tokens(getattr(config, "image_token_id", None) or 0) is None:
         raise ModelError(f"{name_or_path}: the tokenizer does not know the model's image token; are its files there?")
     if family.complete_processor is not None:
         family.complete_processor(processor, config)
     if not processor.chat_template:
         processor.chat_template = processor.tokenizer.chat_template or family.chat_template
     return processor
-
-
-def end_token(processor: ProcessorMixin, family: Family) -> str:
-    """What the model ends a response with."""
-    return family.end_token or processor.tokenizer.eos_token
 
 
 def load_base_model(
@@ -103,7 +107,7 @@ def load_base_model(
             name_or_path,
             revision=revision,
             dtype=dtype,
-            attn_implementation=attn_implementation,
+            attn_implementation=_or_eager(attn_implementation),
             device_map=None if device is None else {"": device},
             quantization_config=quantization,
             use_safetensors=True,
@@ -117,7 +121,14 @@ def empty_model(
 ) -> PreTrainedModel:
     """A model of the config's shapes on the meta device, without weights."""
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+        return AutoModelForImageTextToText.from_config(
+            config, dtype=dtype, attn_implementation=_or_eager(attn_implementation)
+        )
+
+
+def _or_eager(attn_implementation: str | None) -> str | None:
+    """``None`` for sdpa: transformers takes it where a model has it, and eager attention in the few that do not."""
+    return None if attn_implementation == "sdpa" else attn_implementation
 
 
 def local_device() -> torch.device:

@@ -242,14 +242,15 @@ class ModelScorer:
         from peft import PeftModel
 
         from listwise_preference.models.chat_format import ChatFormat
-        from listwise_preference.models.families import FAMILIES
-        from listwise_preference.models.loading import end_token
+        from listwise_preference.models.families import family_of
         from listwise_preference.training.batch import Collator, ListwiseDataset
         from listwise_preference.training.completion_logps import completion_logps
 
-        chat = ChatFormat(self.processor, end_token(self.processor, FAMILIES[self.model.config.model_type]))
-        dataset = ListwiseDataset(records, chat, self.max_completion_length)
-        collate = Collator(self.processor, with_rejected=False, ragged=False)
+        dataset = ListwiseDataset(records, ChatFormat(self.processor), self.max_completion_length)
+        family = family_of(self.model.config.model_type)
+        collate = Collator(
+            self.processor, with_rejected=False, ragged=False, response_token_type=family.response_token_type
+        )
         was_training = self.model.training
         self.model.eval()
         try:

@@ -29,8 +29,6 @@ from transformers import PreTrainedModel, ProcessorMixin
 from listwise_preference import cli
 from listwise_preference.files import write_atomic
 from listwise_preference.models.chat_format import ChatFormat
-from listwise_preference.models.families import FAMILIES
-from listwise_preference.models.loading import end_token
 from listwise_preference.small_world.model import FamilyName, build_small_model
 from listwise_preference.small_world.scenes import CLEAN, KINDS, NATURAL, SIDE, USUAL, Scene
 from listwise_preference.small_world.texts import (
@@ -115,7 +113,7 @@ class Examples(IterableDataset[dict[str, Any]]):
 
     def __init__(self, options: Pretraining, processor: ProcessorMixin, model_type: str) -> None:
         self.options, self.processor = options, processor
-        self.chat = ChatFormat(processor, end_token(processor, FAMILIES[model_type]))
+        self.chat = ChatFormat(processor)
         self.image = NATURAL.scene(random.Random(0)).draw()  # any: all have as many tokens
         self.image_id: int = processor.tokenizer.convert_tokens_to_ids("<image>")
         self.place_ids = {

@@ -24,12 +24,14 @@ from typing import Any, NotRequired, TypedDict
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
 from listwise_preference.data.pairs import Record
 from listwise_preference.errors import ImageError
 from listwise_preference.models.chat_format import ChatFormat
+from listwise_preference.models.prompt_tensors import encode_prompts, extended, per_token, unpadded
 from listwise_preference.models.ragged_attention import Spans
 
 
@@ -42,7 +44,7 @@ class Batch(TypedDict):
     target_source: Tensor  # (N,) which kept position predicts the token
     targets: Tensor  # (N,) the token
     target_completion: Tensor  # (N,) which completion it belongs to, of B * A
-    images: dict[str, Tensor]  # what the image processor returns, an entry a row; ragged: those of the one sequence
+    images: dict[str, Tensor]  # all else that the processor returns for these rows: pixels, their sizes, token types
     completion_count: int  # A
     attention_mask: NotRequired[Tensor]  # (R, T), of unpacked rows
     position_ids: NotRequired[Tensor]  # (1, T), of ragged rows
@@ -101,54 +103,48 @@ class ListwiseDataset(Dataset[Example]):
 
 @dataclass(frozen=True)
 class Collator:
-    """Examples -> :class:`Batch`. Each image goes through the image processor once.
+    """Examples -> :class:`Batch`. The processor is called with an image for each row.
 
     Args:
         processor: of the model.
         with_rejected: score the rejected response too.
         ragged: rows behind one another in one sequence (else one below the other, padded).
+        response_token_type: of the model's family.
     """
 
     processor: ProcessorMixin
     with_rejected: bool = True
     ragged: bool = True
+    response_token_type: int | None = None
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """Build the rows; prompts and image tokens are never cut."""
-        encoded = self.processor(
-            text=[example.prompt_text for example in examples for _ in example.images],
-            images=[image for example in examples for image in example.images],
-            padding=True,
-            return_tensors="pt",
+        row_images = [self._row_images(example) for example in examples]
+        encoded = encode_prompts(
+            self.processor,
+            [example.prompt_text for example, images in zip(examples, row_images, strict=True) for _ in images],
+            [image for images in row_images for image in images],
         )
-        # The tokenizer pads on a side of its own choice; unpad, and pad on the right below.
-        prompts = [
-            ids[mask.bool()].tolist() for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True)
-        ]
-        images = {name: value for name, value in encoded.items() if name.startswith("pixel_")}
-
         rows = _Rows()
-        image_rows: list[int] = []
-        first_image, completion = 0, 0
+        prompts = iter([prompt.tolist() for prompt in unpadded(encoded, "input_ids")])
+        completion = 0
         for example in examples:
             for level in range(len(example.images)):
-                prompt = prompts[first_image + level]
+                prompt = next(prompts)
                 rows.add(prompt, example.chosen_ids, completion)
-                image_rows.append(first_image + level)
                 completion += 1
                 if level == 0 and self.with_rejected:
                     if self.ragged:
                         rows.extend(len(prompt), example.rejected_ids, completion)
                     else:
-                        rows.add(prompt, example.rejected_ids, completion)
-                        image_rows.append(first_image)
+                        rows.add(next(prompts), example.rejected_ids, completion)
                     completion += 1
-            first_image += len(example.images)
 
-        layout = self._ragged(rows, images) if self.ragged else self._unpacked(rows, images, image_rows)
+        layout = self._ragged(rows) if self.ragged else self._unpacked(rows)
         batch: Any = {
             "record": torch.tensor([example.index for example in examples]),
             **layout,
+            "images": self._images(encoded, rows),
             "target_source": torch.tensor(rows.target_source),
             "targets": torch.tensor(rows.targets),
             "target_completion": torch.tensor(rows.target_completion),
@@ -159,23 +155,37 @@ class Collator:
             batch["reference_logps"] = torch.tensor(references, dtype=torch.float64)
         return batch
 
+    def _row_images(self, example: Example) -> Sequence[Image.Image]:
+        """The image of each row; of unpacked rows the second has the first image again, for the rejected completion."""
+        again = self.with_rejected and not self.ragged
+        return (*example.images[:1], *example.images) if again else example.images
+
+    def _images(self, encoded: dict[str, Tensor], rows: "_Rows") -> dict[str, Tensor]:
+        """What goes to the model beside the tokens; entries for each token grow with the rows."""
+        others = {name: value for name, value in encoded.items() if name not in ("input_ids", "attention_mask")}
+        for name in set(per_token(encoded)) & set(others):
+            token_type = self.response_token_type if name == "token_type_ids" else None
+            grown = [
+                extended(row, len(tokens) - len(row), token_type)
+                for row, tokens in zip(unpadded(encoded, name), rows.tokens, strict=True)
+            ]
+            others[name] = torch.cat(grown)[None] if self.ragged else pad_sequence(grown, batch_first=True)
+        return others
+
     @staticmethod
-    def _ragged(rows: "_Rows", images: dict[str, Tensor]) -> dict[str, Any]:
+    def _ragged(rows: "_Rows") -> dict[str, Any]:
         starts = [0, *accumulate(map(len, rows.tokens))]
         keep = torch.zeros(1, starts[-1], dtype=torch.bool)
         for start, positions in zip(starts, rows.kept, strict=False):
             keep[0, [start + position for position in positions]] = True
-        if images["pixel_values"].ndim == 5:  # (row, image of the row, ...): the one sequence has all of them
-            images = {name: value.transpose(0, 1) for name, value in images.items()}
         return {
             "input_ids": torch.tensor([[token for row in rows.tokens for token in row]]),
             "position_ids": torch.tensor([[position for row in rows.positions for position in row]]),
             "keep": keep,
-            "images": images,
             "spans": tuple(map(tuple, rows.spans)),
         }
 
-    def _unpacked(self, rows: "_Rows", images: dict[str, Tensor], image_rows: list[int]) -> dict[str, Any]:
+    def _unpacked(self, rows: "_Rows") -> dict[str, Any]:
         width = max(map(len, rows.tokens))
         padding = self.processor.tokenizer.pad_token_id or 0
         keep = torch.zeros(len(rows.tokens), width, dtype=torch.bool)
@@ -185,7 +195,6 @@ class Collator:
             "input_ids": torch.tensor([row + [padding] * (width - len(row)) for row in rows.tokens]),
             "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows.tokens]),
             "keep": keep,
-            "images": {name: value[image_rows] for name, value in images.items()} if self.with_rejected else images,
         }
 
 

@@ -95,10 +95,11 @@ class ObjectiveArguments:
     beta: float = option(0.1, "scale of the rewards: beta * (log pi - log pi_ref)")
     anchor_delta: float = option(0.0, "margin that the anchor asks of the chosen response's reward")
     row_layout: str = option(
-        "ragged",
+        "auto",
         "ragged: all rows behind one another, without padding, the rejected response in the row of the first image;"
-        " unpacked: padded rows, the rejected response in one of its own; packed and plain are their former names",
-        choices=("ragged", "unpacked", "packed", "plain"),
+        " unpacked: padded rows, the rejected response in one of its own; auto: ragged for the models for which it is"
+        " exact; packed and plain are former names of the two",
+        choices=("auto", "ragged", "unpacked", "packed", "plain"),
     )
     fused_layers: bool = option(
         True, "LoRA layers that keep less for the backward pass, where they equal peft's own; false: peft's own"

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -26,11 +27,11 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from listwise_preference import __version__
 from listwise_preference.data.pairs import Record
-from listwise_preference.errors import ModelError, UserError
+from listwise_preference.errors import DataError, ModelError, UserError
 from listwise_preference.files import read_json, sha256_of, write_json
 from listwise_preference.models import adapters, dry_run, loading, ragged_attention
 from listwise_preference.models.chat_format import ChatFormat
-from listwise_preference.models.frozen_tower import freeze_tower
+from listwise_preference.models.frozen_tower import freeze_tower, vision_tower
 from listwise_preference.models.fused_layers import fuse_layers
 from listwise_preference.training import cost
 from listwise_preference.training.batch import Collator, ListwiseDataset
@@ -57,12 +58,20 @@ class Run:
         name, revision = arguments.model.model_name_or_path, arguments.model.model_revision
 
         self.config, self.family = loading.load_config(name, revision)
-        self.ragged = arguments.objective.row_layout == "ragged"
-        if self.ragged and not self.family.ragged_rows:
+        layout = arguments.objective.row_layout
+        if layout == "ragged" and not self.family.ragged_rows:
             raise ModelError(f"{self.config.model_type} models need --row_layout unpacked")
+        self.ragged = layout == "ragged" or (layout == "auto" and self.family.ragged_rows)
         self.processor = loading.load_processor(name, revision)
-        self.collator = Collator(self.processor, with_rejected=self.objective.uses_rejected, ragged=self.ragged)
-        chat = ChatFormat(self.processor, loading.end_token(self.processor, self.family))
+        self.collator = Collator(
+            self.processor,
+            with_rejected=self.objective.uses_rejected,
+            ragged=self.ragged,
+            response_token_type=self.family.response_token_type,
+        )
+        chat = ChatFormat(self.processor)
+        if not self.family.special_tokens:  # else the data has been checked for them
+            refuse_special_tokens([*training, *evaluation], self.processor.tokenizer)
         self.train_set = self._dataset("training", training, chat)
         self.eval_set = self._dataset("evaluation", evaluation, chat)
 
@@ -126,6 +135,9 @@ class Run:
         """
         options = self.arguments.model
         set_seed(self.args.seed)
+        tower = vision_tower(base)
+        if options.freeze_vision_tower and not tower:
+            raise ModelError(f"--freeze_vision_tower: transformers does not say what that is in {type(base).__name__}")
         if options.init_adapter is not None:
             policy = adapters.load_adapter(base, Path(options.init_adapter), trainable=True)
         else:
@@ -135,13 +147,13 @@ class Run:
                 alpha=options.lora_alpha,
                 dropout=options.lora_dropout,
                 target_modules=options.lora_target_modules,
-                frozen_module=self.family.vision_tower if options.freeze_vision_tower else None,
+                frozen_module=tower if options.freeze_vision_tower else None,
             )
         if self.ragged:
             ragged_attention.use_ragged_attention(base, attention)
         count = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
         said = [f"{options.model_name_or_path}: {count:,} adapter parameters in training, base in {options.dtype}"]
-        if freeze_tower(base, self.family.vision_tower):
+        if freeze_tower(base, tower):
             said.append("the vision tower is not trained: no gradients through it, the same images encoded once")
         if in_4bit:
             dry_run.stand_for_4bit(policy)
@@ -305,7 +317,7 @@ class Run:
                 self.arguments.model.dtype + ("/nf4" if self.arguments.model.load_in_4bit else ""),
                 [args.bf16, args.fp16],
                 self.arguments.model.attn_implementation,
-                [objective.row_layout, objective.fused_layers],
+                ["ragged" if self.ragged else "unpacked", objective.fused_layers],
                 loading.processor_identity(self.processor),
             ]
         )
@@ -358,6 +370,22 @@ class Run:
             self.trainer.push_to_hub()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def refuse_special_tokens(records: Sequence[Record], tokenizer: Any) -> None:
+    """Refuse texts that a tokenizer would not take as text.
+
+    Raises:
+        DataError: a record's text contains one of the tokenizer's special tokens.
+    """
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    pattern = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
+    for record in records:
+        for key in ("prompt", "chosen", "rejected"):
+            if found := pattern.search(vars(record.pair)[key]):
+                raise DataError(
+                    f'record {record.pair.id}: "{key}" contains {found[0]}, a special token of this model: take it out'
+                )
 
 
 def _training_arguments(arguments: Arguments) -> TrainingArguments:
