@@ -163,7 +163,10 @@ def test_the_adapters_weights_are_float32_on_a_bfloat16_base(checkpoint: Path) -
 
 
 def test_which_layers_get_an_adapter(checkpoint: Path) -> None:
-    """All linear layers: vision tower, connector and language model, not the vocabulary projection."""
+    """All linear layers: vision tower, connector and language model, not the vocabulary projection.
+
+    LLaVA reads the hidden states before its tower's last layer: that layer gets none.
+    """
     tower = {"idefics2": "vision_model", "llava": "vision_tower"}[checkpoint.name]
     connector = {"idefics2": "connector", "llava": "multi_modal_projector"}[checkpoint.name]
 
@@ -176,9 +179,32 @@ def test_which_layers_get_an_adapter(checkpoint: Path) -> None:
 
     everywhere, frozen = adapted_modules(None), adapted_modules(f"model.{tower}")
     linear = {n for n, m in fresh(checkpoint).named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
-    assert everywhere == linear
+    tower_layers = sorted({name.split(".")[4] for name in linear if name.startswith("model.vision_tower.encoder.")})
+    unread = f"model.vision_tower.encoder.layers.{tower_layers[-1]}." if checkpoint.name == "llava" else "none"
+    assert everywhere == {name for name in linear if not name.startswith(unread)}
     assert frozen == {name for name in linear if f"model.{tower}." not in name}
     assert any(connector in name for name in frozen)
+
+
+def test_llavas_unread_layer_changes_no_draw_and_old_adapters_with_it_load(
+    small_checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """Adapters of earlier versions have weights there; without them all others are drawn as before."""
+    import peft
+
+    checkpoint = small_checkpoints["llava"]
+    torch.manual_seed(3)
+    new = add_adapter(fresh(checkpoint), r=2, alpha=2, dropout=0.0, target_modules=["all-linear"])
+    torch.manual_seed(3)
+    old = peft.get_peft_model(fresh(checkpoint), peft.LoraConfig(r=2, lora_alpha=2, target_modules="all-linear"))
+    today, before = get_peft_model_state_dict(new), get_peft_model_state_dict(old)
+    assert all(torch.equal(before[key], tensor) for key, tensor in today.items())
+    only_before = before.keys() - today.keys()
+    assert only_before and {key.split("vision_tower.encoder.layers.")[1][0] for key in only_before} == {"2"}
+    for name, adapted in {"new": new, "old": old}.items():
+        adapted.save_pretrained(str(tmp_path / name))
+        loaded = load_adapter(fresh(checkpoint), tmp_path / name, trainable=True)
+        assert get_peft_model_state_dict(loaded).keys() == get_peft_model_state_dict(adapted).keys()
 
 
 def test_a_llava_processor_without_patch_size_is_completed(small_checkpoints: dict[str, Path], tmp_path: Path) -> None:

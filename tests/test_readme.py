@@ -110,7 +110,7 @@ def test_the_readme_runs_from_lists_to_scores(clone: Path, english_data: Path) -
         if command.startswith("python score.py"):
             table = read(README).split("```\nDescriptions")[1].split("```")[0].rstrip()
             assert "Descriptions" + table in finished.stdout
-    assert ran == 4 and stopped == set(NEED_DOWNLOADS)
+    assert ran == 5 and stopped == set(NEED_DOWNLOADS)
     assert (clone / "runs" / "lists" / "review" / "index.html").is_file()
     assert (clone / "runs" / "first" / "final" / "adapter_model.safetensors").is_file()
 
@@ -155,6 +155,7 @@ PROGRAMS = {
     "make_image_lists.py": ["make_image_lists.py"],
     "generate.py": ["generate.py"],
     "demo.py": ["demo.py"],
+    "merge.py": ["merge.py"],
     **{f"score.py {one}": ["score.py", one] for one in (*BENCHMARKS, "awareness", "beaf-pairs", "compare", "table")},
     "-m listwise_preference.data": ["-m", "listwise_preference.data"],
     **{

@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from listwise_preference.errors import ModelError
 from listwise_preference.models.families import Family, family_of
@@ -28,6 +28,8 @@ def add_adapter(
 ) -> PeftModel:
     """A fresh LoRA adapter on ``model``: float32 master weights whatever the base's dtype, B = 0.
 
+    Layers whose output nothing reads get none: they would be written to disk as they were drawn.
+
     Args:
         target_modules: module name endings, or ``["all-linear"]`` for every linear layer but the vocabulary projection.
         frozen_module: a module whose layers get no adapter, e.g. the vision tower.
@@ -42,9 +44,32 @@ def add_adapter(
         exclude_modules=rf".*{re.escape(frozen_module)}\..*" if frozen_module else None,
     )
     try:
-        return _with_layers(model, config)
+        adapted = _with_layers(model, config)
     except ValueError as error:
         raise ModelError(f"--lora_target_modules {' '.join(target_modules)}: {error}") from error
+    family = FAMILIES.get(model.config.model_type)
+    if family is not None and family.unused_modules is not None:
+        _take_off(adapted, family.unused_modules(model.config))
+    return adapted
+
+
+def _take_off(adapted: PeftModel, modules: Sequence[str]) -> None:
+    """Without the adapter's layers in ``modules``, in memory and in what is saved.
+
+    They are made first and then taken off, so that the other layers' A are drawn as with them.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    model: Any = adapted.get_base_model()
+    inside = tuple(f"{name}." for name in modules)
+    names = [n for n, layer in model.named_modules() if isinstance(layer, LoraLayer) and n.startswith(inside)]
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, model.get_submodule(name).get_base_layer())
+    if names:
+        config: Any = adapted.peft_config["default"]
+        excluded = "|".join(rf".*{re.escape(name)}\..*" for name in modules)
+        config.exclude_modules = f"{config.exclude_modules}|{excluded}" if config.exclude_modules else excluded
 
 
 def _with_layers(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
@@ -157,6 +182,27 @@ def merge(adapted: PeftModel) -> bool:
         return False
     adapted.merge_and_unload()
     return True
+
+
+def untie(adapted: PeftModel) -> bool:
+    """Give the vocabulary projection weights of its own where it shares the embeddings' and either has an adapter.
+
+    Merged into shared weights, an adapter of the one would change the other. Returns whether they share weights still.
+    The config says the same on all its levels, so that it stays so on disk, and when the vocabulary is resized.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from torch import nn
+
+    model: Any = adapted.get_base_model()
+    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    bare: list[Any] = [one.get_base_layer() if isinstance(one, BaseTunerLayer) else one for one in layers]
+    shared = bare[0].weight is bare[1].weight
+    if shared and any(isinstance(one, BaseTunerLayer) for one in layers):
+        bare[1].weight = nn.Parameter(bare[1].weight.detach().clone(), requires_grad=False)
+        shared = False
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = shared
+    return shared
 
 
 def _todays_key(key: str, family: Family) -> str:

@@ -58,6 +58,7 @@ class Family:
         expands_text_alone: whether the processor puts all of an image's tokens into a prompt without seeing the image.
         complete_processor: takes the processor and the model's config, and sets what old checkpoints leave unsaid.
         adapter_renamings: of adapters saved under an older layout of the model.
+        unused_modules: of a config, the modules whose output nothing reads; they get no adapter.
     """
 
     chat_template: str | None = None
@@ -69,6 +70,7 @@ class Family:
     expands_text_alone: bool = False
     complete_processor: Callable[[Any, Any], None] | None = None
     adapter_renamings: Sequence[tuple[re.Pattern[str], str]] = ()
+    unused_modules: Callable[[Any], Sequence[str]] | None = None
 
 
 def _complete_llava(processor: Any, config: Any) -> None:
@@ -79,6 +81,14 @@ def _complete_llava(processor: Any, config: Any) -> None:
     )
     if config.vision_config.model_type == "clip_vision_model":
         processor.num_additional_image_tokens = 1  # CLIP's class token, which "default" drops again
+
+
+def _unused_in_llava(config: Any) -> list[str]:
+    """The vision tower's layers behind the last one whose hidden states are read: of LLaVA-1.5 its last layer."""
+    layers, read = config.vision_config.num_hidden_layers, config.vision_feature_layer
+    # Hidden states are those before the first layer and behind each, so that -1 is behind all of them.
+    used = max(one if one >= 0 else layers + 1 + one for one in ([read] if isinstance(read, int) else read))
+    return [f"model.vision_tower.encoder.layers.{layer}" for layer in range(used, layers)]
 
 
 FAMILIES: dict[str, Family] = {
@@ -97,6 +107,7 @@ FAMILIES: dict[str, Family] = {
         shares_prefix=True,
         complete_processor=_complete_llava,
         adapter_renamings=_LLAVA_RENAMINGS,
+        unused_modules=_unused_in_llava,
     ),
     # Its prompts are read both ways, its responses from left to right; the processor writes <bos> and "\n" itself.
     "paligemma": Family(chat_template=_PALIGEMMA_TEMPLATE, response_token_type=1),

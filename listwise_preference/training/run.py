@@ -97,6 +97,8 @@ class Run:
         policy, said = self._policy(base)
         for line in said:
             logger.info(line)
+        # The commit is behind the name of a model on the hub; a folder is known by its content alone.
+        policy.peft_config["default"].revision = self.base_weights.partition("@")[2] or None
         self.description = self._describe(policy)
         self.trainer = ListwiseTrainer(
             objective=self.objective,
@@ -398,7 +400,8 @@ def _training_arguments(arguments: Arguments) -> TrainingArguments:
     # More loading processes than cores would only wait for each other.
     args.dataloader_num_workers = min(args.dataloader_num_workers, os.cpu_count() or 1)
     if args.ddp_find_unused_parameters is None:
-        # LLaVA reads the last but one layer of its vision tower: the adapter of the last one gets no gradient.
+        # LLaVA reads the last but one layer of its vision tower: adapters of earlier versions have weights in the last
+        # one, which get no gradient.
         args.ddp_find_unused_parameters = True
     if arguments.objective.precompute_ref_log_probs and is_deepspeed_zero3_enabled():
         raise ModelError("ZeRO-3 shards the base model before training: use --precompute_ref_log_probs false")

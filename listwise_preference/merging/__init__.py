@@ -1,0 +1,1 @@
+"""An adapter and its base model made one, saved, and proved to be the same on disk."""
