@@ -29,7 +29,7 @@ from listwise_preference.errors import ModelError
 from listwise_preference.files import sha256_of, write_atomic, write_json
 from listwise_preference.models import adapters, loading
 from listwise_preference.models.chat_format import ChatFormat
-from listwise_preference.models.families import FAMILIES
+from listwise_preference.models.families import family_of
 from listwise_preference.training.batch import Collator, ListwiseDataset
 from listwise_preference.training.completion_logps import completion_logps
 
@@ -131,10 +131,10 @@ def _adapted(options: Namespace, dtype: str) -> PeftModel:
 def _logps(model: nn.Module, processor: ProcessorMixin, records: Sequence[Record]) -> Tensor:
     """Of the chosen and the rejected response to each record: (records, 2), on the CPU."""
     config: Any = model.config
+    token_type = family_of(config.model_type).response_token_type
     device = next(model.parameters()).device
-    chat = ChatFormat(processor, loading.end_token(processor, FAMILIES[config.model_type]))
-    dataset = ListwiseDataset(records, chat, _LONGEST)
-    collate = Collator(processor, ragged=False)
+    dataset = ListwiseDataset(records, ChatFormat(processor), _LONGEST)
+    collate = Collator(processor, ragged=False, response_token_type=token_type)
     rows = []
     with torch.no_grad():
         for index in tqdm(range(len(dataset)), desc="Comparing", unit=" records", disable=None):

@@ -47,8 +47,8 @@ def add_adapter(
         adapted = _with_layers(model, config)
     except ValueError as error:
         raise ModelError(f"--lora_target_modules {' '.join(target_modules)}: {error}") from error
-    family = FAMILIES.get(model.config.model_type)
-    if family is not None and family.unused_modules is not None:
+    family = family_of(model.config.model_type)
+    if family.unused_modules is not None:
         _take_off(adapted, family.unused_modules(model.config))
     return adapted
 
