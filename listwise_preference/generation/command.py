@@ -114,7 +114,8 @@ def _run(options: Namespace, is_main: bool) -> None:
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    from listwise_preference.generation.engine import Decoding, ResponseGenerator, plan, prove_adapter
+    from listwise_preference.generation.any_model import response_generator
+    from listwise_preference.generation.engine import Decoding, plan, prove_adapter
     from listwise_preference.models import adapters, loading
 
     # The first process done waits for the last, however long that one takes.
@@ -164,7 +165,7 @@ def _run(options: Namespace, is_main: bool) -> None:
             share_prefix=options.share_prefix,
         )
         adapted = adapter and adapters.load_adapter(bare, adapter).eval()
-        generator = ResponseGenerator(bare, processor, decoding)
+        generator = response_generator(bare, processor, decoding)
         if adapted:
             prove_adapter(generator, adapted, left[0][0])
             if options.merge:

@@ -39,7 +39,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from listwise_preference.data.ranked_images import open_image
 from listwise_preference.errors import ModelError
 from listwise_preference.generation.questions import Question
-from listwise_preference.models.chat_format import ChatFormat
+from listwise_preference.models.chat_format import ChatFormat, add_special_tokens
 from listwise_preference.models.families import family_of
 
 Result = TypeVar("Result")
@@ -88,11 +88,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows, and the pixel tensors of their images, first axis P; on the CPU. Questions without an image are in groups
-    of their own, which have no pixels."""
+    """Rows, and the pixel tensors of their images, first axis P, or the images themselves; on the CPU. Questions
+    without an image are in groups of their own, which have no pixels."""
 
     rows: tuple[Row, ...]
-    pixels: dict[str, Tensor]
+    pixels: dict[str, Any]
 
     @property
     def image_count(self) -> int:
@@ -128,7 +128,7 @@ class Encoded:
         cache: their keys and values, a pair a layer, first axis P.
     """
 
-    features: Sequence[Tensor]
+    features: Sequence[Any]
     shared: int
     cache: tuple[tuple[Tensor, Tensor], ...]
 
@@ -167,7 +167,6 @@ class ResponseGenerator:
         self.model: Any = model  # its families' own methods are not PreTrainedModel's
         self.processor = processor
         self.decoding = decoding
-        self.image_token = model.config.image_token_id
         self.family = family_of(model.config.model_type)
         self.chat = ChatFormat(processor)
         tokenizer = processor.tokenizer
@@ -191,8 +190,8 @@ class ResponseGenerator:
         """
         if all(question.image is None for question in questions):
             texts = [self.chat.prompt_text(question.text, with_image=False) for question in questions]
-            prompts = self.processor.tokenizer(texts)["input_ids"]
-            return Group(tuple(Row(question, 0, ids) for question, ids in zip(questions, prompts, strict=True)), {})
+            rows = (Row(question, 0, ids) for question, ids in zip(questions, self._text_ids(texts), strict=True))
+            return Group(tuple(rows), {})
         texts = [self.chat.prompt_text(question.text) for question in questions]
         first_asked: dict[Path, int] = {}
         for index, question in enumerate(questions):
@@ -218,14 +217,26 @@ class ResponseGenerator:
             ids[starts[first] : starts[first] + 1 + len(ids) - len(alone[first])]
             for ids, first in zip(whole, firsts, strict=True)
         ]
-        rows = tuple(
+        all_rows = tuple(
             Row(question, place[question.image], ids[:start] + expansions[place[question.image]] + ids[start + 1 :])
             for question, ids, start in zip(questions, alone, starts, strict=True)
         )
         for ids, first in zip(whole, firsts, strict=True):
-            if rows[first].ids != ids:
+            if all_rows[first].ids != ids:
                 raise ModelError(f"{questions[first].text!r} has other tokens with its image than without")
-        return Group(rows, {name: value for name, value in encoded.items() if name.startswith("pixel_")})
+        return Group(all_rows, {name: value for name, value in encoded.items() if name.startswith("pixel_")})
+
+    @property
+    def image_token(self) -> int:
+        """The token that image features take the place of."""
+        token: int = self.model.config.image_token_id
+        return token
+
+    def _text_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of prompts as text alone."""
+        tokenizer = self.processor.tokenizer
+        ids: list[list[int]] = tokenizer(texts, add_special_tokens=add_special_tokens(tokenizer, texts[0]))["input_ids"]
+        return ids
 
     # ---- on the device ----
 

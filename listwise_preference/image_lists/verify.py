@@ -4,33 +4,26 @@ The model sees the image with the whole box masked and ``QUESTION``. The answer 
 probabilities of "Yes" and "No" decide.
 """
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    BatchFeature,
-    PreTrainedModel,
-    ProcessorMixin,
-)
+from transformers import PreTrainedModel, ProcessorMixin
 
 from listwise_preference.errors import DataError, ModelError
 from listwise_preference.image_lists.question import QUESTION, YES_AND_NO, Check
 from listwise_preference.models.chat_format import ChatFormat
-from listwise_preference.models.families import FAMILIES
+from listwise_preference.models.families import family_of
 from listwise_preference.models.loading import load_base_model, load_processor
+from listwise_preference.models.prompt_tensors import encode_prompts, extended, per_token
 
 
 @dataclass(frozen=True)
 class Prepared:
     """``inputs`` of a batch of prompts, padded on the right, and the tokens of "Yes" and "No" behind them."""
 
-    inputs: BatchFeature
+    inputs: dict[str, Tensor]
     answers: tuple[tuple[int, ...], tuple[int, ...]]
 
 
@@ -50,7 +43,7 @@ class Verifier:
         self.processor = processor
         # Without an end token: "Yes." and "Yes, it is." count for yes as well.
         self.chat = ChatFormat(processor, end_token="")
-        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.response_token_type = family_of(model.config.model_type).response_token_type
 
     @classmethod
     def load(cls, name_or_path: str, *, device: torch.device, dtype: torch.dtype) -> "Verifier":
@@ -60,16 +53,9 @@ class Verifier:
             ModelError: there is no such checkpoint, or it is no image-text model.
         """
         try:
-            config = AutoConfig.from_pretrained(name_or_path)
-            model_type = config.model_type
-            if model_type in FAMILIES:
-                processor = load_processor(name_or_path)
-            else:
-                processor = AutoProcessor.from_pretrained(name_or_path)
-        except (OSError, ValueError, ImportError) as error:
-            raise ModelError(f"cannot load the verifier {name_or_path}: {error}") from error
-        if type(config) not in AutoModelForImageTextToText._model_mapping:
-            raise ModelError(f"cannot load the verifier {name_or_path}: {model_type} is no model of images and text")
+            processor = load_processor(name_or_path)
+        except ModelError as error:
+            raise ModelError(f"--verifier {name_or_path}: {error}") from error
         model = load_base_model(name_or_path, dtype=dtype if device.type == "cuda" else torch.float32)
         model.to(device)  # type: ignore[arg-type]
         return cls(model, processor)
@@ -78,13 +64,7 @@ class Verifier:
         """Prompts and images as tensors."""
         texts = [self.chat.prompt_text(QUESTION.format(prompt=check.prompt, chosen=check.chosen)) for check in checks]
         yes, no = (tuple(self.chat.completion_ids(texts[:1], [answer])[0]) for answer in YES_AND_NO)
-        inputs = self.processor(
-            text=texts,
-            images=[[check.image] for check in checks],
-            padding=True,
-            padding_side="right",
-            return_tensors="pt",
-        )
+        inputs = encode_prompts(self.processor, texts, [check.image for check in checks])
         return Prepared(inputs, (yes, no))
 
     @torch.inference_mode()
@@ -100,8 +80,10 @@ class Verifier:
             raise DataError("out of GPU memory in the verifier: lower --verifier_batch_size") from error
 
     def _p_yes(self, prepared: Prepared) -> list[float]:
-        inputs = prepared.inputs.to(self.model.device)
-        inputs = inputs.to(self.model.dtype)  # floating tensors only
+        inputs = {
+            name: value.to(self.model.device, self.model.dtype if value.is_floating_point() else value.dtype)
+            for name, value in prepared.inputs.items()
+        }
         # When each answer is a single token, one forward gives both: nothing but the prompt stands before them.
         heads = sorted({answer[:-1] for answer in prepared.answers})
         logps = {head: self._next_logps(inputs, head) for head in heads}
@@ -114,28 +96,24 @@ class Verifier:
         ]
         return torch.stack(scores, dim=-1).softmax(-1)[:, 0].tolist()
 
-    def _next_logps(self, inputs: BatchFeature, head: tuple[int, ...]) -> Tensor:
+    def _next_logps(self, inputs: dict[str, Tensor], head: tuple[int, ...]) -> Tensor:
         """(checks, len(head) + 1, vocabulary) log-probabilities behind the prompt and behind each token of ``head``."""
         lengths = inputs["attention_mask"].sum(-1).tolist()
-        shape = inputs["input_ids"].shape
-        extended = dict(inputs)
-        for name, values in inputs.items():
-            if isinstance(values, Tensor) and values.shape == shape and name != "pixel_values":
-                tail = {"input_ids": list(head), "attention_mask": [1] * len(head)}.get(name, [0] * len(head))
-                extended[name] = _insert(values, lengths, tail)
+        width = inputs["input_ids"].shape[1] + len(head)
+        grown = dict(inputs)
+        for name in per_token(inputs):
+            token_type = self.response_token_type if name == "token_type_ids" else None
+            rows = []
+            for row, length in zip(inputs[name], lengths, strict=True):
+                new = extended(row[:length], len(head), token_type)
+                if name == "input_ids":
+                    new[length:] = torch.tensor(head, dtype=new.dtype)
+                rows.append(torch.cat([new, row[length:]]))
+            grown[name] = torch.stack(rows)
         keep = max(lengths) - min(lengths) + len(head) + 1
-        if self._keeps_logits:
-            extended["logits_to_keep"] = keep
-        logits = self.model(**extended).logits
-        offset = shape[1] + len(head) - logits.shape[1]
+        logits = self.model(**grown, logits_to_keep=keep).logits
+        offset = width - logits.shape[1]
         rows = [
             row[length - 1 - offset : length + len(head) - offset] for row, length in zip(logits, lengths, strict=True)
         ]
         return torch.stack(rows).float().log_softmax(-1)
-
-
-def _insert(values: Tensor, lengths: Sequence[int], tail: list[int]) -> Tensor:
-    """Each row's ``tail`` behind its own ``lengths`` entries, before the padding."""
-    added = torch.tensor(tail, dtype=values.dtype, device=values.device)
-    rows = [torch.cat((row[:length], added, row[length:])) for row, length in zip(values, lengths, strict=True)]
-    return torch.stack(rows)
