@@ -1,6 +1,7 @@
 """Adapters load whole or not at all; processors of old checkpoints are completed."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -99,6 +100,116 @@ def test_an_adapter_in_llavas_older_layout_scores_as_todays(small_checkpoints: d
     save_file(renamed, old / "adapter_model.safetensors")
     expected = logits(load_adapter(fresh(checkpoint), today), checkpoint)
     torch.testing.assert_close(logits(load_adapter(fresh(checkpoint), old), checkpoint), expected)
+
+
+def change_config(folder: Path, **settings: Any) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+@pytest.mark.parametrize(
+    ("targets", "excluded"),
+    [
+        pytest.param(["language_model.model.layers.0.self_attn.q_proj", "k_proj"], None, id="in full"),
+        pytest.param(r"language_model\.model\..*self_attn\.(q|k)_proj", None, id="pattern"),
+        pytest.param(["q_proj", "k_proj"], r"vision_tower\.vision_model\..*", id="exclude pattern"),
+        pytest.param(
+            ["q_proj", "k_proj"], ["vision_tower.vision_model.encoder.layers.0.self_attn.q_proj"], id="exclude"
+        ),
+    ],
+)
+def test_an_older_layouts_config_is_read_with_the_names_that_it_was_saved_with(
+    small_checkpoints: dict[str, Path], tmp_path: Path, targets: list[str] | str, excluded: list[str] | str | None
+) -> None:
+    """alpha 8, rank 4: scale 2; but 32 / 4 = 8 in layer 0's q_proj, and 8 / 2 = 4 in layer 1's k_proj."""
+    checkpoint, old = small_checkpoints["llava"], tmp_path / "old"
+    language, first, second = "model.language_model.layers.", "0.self_attn.q_proj", "1.self_attn.k_proj"
+    tower = "model.vision_tower."
+    modules = {name for name, _ in fresh(checkpoint).named_modules()}
+
+    def targeted(name: str) -> bool:
+        if not name.endswith(("q_proj", "k_proj")):
+            return False
+        if isinstance(targets, str) or (isinstance(excluded, str)):
+            return name.startswith(language)
+        if excluded:
+            return name != f"{tower}encoder.layers.0.self_attn.q_proj"
+        return name.endswith("k_proj") or name == language + first
+
+    config = LoraConfig(
+        r=4,
+        lora_alpha=8,
+        target_modules=[name for name in modules if targeted(name)],
+        rank_pattern={f"^{re.escape(language + second)}": 2},
+        alpha_pattern={f"^{re.escape(language + first)}": 32},
+        init_lora_weights=False,
+    )
+    today = get_peft_model(fresh(checkpoint), config)
+    today.save_pretrained(str(old))
+    tensors = load_file(old / "adapter_model.safetensors")
+    save_file({to_old_layout(key): tensor for key, tensor in tensors.items()}, old / "adapter_model.safetensors")
+    change_config(
+        old,
+        target_modules=targets,
+        exclude_modules=excluded,
+        rank_pattern={f"language_model.model.layers.{second}": 2},
+        alpha_pattern={f"language_model.model.layers.{first}": 32},
+    )
+    loaded = load_adapter(fresh(checkpoint), old)
+    torch.testing.assert_close(logits(loaded, checkpoint), logits(today, checkpoint))
+    scales = {
+        name.removeprefix("base_model.model."): module.scaling["default"]
+        for name, module in loaded.named_modules()
+        if hasattr(module, "lora_A")
+    }
+    assert scales == {
+        name: {language + first: 8.0, language + second: 4.0}.get(name, 2.0) for name in modules if targeted(name)
+    }
+
+    key = to_old_layout(f"base_model.model.{language}{second}.lora_A.weight")
+    tensors = load_file(old / "adapter_model.safetensors")
+    save_file(
+        {k: t for k, t in tensors.items() if k.split(".lora_")[0] != key.split(".lora_")[0]}, old / "a.safetensors"
+    )
+    (old / "a.safetensors").rename(old / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match=rf"not in the file:\s+base_model.model.{language}{second}"):
+        load_adapter(fresh(checkpoint), old)  # a layer that the config targets is gone with all its tensors
+
+
+def test_a_scale_for_a_layer_that_is_not_there_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """Keys in today's layout, the scale in another: no layer would have it."""
+    save_adapter(checkpoint, tmp_path)
+    change_config(tmp_path, alpha_pattern={"language_model.model.layers.0.self_attn.q_proj": 32})
+    with pytest.raises(ModelError, match=r"alpha_pattern .* names language_model\.model\.layers\.0\.self_attn\.q_proj"):
+        load_adapter(fresh(checkpoint), tmp_path)
+
+
+@pytest.mark.parametrize("settings", [{"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"}, {"bias": "all"}])
+def test_an_adapter_that_changes_the_base_is_no_start_with_the_base_as_reference(
+    small_checkpoints: dict[str, Path], tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    checkpoint = small_checkpoints["idefics2"]  # whose vision tower has biases
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], **settings)
+    torch.manual_seed(0)
+    adapted = get_peft_model(fresh(checkpoint), config)
+    for name, parameter in adapted.named_parameters():
+        if name.endswith(".bias") and parameter.requires_grad:
+            parameter.data += 0.5
+    adapted.save_pretrained(str(tmp_path))
+    (setting,) = settings
+    with pytest.raises(ModelError, match=rf"changes \d+ of the base weights, .* \({setting} is '{settings[setting]}'"):
+        load_adapter(fresh(checkpoint), tmp_path, trainable=True, base_is_reference=True)
+    loaded = load_adapter(fresh(checkpoint), tmp_path)
+    torch.testing.assert_close(logits(loaded, checkpoint), logits(adapted, checkpoint))  # it still responds
+    with loaded.disable_adapter():
+        assert (logits(loaded, checkpoint) - logits(fresh(checkpoint), checkpoint)).abs().max() > 0.01
+
+
+def test_with_the_adapter_off_the_model_is_the_base(checkpoint: Path, tmp_path: Path) -> None:
+    save_adapter(checkpoint, tmp_path)
+    loaded = load_adapter(fresh(checkpoint), tmp_path, trainable=True, base_is_reference=True)
+    with loaded.disable_adapter():
+        assert torch.equal(logits(loaded, checkpoint), logits(fresh(checkpoint), checkpoint))
 
 
 def change_missing(tensors: dict[str, Tensor]) -> str:

@@ -26,7 +26,7 @@ from listwise_preference.errors import DataError, ModelError
 from listwise_preference.files import sha256_of
 from listwise_preference.generation.questions import Questions, read_questions
 from listwise_preference.generation.response_files import ResponseFiles
-from listwise_preference.models.adapters import adapter_file, check_folders
+from listwise_preference.models.adapters import check_folders
 from listwise_preference.scoring.benchmarks import BENCHMARKS
 
 Item = TypeVar("Item")
@@ -217,7 +217,7 @@ def _run_record(options: Namespace, adapter: Path | None, asked: Questions) -> d
     import torch
     import transformers
 
-    from listwise_preference.models import loading
+    from listwise_preference.models import adapters, loading
 
     name, revision = options.model_name_or_path, options.model_revision
     loading.load_config(name, revision)  # a wrong name gives a clear message
@@ -228,7 +228,7 @@ def _run_record(options: Namespace, adapter: Path | None, asked: Questions) -> d
         "program": Path(sys.argv[0]).name,
         "decides": {
             "model": loading.weights_identity(name, revision),
-            "adapter": adapter and sha256_of([adapter / "adapter_config.json", adapter_file(adapter)]),
+            "adapter": adapter and adapters.identity(adapter),
             "processor": loading.processor_identity(loading.load_processor(name, revision)),
             "questions": sha256_of([options.questions]),
             "pictures": sha256_of(images),

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from listwise_preference.errors import ModelError
+from listwise_preference.files import sha256_of
 from listwise_preference.models.families import Family, family_of
 
 if TYPE_CHECKING:
-    from peft import PeftConfig, PeftModel
+    from peft import LoraConfig, PeftConfig, PeftModel
     from torch import Tensor
     from transformers import PreTrainedModel
+
+
+_PREFIX = "base_model.model."  # of all names in an adapter's file
 
 
 def add_adapter(
@@ -110,22 +116,46 @@ def adapter_file(folder: Path) -> Path:
     return file
 
 
-def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
+def identity(folder: Path) -> str:
+    """What tells one adapter from another: the hash of its config and weights."""
+    return sha256_of([folder / "adapter_config.json", adapter_file(folder)])
+
+
+def targets(config: PeftConfig) -> list[str] | str | None:
+    """The layers that an adapter's config names, or the pattern that it has for them."""
+    named: set[str] | list[str] | str | None = vars(config).get("target_modules")
+    return named if named is None or isinstance(named, str) else sorted(named)
+
+
+def load_adapter(
+    model: PreTrainedModel, folder: Path, *, trainable: bool = False, base_is_reference: bool = False
+) -> PeftModel:
     """A saved adapter on its base model, proved to be whole.
 
     Adapters saved under an older layout of the model, those of the paper's release among them, are renamed to
-    today's. After loading, every tensor of the file has been found in the model with the file's value, and every
-    adapter parameter of the model has come from the file.
+    today's, in keys and config. After loading, every tensor of the file has been found in the model with the file's
+    value, every adapter parameter of the model has come from the file, and every layer has the scale it was saved with.
+
+    Args:
+        base_is_reference: refuse an adapter that changes the base weights when it is loaded, since the model with the
+            adapter off is not the base then.
 
     Raises:
-        ModelError: no adapter there; or tensors that are left over, missing, or of another shape, each named.
+        ModelError: no adapter there; or tensors that are left over, missing, or of another shape, each named; or a
+            scale that cannot be known; or changed base weights where they are the reference.
     """
-    from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
 
     file = adapter_file(folder)
-    config = PeftConfig.from_pretrained(str(folder))
+    as_saved = PeftConfig.from_pretrained(str(folder))
+    saved = load_file(file)
+    modules = {name for name, _ in model.named_modules() if name}
+    layout = _layout_of(saved, modules, family_of(model.config.model_type))
+    names = {name: _former_name(name, layout) for name in modules}
+    config = _todays_config(as_saved, names) if layout and isinstance(as_saved, LoraConfig) else as_saved
     config.inference_mode = not trainable
+    base_before = _checksums(model) if base_is_reference and model.device.type != "meta" else {}
     try:
         adapted = _with_layers(model, config)
     except ValueError as error:
@@ -133,10 +163,9 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
     if model.device.type == "meta":
         return adapted  # a model without weights has its shape alone
 
-    saved = load_file(file)
-    family = family_of(model.config.model_type)
     wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    tensors = {key if key in wanted else _todays_key(key, family): tensor for key, tensor in saved.items()}
+    todays = {key: _PREFIX + _todays_name(key.removeprefix(_PREFIX), layout) for key in saved}
+    tensors = {key if key in wanted else todays[key]: tensor for key, tensor in saved.items()}
     # With lm_head among its targets peft writes that layer's frozen weights along; they are the base model's to give.
     copies = {key: tensors.pop(key) for key in list(tensors) if key.endswith(".base_layer.weight")}
     base = adapted.state_dict()
@@ -161,7 +190,127 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
     changed = {key for key, tensor in tensors.items() if not _same_values(loaded[key], tensor)}
     if changed:
         raise ModelError("\n".join([f"{file} did not load:", *_key_report("tensors not taken over", changed)]))
+    if isinstance(as_saved, LoraConfig):
+        _prove_scales(adapted, as_saved, names, folder)
+    if base_is_reference:
+        _prove_base(adapted, base_before, as_saved, folder)
     return adapted
+
+
+def _layout_of(saved: Iterable[str], modules: set[str], family: Family) -> Mapping[str, str]:
+    """The layout of the model under which most of an adapter's layers are layers of today's; empty for today's own."""
+    layers = {key.removeprefix(_PREFIX).split(".lora_")[0] for key in saved}
+    layouts: tuple[Mapping[str, str], ...] = ({}, *family.former_layouts)
+    return max(layouts, key=lambda layout: sum(_todays_name(layer, layout) in modules for layer in layers))
+
+
+def _todays_name(name: str, layout: Mapping[str, str]) -> str:
+    for today, former in layout.items():
+        if f"{name}.".startswith(former):
+            return (today + f"{name}.".removeprefix(former)).removesuffix(".")
+    return name
+
+
+def _former_name(name: str, layout: Mapping[str, str]) -> str:
+    return _todays_name(name, {former: today for today, former in layout.items()})
+
+
+def _todays_config(saved: LoraConfig, names: Mapping[str, str]) -> LoraConfig:
+    """The config with today's names. Which layers it targets is asked of the names it was saved with.
+
+    Args:
+        names: of the model's modules when it was saved, by today's.
+    """
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    config = copy.deepcopy(saved)
+    targets = {today for today, former in names.items() if check_target_module_exists(saved, former)}
+    if targets != {today for today in names if check_target_module_exists(saved, today)}:
+        config.target_modules, config.exclude_modules, config.layers_to_transform = list(targets), None, None
+    if saved.rank_pattern:
+        config.rank_pattern = {_exactly(name): _rank_of(saved, names[name]) for name in targets}
+    if saved.alpha_pattern:
+        config.alpha_pattern = {_exactly(name): _alpha_of(saved, names[name]) for name in targets}
+    if saved.modules_to_save:
+        todays = {former: today for today, former in names.items()}
+        config.modules_to_save = [todays.get(name, name) for name in saved.modules_to_save]
+    return config
+
+
+def _exactly(name: str) -> str:
+    """A key of peft's patterns, which may begin anywhere in a name, for one module alone."""
+    return f"^{re.escape(name)}"
+
+
+def _named(patterns: Mapping[str, int] | None, name: str) -> str | None:
+    """The pattern that means a layer, found as peft finds it."""
+    from peft.utils.other import get_pattern_key
+
+    key = get_pattern_key(list(patterns or ()), name)
+    return key if key in (patterns or {}) else None
+
+
+def _rank_of(config: LoraConfig, name: str) -> int:
+    key = _named(config.rank_pattern, name)
+    return config.r if key is None else (config.rank_pattern or {})[key]
+
+
+def _alpha_of(config: LoraConfig, name: str) -> float:
+    key = _named(config.alpha_pattern, name)
+    return config.lora_alpha if key is None else (config.alpha_pattern or {})[key]
+
+
+def _prove_scales(adapted: PeftModel, saved: LoraConfig, names: Mapping[str, str], folder: Path) -> None:
+    from peft.tuners.lora import LoraLayer
+
+    layers = {n.removeprefix(_PREFIX): m for n, m in adapted.named_modules() if isinstance(m, LoraLayer)}
+    wrong, used = set(), set()
+    for name, layer in layers.items():
+        old = names.get(name, name)
+        used.add(_named(saved.alpha_pattern, old))
+        rank, alpha = _rank_of(saved, old), _alpha_of(saved, old)
+        if not math.isclose(layer.scaling["default"], alpha / (math.sqrt(rank) if saved.use_rslora else rank)):
+            wrong.add(name)
+    if wrong:
+        raise ModelError("\n".join([f"{folder} did not load:", *_key_report("layers with another scale", wrong)]))
+    if idle := set(saved.alpha_pattern or ()) - used:
+        raise ModelError(
+            f"{folder}: alpha_pattern in adapter_config.json names {', '.join(sorted(idle))}, which no layer of the"
+            " adapter is called: the scale of the layers that are meant is not known. Name them as the keys of"
+            " adapter_model.safetensors do, or take them out if none is meant"
+        )
+
+
+def _checksums(model: PreTrainedModel) -> dict[str, tuple[Tensor, int]]:
+    """Each weight with the sum of its bits."""
+    return {name: (weight, _bit_sum(weight)) for name, weight in model.named_parameters()}
+
+
+def _bit_sum(weight: Tensor) -> int:
+    import torch
+
+    flat = weight.detach().contiguous().view(-1).view(torch.uint8)
+    return int((flat.view(torch.int64) if len(flat) % 8 == 0 else flat).sum(dtype=torch.int64))
+
+
+def _prove_base(adapted: PeftModel, before: Mapping[str, tuple[Tensor, int]], saved: PeftConfig, folder: Path) -> None:
+    kept = {id(weight) for weight in adapted.parameters()}
+    changed = {name for name, (weight, bits) in before.items() if id(weight) not in kept or _bit_sum(weight) != bits}
+    if not changed:
+        return
+    settings = ", ".join(
+        f"{name} is {value!r}"
+        for name in ("init_lora_weights", "bias")
+        if (value := vars(saved).get(name)) not in (None, True, False, "none")
+    )
+    example = min(changed)
+    raise ModelError(
+        f"{folder}: loading the adapter changes {len(changed)} of the base weights, {example} for example"
+        + (f" ({settings} in adapter_config.json)" if settings else "")
+        + ": the model with the adapter off would not be the base, and so no reference. Convert it to a LoRA adapter"
+        " of the base (peft: save_pretrained with path_initial_model_for_weight_conversion), or train with"
+        " --reference init_adapter"
+    )
 
 
 def merge(adapted: PeftModel) -> bool:
@@ -203,13 +352,6 @@ def untie(adapted: PeftModel) -> bool:
     for config in (model.config, model.config.get_text_config()):
         config.tie_word_embeddings = shared
     return shared
-
-
-def _todays_key(key: str, family: Family) -> str:
-    prefix, rest = "base_model.model.", key.removeprefix("base_model.model.")
-    for pattern, replacement in family.adapter_renamings:
-        rest = pattern.sub(replacement, rest)
-    return prefix + rest
 
 
 def _key_report(what: str, keys: set[str]) -> list[str]:

@@ -4,19 +4,22 @@ A type without an entry is taken as it comes: its own template, its own processo
 positions.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-# Renamings of adapter keys, old layout -> today's, applied in order to what follows "base_model.model.".
 # Up to transformers 4.51 LLaVA kept a causal language model and its head inside and stood one level higher; up to 5.0
 # CLIP's vision tower had a level of its own.
-_LLAVA_RENAMINGS = (
-    (re.compile(r"^language_model\.lm_head\."), "lm_head."),
-    (re.compile(r"^language_model\.model\."), "model.language_model."),
-    (re.compile(r"^(vision_tower|multi_modal_projector)\."), r"model.\1."),
-    (re.compile(r"^model\.vision_tower\.vision_model\."), "model.vision_tower."),
+_LLAVA_UP_TO_4_51 = {
+    "lm_head.": "language_model.lm_head.",
+    "model.language_model.": "language_model.model.",
+    "model.vision_tower.": "vision_tower.vision_model.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+}
+_LLAVA_LAYOUTS = (
+    _LLAVA_UP_TO_4_51,
+    _LLAVA_UP_TO_4_51 | {"model.vision_tower.": "vision_tower."},  # towers without that level
+    {"model.vision_tower.": "model.vision_tower.vision_model."},
 )
 
 # The text around a user's turn and before a response, for checkpoints without a template of their own.
@@ -57,7 +60,8 @@ class Family:
             an image's prompts share is read once when many questions are asked on it.
         expands_text_alone: whether the processor puts all of an image's tokens into a prompt without seeing the image.
         complete_processor: takes the processor and the model's config, and sets what old checkpoints leave unsaid.
-        adapter_renamings: of adapters saved under an older layout of the model.
+        former_layouts: of the model in older versions of transformers, under which adapters were saved: what module
+            names began with, by today's beginning.
         unused_modules: of a config, the modules whose output nothing reads; they get no adapter.
     """
 
@@ -69,7 +73,7 @@ class Family:
     shares_prefix: bool = False
     expands_text_alone: bool = False
     complete_processor: Callable[[Any, Any], None] | None = None
-    adapter_renamings: Sequence[tuple[re.Pattern[str], str]] = ()
+    former_layouts: Sequence[Mapping[str, str]] = ()
     unused_modules: Callable[[Any], Sequence[str]] | None = None
 
 
@@ -106,7 +110,7 @@ FAMILIES: dict[str, Family] = {
         ragged_rows=True,
         shares_prefix=True,
         complete_processor=_complete_llava,
-        adapter_renamings=_LLAVA_RENAMINGS,
+        former_layouts=_LLAVA_LAYOUTS,
         unused_modules=_unused_in_llava,
     ),
     # Its prompts are read both ways, its responses from left to right; the processor writes <bos> and "\n" itself.

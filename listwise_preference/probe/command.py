@@ -20,7 +20,7 @@ from listwise_preference.data.ranked_images import Drawing, Fill, VisualPrompt
 from listwise_preference.errors import DataError
 from listwise_preference.files import sha256_of
 from listwise_preference.image_lists.detectors.annotations import Annotations
-from listwise_preference.models.adapters import adapter_file, check_folders
+from listwise_preference.models.adapters import check_folders
 from listwise_preference.models.families import special_tokens
 from listwise_preference.probe import beaf_pairs
 from listwise_preference.probe.measure import (
@@ -172,10 +172,10 @@ def _probe(args: Namespace, adapter: Path | None, probes: Sequence[Probe]) -> tu
             device=PartialState(cpu=not torch.accelerator.is_available()).device,
         )
         if adapter is not None:
-            model = adapters.load_adapter(model, adapter)
+            model = adapters.load_adapter(model, adapter, base_is_reference=True)
         identity = {
             "model": loading.weights_identity(name, revision),
-            "adapter": adapter and sha256_of([adapter / "adapter_config.json", adapter_file(adapter)]),
+            "adapter": adapter and adapters.identity(adapter),
             "pictures": sha256_of(sorted({file for probe in probes for file in probe.record.images.files()})),
             "dtype": args.dtype,
             "attn_implementation": args.attn_implementation,

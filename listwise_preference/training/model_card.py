@@ -40,6 +40,11 @@ def _started_from(adapter: Mapping[str, Any]) -> str:
     return f"`{adapter['started_from']['folder']}`, sha256 `{adapter['started_from']['sha256']}`"
 
 
+def _targets(names: Sequence[str] | str) -> str:
+    """Names, or the pattern that they match."""
+    return f"`{names.replace('|', '&#124;')}`" if isinstance(names, str) else " ".join(names)
+
+
 def write_model_card(
     file: Path, run: Mapping[str, Any], objective: Objective, log_history: Sequence[Mapping[str, float]]
 ) -> None:
@@ -53,6 +58,7 @@ def write_model_card(
     """
     model, training = run["arguments"]["model"], run["arguments"]["training"]
     adapter, name = run["adapter"], run["arguments"]["objective"]["objective"]
+    reference = {"base": "the base model", "init_adapter": "this adapter"}[run["arguments"]["objective"]["reference"]]
     weights = ", ".join(f"{term} {weight:g}" for term, weight in objective.weights.items())
     steps = [entry for entry in log_history if "loss" in entry]
     rows = [
@@ -82,8 +88,8 @@ def write_model_card(
         f"| images | {_images(run, objective)} |",
         f"| objective | {name}, weights {weights}, beta {objective.beta}, delta {objective.anchor_delta} |",
         f"| adapter | r {adapter['r']}, alpha {adapter['alpha']}, dropout {adapter['dropout']}, on"
-        f" {' '.join(adapter['target_modules'])} |",
-        *([f"| started from | {_started_from(adapter)} |"] if adapter["started_from"] else []),
+        f" {_targets(adapter['target_modules'])} |",
+        *([f"| started from | {_started_from(adapter)}; reference: {reference} |"] if adapter["started_from"] else []),
         f"| optimization | {ends[-1].get('step', 0)} steps, {ends[-1].get('epoch', 0):g} epochs,"
         f" learning rate {training['learning_rate']},"
         f" {training['per_device_train_batch_size']} x {training['gradient_accumulation_steps']} records a step"

@@ -35,7 +35,7 @@ class ModelArguments:
     )
     init_adapter: str | None = option(
         None,
-        "folder of an adapter to start from (the --lora_* options are then its own); the reference stays the base",
+        "folder of an adapter to start from (the --lora_* options are then its own); see --reference",
     )
     lora_r: int = option(8, "rank of the adapter")
     lora_alpha: int = option(8, "scale of the adapter: its update is multiplied by alpha / r")
@@ -94,6 +94,11 @@ class ObjectiveArguments:
     )
     beta: float = option(0.1, "scale of the rewards: beta * (log pi - log pi_ref)")
     anchor_delta: float = option(0.0, "margin that the anchor asks of the chosen response's reward")
+    reference: Literal["base", "init_adapter"] = option(
+        "base",
+        "what the policy is compared with: base, the model without an adapter; init_adapter, the model with the one of"
+        " --init_adapter, so that rewards start at 0",
+    )
     row_layout: str = option(
         "auto",
         "ragged: all rows behind one another, without padding, the rejected response in the row of the first image;"
@@ -197,6 +202,8 @@ def _settle(parser: Parser, options: Namespace, explicit: frozenset[str]) -> Non
         "--eval_share must be at least 0 and below 1": not 0 <= options.eval_share < 1,
         "--eval_share and --eval_pairs are two ways to the same; give one": options.eval_share and options.eval_pairs,
         "--max_completion_length must be 1 or more": options.max_completion_length < 1,
+        "--reference init_adapter needs --init_adapter": options.reference == "init_adapter"
+        and not options.init_adapter,
         "--lora_r must be 1 or more": options.lora_r < 1,
         "--lora_alpha must be above 0": options.lora_alpha <= 0,
         "--lora_dropout must be at least 0 and below 1": not 0 <= options.lora_dropout < 1,

@@ -102,6 +102,7 @@ class Run:
         self.description = self._describe(policy)
         self.trainer = ListwiseTrainer(
             objective=self.objective,
+            reference=self.arguments.objective.reference,
             run=self.description,
             model=policy,
             args=self.args,
@@ -141,7 +142,8 @@ class Run:
         if options.freeze_vision_tower and not tower:
             raise ModelError(f"--freeze_vision_tower: transformers does not say what that is in {type(base).__name__}")
         if options.init_adapter is not None:
-            policy = adapters.load_adapter(base, Path(options.init_adapter), trainable=True)
+            folder, of_base = Path(options.init_adapter), self.arguments.objective.reference == "base"
+            policy = adapters.load_adapter(base, folder, trainable=True, base_is_reference=of_base)
         else:
             policy = adapters.add_adapter(
                 base,
@@ -155,6 +157,13 @@ class Run:
             ragged_attention.use_ragged_attention(base, attention)
         count = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
         said = [f"{options.model_name_or_path}: {count:,} adapter parameters in training, base in {options.dtype}"]
+        if options.init_adapter is not None and self.arguments.objective.reference == "base":
+            said.append(
+                f"reference: the base model without {options.init_adapter}, so that rewards need not start at 0;"
+                " --reference init_adapter takes the adapter too"
+            )
+        elif options.init_adapter is not None:
+            said.append(f"reference: the base model with {options.init_adapter}, as training starts")
         if freeze_tower(base, tower):
             said.append("the vision tower is not trained: no gradients through it, the same images encoded once")
         if in_4bit:
@@ -263,10 +272,15 @@ class Run:
                 "r": adapter.r,
                 "alpha": adapter.lora_alpha,
                 "dropout": adapter.lora_dropout,
-                "target_modules": sorted(adapter.target_modules),
+                "target_modules": adapters.targets(adapter),
                 "started_from": None
                 if start is None
-                else {"folder": start, "sha256": sha256_of([adapters.adapter_file(Path(start))])},
+                else {
+                    "folder": start,
+                    "sha256": sha256_of([adapters.adapter_file(Path(start))]),
+                    # As it was saved, with the names of its time.
+                    "target_modules": adapters.targets(peft.PeftConfig.from_pretrained(start)),
+                },
             },
         }
 
@@ -312,6 +326,7 @@ class Run:
     def precompute_reference(self) -> None:
         """The reference's log-probabilities of every record, from the cache where they are known."""
         args, objective = self.args, self.arguments.objective
+        start = self.arguments.model.init_adapter if objective.reference == "init_adapter" else None
         identity = json.dumps(
             [
                 self.base_weights,
@@ -321,6 +336,7 @@ class Run:
                 self.arguments.model.attn_implementation,
                 ["ragged" if self.ragged else "unpacked", objective.fused_layers],
                 loading.processor_identity(self.processor),
+                *([adapters.identity(Path(start))] if start else []),
             ]
         )
         cache = ReferenceCache(Path(objective.ref_cache or f"{args.output_dir}/reference"))
@@ -405,4 +421,6 @@ def _training_arguments(arguments: Arguments) -> TrainingArguments:
         args.ddp_find_unused_parameters = True
     if arguments.objective.precompute_ref_log_probs and is_deepspeed_zero3_enabled():
         raise ModelError("ZeRO-3 shards the base model before training: use --precompute_ref_log_probs false")
+    if arguments.objective.reference == "init_adapter" and (is_deepspeed_zero3_enabled() or args.fsdp):
+        raise ModelError("ZeRO-3 and FSDP shard the adapter that training starts from: use --reference base")
     return args

@@ -6,8 +6,9 @@ Shapes: B record, A completion (chosen on image 1, rejected, chosen on image 2 .
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
@@ -32,7 +33,7 @@ logger = logging.getLogger("listwise_preference")
 
 
 class ListwiseTrainer(Trainer):
-    """Trains the adapter of a model against the same model with the adapter off.
+    """Trains the adapter of a model against the same model with the adapter off, or as it started.
 
     Datasets are :class:`ListwiseDataset`; where one holds ``reference_logps`` those are used, else the reference runs
     at every step.
@@ -40,13 +41,21 @@ class ListwiseTrainer(Trainer):
     Args:
         objective: what is optimized.
         run: what ``run.json`` holds, for the model card.
+        reference: "base" is the model with the adapter off, "init_adapter" with it as it is now.
         trainer_arguments: as of :class:`transformers.Trainer`.
     """
 
     # compute_loss returns a mean over records, which the Trainer divides by the accumulation steps.
     loss_is_scaled_for_ga = False
 
-    def __init__(self, *, objective: Objective, run: Mapping[str, Any], **trainer_arguments: Any) -> None:
+    def __init__(
+        self,
+        *,
+        objective: Objective,
+        run: Mapping[str, Any],
+        reference: Literal["base", "init_adapter"] = "base",
+        **trainer_arguments: Any,
+    ) -> None:
         super().__init__(compute_metrics=self._mean_metrics, **trainer_arguments)
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback):
@@ -56,6 +65,10 @@ class ListwiseTrainer(Trainer):
         self.objective: Objective = objective
         self._sums: dict[str, Tensor] = {}
         self._record_count = 0
+        self._start: dict[str, Tensor] | None = None
+        if reference == "init_adapter":
+            trained = {n: p for n, p in trainer_arguments["model"].named_parameters() if p.requires_grad}
+            self._start = {name: parameter.detach().clone() for name, parameter in trained.items()}
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         """On the device; the reference's values as they are, where DeepSpeed rounds a batch's floats to the model's."""
@@ -83,11 +96,12 @@ class ListwiseTrainer(Trainer):
         return (loss, (policy_BA, reference_BA)) if return_outputs else loss
 
     def _reference(self, model: nn.Module, inputs: Batch) -> Tensor:
-        """The reference's log-probabilities: the same weights, adapter off, no dropout, no gradients. (B, A)."""
+        """The reference's log-probabilities: no dropout, no gradients, the adapter off or as it started. (B, A)."""
         was_training = model.training
         model.eval()
         adapted: PeftModel = self.accelerator.unwrap_model(model)
-        with torch.no_grad(), adapted.disable_adapter():
+        off: AbstractContextManager[Any] = adapted.disable_adapter()
+        with torch.no_grad(), off if self._start is None else _with_values(adapted, self._start):
             reference_BA = completion_logps(model, inputs)
         model.train(was_training)
         return reference_BA
@@ -210,6 +224,20 @@ class ListwiseTrainer(Trainer):
             with self.accelerator.autocast():
                 logps_BA = self._reference(model, batch)
             yield [keys[index] for index in batch["record"].tolist()], [tuple(row) for row in logps_BA.tolist()]
+
+
+@contextmanager
+def _with_values(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """The model with other values in some of its parameters, and its own afterwards."""
+    parameters = {name: parameter for name, parameter in model.named_parameters() if name in values}
+    own = {name: parameter.data for name, parameter in parameters.items()}
+    try:
+        for name, parameter in parameters.items():
+            parameter.data = values[name].to(parameter.device)
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = own[name]
 
 
 def write_eval_records(
