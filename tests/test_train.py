@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -449,6 +450,41 @@ def test_starting_from_an_adapter_keeps_the_base_as_reference(train_idefics2: Tr
 
 
 # ---- evaluation ----
+
+
+@pytest.mark.parametrize("precompute", ["true", "false"])
+def test_the_adapter_of_the_start_can_be_the_reference(
+    train_idefics2: Train, precompute: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rewards are 0 at the start then; the reference stays there when a run is resumed, and is told in log and card."""
+    first = train_idefics2("first")
+    start = ("--init_adapter", str(first / "final"), "--precompute_ref_log_probs", precompute)
+    caplog.clear()
+    of_base = train_idefics2("of-base", *start, "--max_steps", "1")
+    assert abs(logged(of_base, "rewards/chosen")[0]) > 1e-2
+    assert f"reference: the base model without {first / 'final'}" in caplog.text
+    caplog.clear()
+    of_start = train_idefics2("of-start", *start, "--reference", "init_adapter")
+    assert logged(of_start)[0] == pytest.approx(2 * math.log(2) + math.log(120), abs=1e-4)
+    assert f"reference: the base model with {first / 'final'}" in caplog.text
+    assert "reference: this adapter" in (of_start / "final" / "README.md").read_text()
+    assert logged(of_start, "logps/reference_chosen")[0] == pytest.approx(logged(of_base, "logps/chosen")[0], abs=1e-4)
+
+    losses, resume = logged(of_start), ("--resume_from_checkpoint", str(of_start / "checkpoint-2"))
+    resumed = train_idefics2("of-start", *start, "--reference", "init_adapter", *resume)
+    assert logged(resumed) == pytest.approx(losses, abs=1e-6) and losses[-1] < losses[0] - 0.01
+
+
+def test_the_layers_of_an_adapter_that_names_them_by_a_pattern_are_written_down_as_the_pattern(
+    train_idefics2: Train, small_checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    pattern = r".*text_model.*\.(q|v)_proj"
+    base = load_base_model(str(small_checkpoints["idefics2"]), dtype=torch.float32)
+    get_peft_model(base, LoraConfig(r=2, target_modules=pattern)).save_pretrained(str(tmp_path / "adapter"))
+    folder = train_idefics2("run", "--init_adapter", str(tmp_path / "adapter"), "--max_steps", "1")
+    adapter = json.loads((folder / "run.json").read_text())["adapter"]
+    assert adapter["target_modules"] == adapter["started_from"]["target_modules"] == pattern
+    assert ".*text_model.*\\.(q&#124;v)_proj" in (folder / "final" / "README.md").read_text()
 
 
 def test_evaluation_alone_writes_every_record(train: Train, checkpoint: Path) -> None:

@@ -153,7 +153,9 @@ def load_adapter(
     modules = {name for name, _ in model.named_modules() if name}
     layout = _layout_of(saved, modules, family_of(model.config.model_type))
     names = {name: _former_name(name, layout) for name in modules}
-    config = _todays_config(as_saved, names) if layout and isinstance(as_saved, LoraConfig) else as_saved
+    config = as_saved
+    if layout and isinstance(as_saved, LoraConfig):
+        config = _todays_config(as_saved, names, {_todays_name(layer, layout) for layer in _layers(saved)})
     config.inference_mode = not trainable
     base_before = _checksums(model) if base_is_reference and model.device.type != "meta" else {}
     try:
@@ -199,9 +201,13 @@ def load_adapter(
 
 def _layout_of(saved: Iterable[str], modules: set[str], family: Family) -> Mapping[str, str]:
     """The layout of the model under which most of an adapter's layers are layers of today's; empty for today's own."""
-    layers = {key.removeprefix(_PREFIX).split(".lora_")[0] for key in saved}
+    layers = _layers(saved)
     layouts: tuple[Mapping[str, str], ...] = ({}, *family.former_layouts)
     return max(layouts, key=lambda layout: sum(_todays_name(layer, layout) in modules for layer in layers))
+
+
+def _layers(saved: Iterable[str]) -> set[str]:
+    return {key.removeprefix(_PREFIX).split(".lora_")[0] for key in saved if ".lora_" in key}
 
 
 def _todays_name(name: str, layout: Mapping[str, str]) -> str:
@@ -215,17 +221,19 @@ def _former_name(name: str, layout: Mapping[str, str]) -> str:
     return _todays_name(name, {former: today for today, former in layout.items()})
 
 
-def _todays_config(saved: LoraConfig, names: Mapping[str, str]) -> LoraConfig:
-    """The config with today's names. Which layers it targets is asked of the names it was saved with.
+def _todays_config(saved: LoraConfig, names: Mapping[str, str], layers: set[str]) -> LoraConfig:
+    """The config with today's names. Where they do not give the file's layers, the former names are asked.
 
     Args:
         names: of the model's modules when it was saved, by today's.
+        layers: that the file has, in today's names.
     """
     from peft.tuners.tuners_utils import check_target_module_exists
 
     config = copy.deepcopy(saved)
-    targets = {today for today, former in names.items() if check_target_module_exists(saved, former)}
-    if targets != {today for today in names if check_target_module_exists(saved, today)}:
+    targets = {today for today in names if check_target_module_exists(saved, today)}
+    if targets != layers:
+        targets = {today for today, former in names.items() if check_target_module_exists(saved, former)}
         config.target_modules, config.exclude_modules, config.layers_to_transform = list(targets), None, None
     if saved.rank_pattern:
         config.rank_pattern = {_exactly(name): _rank_of(saved, names[name]) for name in targets}
