@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from training_step import SAMPLE, build, timed
+from shapes import SAMPLE, build, timed
 
 WORDS = 60  # of a completion
 

@@ -47,7 +47,7 @@ from listwise_preference.generation import command as generation  # noqa: E402
 from listwise_preference.image_lists import command as image_lists  # noqa: E402
 from listwise_preference.image_lists.detectors.annotations import Annotations  # noqa: E402
 from listwise_preference.probe.measure import ModelScorer, Summary, background_box, measure, plan, summarize  # noqa: E402
-from listwise_preference.scoring import amber  # noqa: E402
+from listwise_preference.scoring import amber_rules  # noqa: E402
 from listwise_preference.scoring.similarity import load_similarity  # noqa: E402
 from listwise_preference.scoring.words import load_lemmas  # noqa: E402
 from listwise_preference.small_world import data  # noqa: E402
@@ -313,12 +313,14 @@ class Bench:
         for left in output.parent.glob(f"{output.name}*"):
             left.unlink()
         self._generate(self.base(run.base, run.seed), adapter, scenes, questions, output)
-        benchmark = amber.load_amber(scenes)
-        answers, problems = amber.check(read_records(output), benchmark)
+        benchmark = amber_rules.load_amber(scenes)
+        answers, problems = amber_rules.check(read_records(output), benchmark)
         problems.refuse_unless(False, output)
         similarity, lemmas = load_similarity(None, benchmark.vocabulary, None), load_lemmas(None, "lemma_forms.json")
         with nltk_data(scenes):
-            scores = amber.score_answers(amber.judge_answers(answers, benchmark, similarity, lemmas, "word"))
+            scores = amber_rules.score_answers(
+                amber_rules.judge_answers(answers, benchmark, similarity, lemmas, "word")
+            )
         sums: Counter[str] = Counter()
         for counts in scores.images.values():
             sums.update(counts)  # keeps a count of 0, as adding Counters does not
@@ -537,7 +539,7 @@ def summary(counters: Mapping[str, float]) -> dict[str, float]:
 def at_step(curve: Sequence[Mapping[str, float]], step: int, yes_no: Mapping[str, float]) -> dict[str, float]:
     """All percentages of one checkpoint, the yes/no ones from their own counters."""
     counters = next(point for point in curve if point["step"] == step)
-    official = amber.metrics_of_sums({**counters, **yes_no})
+    official = amber_rules.metrics_of_sums({**counters, **yes_no})
     return summary(counters) | {
         "hal": official["generative"]["hal"],
         "cog": official["generative"]["cog"],

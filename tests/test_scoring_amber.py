@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from listwise_preference.english.text import english
-from listwise_preference.scoring import amber
-from listwise_preference.scoring.amber import Amber, DescriptionScore, Question
+from listwise_preference.scoring import amber_rules
+from listwise_preference.scoring.amber_rules import Amber, DescriptionScore, Question
 from listwise_preference.scoring.similarity import Similarity, load_similarity
 from listwise_preference.scoring.words import load_lemmas
 
@@ -107,7 +107,7 @@ def like(*pairs: str) -> Similarity:
 
 def describe(nouns: str, truth: str, hallu: str, data: Amber, similarity: Similarity) -> DescriptionScore:
     question = Question(1, "generative", truth.split(), hallu.split(), None, None)
-    return amber.score_description(nouns.split(), question, data, similarity)
+    return amber_rules.score_description(nouns.split(), question, data, similarity)
 
 
 def test_words_outside_the_vocabulary_do_not_count() -> None:
@@ -164,7 +164,9 @@ def test_f1_is_made_from_rounded_numbers_with_its_own_guard() -> None:
         "qa_ans_no_num": 500,
         "qa_ans_no_score": 500,
     }
-    numbers = amber.metrics_of_sums({prefix + name: count for prefix in ("", "ha_") for name, count in counts.items()})
+    numbers = amber_rules.metrics_of_sums(
+        {prefix + name: count for prefix in ("", "ha_") for name, count in counts.items()}
+    )
     assert numbers["existence"] == {"accuracy": 50.0, "precision": 100.0, "recall": 50.0, "f1": 66.6}
     assert numbers["discriminative"] == {"accuracy": 50.0, "precision": 100.0, "recall": 50.0, "f1": 66.7}
     assert numbers["attribute"] is numbers["relation"] is numbers["generative"] is None
@@ -172,15 +174,15 @@ def test_f1_is_made_from_rounded_numbers_with_its_own_guard() -> None:
 
 def test_lower_case_is_another_string() -> None:
     question = Question(1, "state", "no", (), None, None)
-    assert amber.count_yes_or_no("no", question)["as_qa_correct_score"] == 0
-    assert amber.count_yes_or_no("No", question)["as_qa_correct_score"] == 1
+    assert amber_rules.count_yes_or_no("no", question)["as_qa_correct_score"] == 0
+    assert amber_rules.count_yes_or_no("No", question)["as_qa_correct_score"] == 1
 
 
 def test_nouns_keep_their_case_and_lose_words_whose_lemma_is_unknown() -> None:
     words, lemmas = english(), load_lemmas(None, "lemma_forms.json")
     text = "The photo shows Boats, boats, sunglasses and women."
     # Boats is not boats; the lemma of sunglasses is sunglass, which AMBER does not know.
-    nouns = amber.nouns_of(text, words, lemmas)
+    nouns = amber_rules.nouns_of(text, words, lemmas)
     assert [noun.lemma for noun in nouns] == ["boat", "woman"]
     assert [text[noun.start : noun.end] for noun in nouns] == ["boats", "women"]
 
@@ -220,7 +222,7 @@ def test_a_table_is_made_with_an_installed_spacy_model(score: Score, tmp_path: P
 
 
 def test_shipped_tables_cover_the_vocabulary() -> None:
-    data = amber.load_amber(SAMPLE)
+    data = amber_rules.load_amber(SAMPLE)
     similarity = load_similarity(None, (), None)
     assert len(data.vocabulary) == 418
     assert len(similarity.pairs) == 87

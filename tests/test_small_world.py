@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from listwise_preference.data.ranked_images import Box
 from listwise_preference.english.text import English
 from listwise_preference.models.loading import load_base_model, load_processor
-from listwise_preference.scoring import amber
+from listwise_preference.scoring import amber_rules
 from listwise_preference.scoring.similarity import load_similarity
 from listwise_preference.scoring.words import load_lemmas
 from listwise_preference.small_world import data
@@ -533,7 +533,7 @@ def test_own_tagger_data_finds_every_thing_that_is_named(tmp_path: Path, words_b
     write_nltk_data(tmp_path)
     words, lemmas = words_by(tmp_path), load_lemmas(None, "lemma_forms.json")
     for kinds, text in all_captions():
-        assert [noun.lemma for noun in amber.nouns_of(text, words, lemmas) if noun.lemma in KINDS] == list(kinds)
+        assert [noun.lemma for noun in amber_rules.nouns_of(text, words, lemmas) if noun.lemma in KINDS] == list(kinds)
 
 
 def test_own_tagger_data_gives_the_nouns_of_nltks_english_data(

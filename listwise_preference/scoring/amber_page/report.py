@@ -15,7 +15,7 @@ from listwise_preference.errors import ImageError
 from listwise_preference.files import Record
 from listwise_preference.pages.page import Page, link
 from listwise_preference.pages.thumbnails import write_thumbnails
-from listwise_preference.scoring.amber import DescriptionScore, Judged, NounVerdict
+from listwise_preference.scoring.amber_rules import DescriptionScore, Judged, NounVerdict
 from listwise_preference.scoring.result import Result
 
 _PAGE = Page(__package__, "amber", "AMBER responses", "answers.js", "REPORT")
