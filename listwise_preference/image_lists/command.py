@@ -256,7 +256,7 @@ def _what_decides(options: Options, entries: Sequence[Entry]) -> dict[str, Any]:
         "--verifier": options.verifier,
     }
     for name, value in options.detector_options.items():
-        decides[f"--{name}"] = _sha256(value.read_bytes()) if isinstance(value, Path) else value
+        decides[f"--{name}"] = _content(value) if isinstance(value, Path) else value
     if model is not None:
         decides[f"--{model}"] = _weights(options.detector_options[model])
         decides["--detector_batch_size"] = rules.detector_batch_size
@@ -282,6 +282,15 @@ def _weights(model: str) -> str:
         return weights_identity(model)
     except OSError as error:
         raise ModelError(f"cannot load {model}: {error}") from error
+
+
+def _content(path: Path) -> str:
+    """A hash of a file's content; of a folder's text files, images aside, with their names."""
+    if not path.is_dir():
+        return _sha256(path.read_bytes())
+    endings = (".xml", ".json", ".txt", ".yaml", ".names", ".labels")
+    files = sorted(one for one in path.rglob("*") if one.suffix in endings and one.is_file())
+    return _sha256("".join(f"{one.relative_to(path)} {_sha256(one.read_bytes())}\n" for one in files).encode())
 
 
 def _sha256(content: bytes) -> str:

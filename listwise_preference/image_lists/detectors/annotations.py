@@ -1,4 +1,4 @@
-"""``--detector annotations``: boxes that the user has, COCO instances JSON or JSONL of {"img_path", "label", "box"}.
+"""``--detector annotations``: boxes that the user has, in COCO's form, as JSONL, or as annotation tools save them.
 
 A JSONL box is [left, top, right, bottom] in pixels of the EXIF-transposed image, right and bottom exclusive; a COCO
 bbox is [left, top, width, height].
@@ -16,13 +16,8 @@ from listwise_preference.data.pairs import Entry
 from listwise_preference.data.ranked_images import transposed_size
 from listwise_preference.errors import DataError, ImageError
 from listwise_preference.files import Record, path_key
-from listwise_preference.image_lists.detectors.box_files import (
-    FileImage,
-    Size,
-    find_form,
-    read_box_file,
-    shown_numbers,
-)
+from listwise_preference.image_lists.detectors.annotation_forms import read_box_file
+from listwise_preference.image_lists.detectors.box_files import FileImage, Size, find_form, shown_numbers
 from listwise_preference.image_lists.detectors.detect import DetectorEntry, Failed, Found, Query
 from listwise_preference.image_lists.detectors.labels import match
 
@@ -35,9 +30,9 @@ _UNKNOWN = (10**6, 10**6)  # no box reaches past it
 class Annotations:
     """Answers queries from a file of boxes.
 
-    An image's path in the file must be that of the pairs. COCO names its images without a folder: there the bare
-    name is enough, unless several images of the pairs have it. Of the labels that match a phrase the nearest are taken
-    (``labels.match``).
+    An image's path in the file must be that of the pairs. COCO and annotation tools name images without a folder: there
+    the bare name is enough, unless several images of the pairs have it. Of the labels that match a phrase the nearest
+    are taken (``labels.match``).
 
     Args:
         img_paths: all images that will be asked for, as the pairs have them.
@@ -52,7 +47,8 @@ class Annotations:
         self.file = file
         self._read = read_box_file(file)
         self._sizes = sizes or {}
-        self._same_name = Counter(posixpath.basename(path) for path in set(map(path_key, img_paths)))
+        self._names = self._by_name()
+        self._same_name = Counter(posixpath.basename(path) for path in set(map(self._key, img_paths)))
         asked = {image.name: size for path, size in self._sizes.items() for image in self._find(path)}
         boxes = [
             (image, box, image.size or asked.get(image.name))
@@ -95,7 +91,8 @@ class Annotations:
         if missing:
             shown = ", ".join(missing[:_EXAMPLES])
             said.append(f"{self.file}: no boxes for {len(missing)} of {len(paths)} images: {shown}")
-        unclear = [path for path in missing if self._read.is_coco and posixpath.basename(path_key(path)) in images]
+        bare = self._read.bare_names
+        unclear = [path for path in missing if bare and posixpath.basename(self._key(path)) in self._names]
         if unclear:
             said.append(
                 f"  {len(unclear)} of them have a name that the file knows, but so have images in other folders:"
@@ -150,13 +147,26 @@ class Annotations:
                 ]
         return found
 
+    def _key(self, img_path: str) -> str:
+        key = path_key(img_path)
+        return posixpath.splitext(key)[0] if self._read.by_stem else key
+
+    def _by_name(self) -> dict[str, list[FileImage]]:
+        """The file's images by their names alone."""
+        names: dict[str, list[FileImage]] = {}
+        for key, images in self._read.images.items():
+            if "/" not in key or self._read.any_folder:
+                names.setdefault(posixpath.basename(key), []).extend(images)
+        return names
+
     def _find(self, img_path: str, size: Size | None = None) -> list[FileImage]:
         """The file's images of this path and, where they have one, of this size; mostly one."""
-        images, key = self._read.images, path_key(img_path)
+        key = self._key(img_path)
         name = posixpath.basename(key)
-        if key not in images and self._read.is_coco and self._same_name[name] <= 1:
-            key = name
-        found = [image for image in images.get(key, ()) if None in (size, image.size) or image.size == size]
+        images = self._read.images.get(key, [])
+        if not images and self._read.bare_names and self._same_name[name] <= 1:
+            images = self._names.get(name, [])
+        found = [image for image in images if None in (size, image.size) or image.size == size]
         return [image for image in found if image.name == img_path] or found
 
     def _unclear(self, img_path: str, images: Sequence[FileImage]) -> str:
@@ -196,7 +206,8 @@ ENTRY = DetectorEntry(
         "annotations": {
             "type": Path,
             "metavar": "FILE",
-            "help": "COCO instances JSON, or JSONL of {img_path, label, box: [left, top, right, bottom]}",
+            "help": "COCO instances, JSONL of {img_path, label, box: [left, top, right, bottom]}, Label Studio JSON,"
+            " CVAT XML, or a folder of VOC, LabelMe or YOLO files",
         }
     },
     load=_load,

@@ -1,5 +1,7 @@
 """Files of boxes: COCO instances JSON, or JSONL of {"img_path", "label", "box"}, as tools and people write them.
 
+Other forms that tools have are in ``annotation_forms``.
+
 What can be meant in one way only is understood: numbers as text, an unknown size, backslashes in file names, a turned
 box of CVAT. What can be meant in several is left out, counted by reason with an example.
 """
@@ -146,27 +148,22 @@ class FileImage:
 class BoxFile:
     """All images of a file, by :func:`path_key` of their names; several with one key may be different images.
 
-    ``left_out`` are annotations that cannot be used, ``noted`` others that were not taken as they stand.
+    Attributes:
+        bare_names: whether an image is found by its name alone where the file has that without folders.
+        any_folder: the same whatever folders the file has before it.
+        by_stem: whether the file's names have no endings.
+        left_out: annotations that cannot be used.
+        noted: others that were not taken as they stand.
     """
 
     file: Path
     form: Form
-    is_coco: bool
+    bare_names: bool = False
+    any_folder: bool = False
+    by_stem: bool = False
     images: dict[str, list[FileImage]] = field(default_factory=lambda: defaultdict(list))
     left_out: Tally = field(default_factory=Tally)
     noted: Tally = field(default_factory=Tally)
-
-
-def read_box_file(file: Path) -> BoxFile:
-    """The images and boxes of a file, form and place of the boxes not yet checked.
-
-    Raises:
-        DataError: the file cannot be read, or has neither form.
-    """
-    content = _read(file)
-    if isinstance(content, dict) and "annotations" in content:
-        return _Coco(file, content).read()
-    return _read_lines(file, [(1, content)] if isinstance(content, dict) else content)
 
 
 def find_form(own: Form, boxes: Iterable[tuple[Numbers, Size]], file: Path) -> Form:
@@ -217,12 +214,17 @@ def _is_empty(corners: Numbers) -> bool:
 # Reading
 
 
+def read_coco(file: Path, content: Mapping[str, Any]) -> BoxFile:
+    """COCO instances; raises DataError where images, categories or annotations are not as COCO has them."""
+    return _Coco(file, content).read()
+
+
 class _Coco:
     """Reads COCO instances, as COCO has them and as CVAT, Label Studio and others export them."""
 
     def __init__(self, file: Path, content: Mapping[str, Any]) -> None:
         self.content = content
-        self.found = BoxFile(file, Form(corners=False), is_coco=True)
+        self.found = BoxFile(file, Form(corners=False), bare_names=True)
 
     def read(self) -> BoxFile:
         try:
@@ -257,7 +259,7 @@ class _Coco:
         images: dict[str, FileImage] = {}
         for row in self.content["images"]:
             key, name = _id(row["id"]), row["file_name"]
-            image = FileImage(name, _size(row.get("width"), row.get("height")))
+            image = FileImage(name, known_size(row.get("width"), row.get("height")))
             earlier = images.get(key)
             if earlier is not None and (earlier.name, earlier.size) == (image.name, image.size):
                 continue
@@ -298,8 +300,9 @@ class _Coco:
         return ""
 
 
-def _read_lines(file: Path, rows: Iterable[tuple[int, Any]]) -> BoxFile:
-    found = BoxFile(file, Form(corners=True), is_coco=False)
+def read_lines(file: Path, rows: Iterable[tuple[int, Any]]) -> BoxFile:
+    """Records of {"img_path", "label", "box"} with their numbers; raises DataError where none can be used."""
+    found = BoxFile(file, Form(corners=True))
     by_name: dict[str, FileImage] = {}
     for number, row in rows:
         where = f"record {number}"
@@ -324,8 +327,8 @@ def _read_lines(file: Path, rows: Iterable[tuple[int, Any]]) -> BoxFile:
     return found
 
 
-def _read(file: Path) -> Any:
-    """One JSON object, or records with their numbers."""
+def read_content(file: Path) -> Any:
+    """One JSON object, or records with their numbers; raises DataError where it is neither."""
     try:
         value = parse_json(read_text(file), file)
     except DataError:  # lines, or a file that the other reader complains of
@@ -370,7 +373,7 @@ def _id(value: Any) -> str:
     return str(value).strip() if isinstance(value, int | str) else repr(value)
 
 
-def _size(width: Any, height: Any) -> Size | None:
+def known_size(width: Any, height: Any) -> Size | None:
     """None where the size is not known: 0, null, missing or no number."""
     sides = [_number(width), _number(height)]
     if any(side is None or not math.isfinite(side) or side < 1 for side in sides):

@@ -22,6 +22,9 @@ _BROADER_TABLE = """
 man, woman, boy, girl, child, kid, baby, toddler, lady, gentleman, guy, adult, teenager: person
 player, skier, snowboarder, surfer, skateboarder, rider, cyclist, driver, pedestrian, worker, chef: person
 batter, pitcher, catcher, umpire, bride, groom, astronaut, photographer: person
+policewoman, businesswoman, saleswoman, fisherwoman, policeman, fisherman, fireman, businessman, salesman: person
+cameraman, mailman, postman, workman, sportsman, craftsman, repairman, doorman, horseman, serviceman, airman: person
+police officer, firefighter, soldier, farmer, waiter, waitress, doctor, nurse, teacher, student, musician: person
 dog, cat, bird, horse, cow, sheep, elephant, bear, zebra, giraffe, moose, fish: animal
 puppy, doggy, hound: dog, animal
 kitten, kitty: cat, animal
