@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,26 @@ def test_a_prompt_that_does_not_begin_with_its_image_is_answered_all_the_same(
     few = sixty[:3] + sixty[6:12]
     assert generator.encode(generator.prepare(few)).shared == 0
     assert texts_of(generator, few) == plain_texts(generator, few)
+
+
+def test_prompts_begin_and_responses_end_as_the_template_says(checkpoint: Path, sixty: tuple[Question, ...]) -> None:
+    """One that writes the beginning token itself, and ends turns with a token that is not the checkpoint's end."""
+    generator = generator_of(checkpoint)
+    tokenizer = generator.processor.tokenizer
+    generator.processor.chat_template = (
+        "{{ bos_token }}{% for message in messages %}{{ message['role'] }}:{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}{{ '<image>' }}{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+        "{{ '<unk>' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    )
+    generator = ResponseGenerator(generator.model, generator.processor, generator.decoding)
+    of_text = replace(sixty[0], image=None)
+    for group in ([*sixty[:2]], [of_text]):
+        for row in generator.prepare(group).rows:
+            assert row.ids.count(tokenizer.bos_token_id) == 1 == row.ids.index(tokenizer.bos_token_id) + 1
+    assert tokenizer.unk_token_id == 0 not in generator.model.generation_config.eos_token_id
+    torch.nn.init.zeros_(generator.model.lm_head.weight)  # all tokens are as likely: the first one is taken
+    (responses,) = generator.respond(generator.prepare(sixty[:2]))
+    assert [(response.text, response.cut) for response in responses] == [("", False), ("", False)]
 
 
 def test_every_image_is_read_and_encoded_once(checkpoint: Path, sixty: tuple[Question, ...]) -> None:

@@ -199,10 +199,12 @@ class ResponseGenerator:
             first_asked.setdefault(question.image, index)
         place: dict[Path | None, int] = {image: index for index, image in enumerate(first_asked)}
         firsts = list(first_asked.values())
+        opened = add_special_tokens(self.processor.tokenizer, texts[0])
         encoded = self.processor(
             text=[texts[first] for first in firsts],
             images=[open_image(image) for image in first_asked],
             padding=True,
+            add_special_tokens=opened,
             return_tensors="pt",
         )
         whole = [
@@ -211,7 +213,7 @@ class ResponseGenerator:
         # What stands in the place of the image token once the image is known goes into all prompts on that image, so
         # that no image is processed twice.
         tokenize = self.processor if self.family.expands_text_alone else self.processor.tokenizer
-        alone = tokenize(text=texts)["input_ids"]
+        alone = tokenize(text=texts, add_special_tokens=opened)["input_ids"]
         starts = [ids.index(self.image_token) for ids in alone]
         expansions = [
             ids[starts[first] : starts[first] + 1 + len(ids) - len(alone[first])]

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from listwise_preference.errors import ModelError
+from listwise_preference.models.chat_format import add_special_tokens
 from listwise_preference.models.dry_run import LANGUAGE, VISION, VOCABULARY, PassCost, measure, weight_bytes
 from listwise_preference.models.frozen_tower import forget_images
 from listwise_preference.training.batch import Batch, Collator, ListwiseDataset
@@ -61,7 +62,9 @@ class Data:
     def of(cls, dataset: ListwiseDataset, collator: Collator) -> "Data":
         """Texts are counted in all records, images in a sample of them."""
         processor = collator.processor
-        prompts = [len(ids) for ids in processor.tokenizer(dataset.prompt_texts)["input_ids"]]
+        opened = add_special_tokens(processor.tokenizer, dataset.prompt_texts[0])
+        encoded = processor.tokenizer(dataset.prompt_texts, add_special_tokens=opened)
+        prompts = [len(ids) for ids in encoded["input_ids"]]
         levels = len(dataset.records[0].images)
         answers, texts = [], []
         for prompt, chosen, rejected in zip(prompts, dataset.chosen_ids, dataset.rejected_ids, strict=True):

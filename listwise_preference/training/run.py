@@ -70,8 +70,8 @@ class Run:
             response_token_type=self.family.response_token_type,
         )
         chat = ChatFormat(self.processor)
-        if not self.family.special_tokens:  # else the data has been checked for them
-            refuse_special_tokens([*training, *evaluation], self.processor.tokenizer)
+        # A checkpoint may have more of them than its family, for which the data has been checked.
+        refuse_special_tokens([*training, *evaluation], self.processor.tokenizer)
         self.train_set = self._dataset("training", training, chat)
         self.eval_set = self._dataset("evaluation", evaluation, chat)
 
