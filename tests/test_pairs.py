@@ -126,6 +126,34 @@ def test_missing_files_and_folders(tmp_path: Path, root: Path) -> None:
     assert "lists.jsonl: no such file" in refusal(good, root, BoxLists(tmp_path / "lists.jsonl", FIVE))
     assert "at least 2 folders" in refusal(good, root, Folders((root,)))
     assert f"no folder {tmp_path}/no" in refusal(good, root, Folders((root, tmp_path / "no")))
+    assert "a folder is given twice" in refusal(good, root, Folders((root, root / ".." / "root")))
+
+
+# Records that teach nothing
+
+
+def test_two_equal_responses_are_a_bad_record_where_they_are_compared(tmp_path: Path, root: Path) -> None:
+    """Blanks around a response are no difference; where only chosen responses are used there is nothing wrong."""
+    values = [pair(), pair("b.png", id="same", rejected="A cat."), pair("c.png", id="blank", rejected=" A cat.\n")]
+    file = write_json(tmp_path / "p.json", values)
+    said = refusal(file, root, ImageOnly(), compares_responses=True)
+    assert (
+        "chosen and rejected alike: 2 records" in said
+        and 'record 2: chosen and rejected are the same text: "A cat."' in said
+    )
+    dropped = load_records(file, root, ImageOnly(), on_bad_record="drop", compares_responses=True)
+    assert [record.pair.img_path for record in dropped.records] == ["a.png"] and dropped.dropped == 2
+    assert len(load_records(file, root, ImageOnly()).records) == 3
+
+
+def test_ranked_images_that_are_one_image_are_a_bad_record(tmp_path: Path, root: Path) -> None:
+    worse = tmp_path / "worse"
+    worse.mkdir()
+    (worse / "a.png").write_bytes((root / "a.png").read_bytes())
+    Image.new("RGB", (20, 10), "black").save(worse / "b.png")
+    file = write_json(tmp_path / "p.json", [pair("a.png"), pair("b.png")])
+    said = refusal(file, root, Folders((root, worse)))
+    assert "ranked images alike: 1 record;" in said and f"{root / 'a.png'} and {worse / 'a.png'} are the same" in said
 
 
 # Forms of a record

@@ -540,6 +540,43 @@ def test_images_held_out_are_not_trained_on(train_idefics2: Train) -> None:
 # ---- the door ----
 
 
+def test_pairs_that_are_equal_once_cut_are_named_with_the_length_that_keeps_them_apart(
+    train_idefics2: Train, small_checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = load_processor(str(small_checkpoints["idefics2"])).tokenizer
+    beginning = "A quiet scene with a good deal of light. It ends with"
+    differs_at = len(tokenizer(f" {beginning}", add_special_tokens=False).input_ids) + 1
+    pairs = sample_pairs(4)
+    for pair in pairs[:2]:
+        pair |= {"chosen": f"{beginning} 1", "rejected": f"{beginning} 2"}
+    file = tmp_path / "alike.json"
+    file.write_text(json.dumps(pairs), encoding="utf-8")
+    options = ("--pairs", str(file), "--objective", "dpo", "--max_steps", "1", "--max_completion_length")
+    with pytest.raises(SystemExit):
+        train_idefics2("stops", *options, str(differs_at - 1))
+    said = capsys.readouterr().err
+    assert "training: 2 of 4 records have the same tokens as chosen and as rejected once cut" in said
+    assert f"{pairs[0]['id']}, {pairs[1]['id']}; they teach nothing" in said
+    assert f"--max_completion_length {differs_at} keeps 2 of them apart" in said
+    folder = train_idefics2("drops", *options, str(differs_at - 1), "--on_bad_record", "drop")
+    assert json.loads((folder / "run.json").read_text())["data"]["training_records"] == 2
+    whole = train_idefics2("longer", *options, str(differs_at))
+    assert json.loads((whole / "run.json").read_text())["data"]["training_records"] == 4
+
+
+def test_lists_with_equal_images_are_counted(
+    train_idefics2: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Four steps in a box three pixels wide: two of them mask the same columns."""
+    lines = [json.loads(line) for line in (SAMPLE / "image_lists.jsonl").read_text().splitlines()]
+    lines[0]["box"] = [10, 10, 13, 12]
+    file = tmp_path / "lists.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    train_idefics2("run", "--image_lists", str(file), "--max_steps", "1")
+    assert "1 records have a box too small for their list, so that some of its images are equal" in caplog.text
+    assert str(lines[0]["id"]) in caplog.text
+
+
 def test_rejected_records_are_left_out_and_unknown_ids_said(
     train_idefics2: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from listwise_preference.cli import Parser, count, run_program
 from listwise_preference.data.forms import IMAGE_TOKEN, embedded, translate
-from listwise_preference.data.pairs import read_candidate
+from listwise_preference.data.pairs import check_differ, read_candidate
 from listwise_preference.data.ranked_images import open_image
 from listwise_preference.data.sources import find_sources, iterate_rows
 from listwise_preference.data.validation import BadRecord, Candidate, report
@@ -156,9 +156,7 @@ def _rows(sources: Sequence[Path | str], split: str) -> Iterator[Row]:
 def _candidate(row: Row, pair: Record, image_root: Path) -> Candidate:
     candidate = Candidate(Row(row.number, row.where, pair))
     read_candidate(candidate, image_root, (IMAGE_TOKEN,))
-    texts = candidate.texts
-    if texts is not None and texts[1] == texts[2]:
-        candidate.add(BadRecord("no preference", "chosen and rejected are the same text"))
+    check_differ([candidate])
     if candidate.path is not None and not candidate.path.is_file():
         candidate.add(BadRecord("image missing", f"no image {candidate.path}"))
     return candidate

@@ -4,12 +4,14 @@ A pairs file is JSON (a list) or JSONL of {"img_path", "prompt", "chosen", "reje
 of another kind or form (``sources``, ``forms``).
 """
 
+import filecmp
 import logging
 import os
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,6 +130,7 @@ def load_records(
     on_bad_record: Literal["stop", "drop"] = "stop",
     placeholders: tuple[str, ...] = (),
     excluded: frozenset[str] = frozenset(),
+    compares_responses: bool = False,
 ) -> Records:
     """Read and check every record; of the images only the headers are read.
 
@@ -138,11 +141,14 @@ def load_records(
         on_bad_record: ``stop`` raises on any bad record, ``drop`` leaves bad records out.
         placeholders: tokens with a meaning of their own to the model, which may not occur in a user's text.
         excluded: ids, as text, of records to leave out unchecked (see ``read_exclusions``).
+        compares_responses: whether a record whose two responses are the same is a bad one.
 
     Raises:
         DataError: a file that cannot be used at all, bad records under ``stop``, or nothing left.
     """
     candidates = _read_candidates(pairs_file, image_root, placeholders)
+    if compares_responses:
+        check_differ(candidates)
     if isinstance(source, Folders):
         _check_folders(source.folders)
     if isinstance(source, BoxLists):
@@ -196,6 +202,8 @@ def read_exclusions(file: Path) -> frozenset[str]:
 def _check_folders(folders: tuple[Path, ...]) -> None:
     if len(folders) < 2:
         raise DataError("--ranked_image_folders: give at least 2 folders, best first")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise DataError("--ranked_image_folders: a folder is given twice; equal images have no order")
     for folder in folders:
         if not folder.is_dir():
             raise DataError(
@@ -385,6 +393,14 @@ def _check_texts(texts: tuple[str, str, str], placeholders: tuple[str, ...]) -> 
                 raise BadRecord("special token in the text", f'"{key}" contains {placeholder}')
 
 
+def check_differ(candidates: Iterable[Candidate]) -> None:
+    """Note where chosen and rejected are the same but for blanks around them."""
+    for candidate in candidates:
+        if candidate.texts and candidate.texts[1].strip() == candidate.texts[2].strip():
+            what = f"chosen and rejected are the same text: {shown(candidate.texts[1])}"
+            candidate.add(BadRecord("chosen and rejected alike", what))
+
+
 def _check_ids(candidates: list[Candidate]) -> None:
     first: dict[str, int] = {}
     for candidate in candidates:
@@ -422,6 +438,10 @@ def _check_images(candidates: list[Candidate], source: ImageSource) -> None:
         size = sizes[files[0]]
         if isinstance(size, BadRecord):
             continue
+        readable = [file for file in files if not isinstance(sizes[file], BadRecord)]
+        # Of one size in bytes first, so that hardly any file is read.
+        if alike := next((two for two in pairwise(readable) if filecmp.cmp(*two, shallow=False)), None):
+            candidate.add(BadRecord("ranked images alike", f"{alike[0]} and {alike[1]} are the same image"))
         match source:
             case ImageOnly() | Folders():
                 candidate.images = ImageFiles(files)

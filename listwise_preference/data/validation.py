@@ -21,12 +21,15 @@ ADVICE = {
     "conversation of another form": "give one user message as prompt and one assistant message "
     "as each response; system messages and earlier turns cannot be used",
     "no preference": "give responses that are rated differently, or which of two is the better one",
+    "chosen and rejected alike": "give two responses that differ in more than the blanks around them; from equal ones a"
+    " model learns nothing",
     "special token in the text": "take it out; the model would read it as an image or as the end of a response",
     "image missing": "check --image_root and the path, or fetch the image",
     "image unreadable": "replace or convert the file (JPEG, PNG and WebP are safe)",
     "image outside the first ranked folder": "the first of --ranked_image_folders must "
     "hold the images that img_path names under --image_root",
     "ranked image missing": "every folder of --ranked_image_folders needs the same file names, ending included",
+    "ranked images alike": "give each folder of --ranked_image_folders images of its own; equal images have no order",
     "ranked image unreadable": "replace or convert the file (JPEG, PNG and WebP are safe)",
     "no image list": "make the lists again from these pairs, so that every record has a line",
     "unusable image list": "make the lists again from these pairs, or correct the line",

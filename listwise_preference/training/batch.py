@@ -70,6 +70,8 @@ class ListwiseDataset(Dataset[Example]):
     Attributes:
         completions_cut: how many of the ``2 * len(self)`` responses were longer than ``max_completion_length`` tokens.
             A cut response loses its end token with its end: the model shall not learn to stop in mid-sentence.
+        alike: records, by index, of which chosen and rejected are the same tokens, with the ``max_completion_length``
+            from which they would differ; ``None`` where they never do.
         reference_logps: per record the reference's log-probabilities in the order of the completions, once known.
     """
 
@@ -82,6 +84,12 @@ class ListwiseDataset(Dataset[Example]):
         self.completions_cut = sum(len(ids) > max_completion_length for ids in completions)
         cut = [ids[:max_completion_length] for ids in completions]
         self.chosen_ids, self.rejected_ids = cut[: len(records)], cut[len(records) :]
+        whole = zip(completions[: len(records)], completions[len(records) :], strict=True)
+        self.alike = {
+            index: _first_difference(*pair)
+            for index, pair in enumerate(whole)
+            if self.chosen_ids[index] == self.rejected_ids[index]
+        }
 
     def __len__(self) -> int:
         return len(self.records)
@@ -99,6 +107,11 @@ class ListwiseDataset(Dataset[Example]):
             images=images,
             reference_logps=self.reference_logps[index] if self.reference_logps is not None else None,
         )
+
+
+def _first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
+    """How many tokens of each it takes to see a difference."""
+    return next((at for at in range(1, max(len(one), len(other)) + 1) if one[:at] != other[:at]), None)
 
 
 @dataclass(frozen=True)

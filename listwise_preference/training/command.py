@@ -23,7 +23,7 @@ from listwise_preference.data.pairs import (
     load_records,
     read_exclusions,
 )
-from listwise_preference.data.ranked_images import Drawing
+from listwise_preference.data.ranked_images import Drawing, MaskedBox, masked_region
 from listwise_preference.errors import DataError, ImageError, ModelError
 from listwise_preference.models.adapters import check_folders
 from listwise_preference.models.families import special_tokens
@@ -130,8 +130,10 @@ def read_data(arguments: Arguments) -> tuple[Sequence[Record], Sequence[Record]]
             on_bad_record=data.on_bad_record,
             placeholders=special_tokens(),
             excluded=excluded,
+            compares_responses=objective.uses_rejected,
         )
         _say_what_was_left_out(records, what, excluded)
+        _say_which_images_are_equal(records, what)
         return records.records
 
     training: Sequence[Record] = ()
@@ -153,6 +155,22 @@ def _say_what_was_left_out(records: Records, what: str, excluded: frozenset[str]
     if unknown := sorted(excluded - records.excluded):
         shown = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
         logger.warning(f"--exclude names {len(unknown):,} ids that no record has: {shown}")
+
+
+def _say_which_images_are_equal(records: Records, what: str) -> None:
+    """A box of fewer columns or rows than a list has steps is masked alike in some of them."""
+    alike = []
+    for record in records.records:
+        if isinstance(images := record.images, MaskedBox):
+            regions = [masked_region(images.box, level, images.drawing) for level in range(len(images))]
+            if len(set(regions)) < len(regions):
+                alike.append(str(record.pair.id))
+    if alike:
+        shown = ", ".join(alike[:3]) + (", ..." if len(alike) > 3 else "")
+        logger.warning(
+            f"{what}: {len(alike):,} records have a box too small for their list, so that some of its images are equal"
+            f" and teach no order: {shown}; a smaller --list_size keeps them apart, --exclude leaves them out"
+        )
 
 
 def hold_out(records: Sequence[Record], share: float, seed: int) -> tuple[Sequence[Record], Sequence[Record]]:

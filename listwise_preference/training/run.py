@@ -119,6 +119,13 @@ class Run:
             return None
         cut = self.arguments.data.max_completion_length
         dataset = ListwiseDataset(records, chat, cut)
+        if self.objective.uses_rejected and dataset.alike:
+            report = f"{what}: {_alike(dataset, cut)}"
+            kept = [record for index, record in enumerate(records) if index not in dataset.alike]
+            if self.arguments.data.on_bad_record == "stop" or not kept:
+                raise DataError(f"{report}; --on_bad_record drop leaves such records out, {len(kept)} others are there")
+            logger.warning(f"{report}; left out (--on_bad_record drop)")
+            dataset = ListwiseDataset(kept, chat, cut)
         images = len(records[0].images)
         logger.info(
             f"{what}: {len(dataset):,} records of {images} image{'s' if images > 1 else ''};"
@@ -388,6 +395,16 @@ class Run:
             self.trainer.push_to_hub()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def _alike(dataset: ListwiseDataset, cut: int) -> str:
+    """Which records have a chosen and a rejected completion of the same tokens, and what would keep them apart."""
+    lengths = [length for length in dataset.alike.values() if length is not None]
+    ids = [str(dataset.records[index].pair.id) for index in dataset.alike]
+    shown = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
+    said = f"{len(ids):,} of {len(dataset):,} records have the same tokens as chosen and as rejected"
+    said += f" once cut at {cut} tokens: {shown}; they teach nothing"
+    return f"{said}. --max_completion_length {max(lengths)} keeps {len(lengths):,} of them apart" if lengths else said
 
 
 def refuse_special_tokens(records: Sequence[Record], tokenizer: Any) -> None:
