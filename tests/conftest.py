@@ -82,11 +82,11 @@ def run_program() -> Run:
 
 @pytest.fixture
 def score(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Score:
-    """``score("amber", path, ...)`` runs score.py with these arguments."""
+    """``score("amber", path, ...)`` runs score.py with these arguments and --json."""
     from listwise_preference.probe.command import main
 
     def run(*arguments: object) -> ScoreRun:
-        monkeypatch.setattr(sys, "argv", ["score.py", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["score.py", *map(str, arguments), "--json"])
         capsys.readouterr()
         status = 0
         try:

@@ -21,16 +21,17 @@ def read_data(name: str) -> Any:
 
 
 class ScoreRun:
-    """One run of score.py in this process: exit status, printed text, the JSON line."""
+    """One run of score.py --json in this process: exit status, what people read, and the JSON, which stands alone."""
 
     def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
+        self.status, self.printed, self.err = status, out, err
+        self.out = err if status == 0 else out
 
     @property
     def result(self) -> dict[str, Any]:
-        """The last line."""
+        """The numbers."""
         assert self.status == 0, self.err
-        return json.loads(self.out.splitlines()[-1])
+        return json.loads(self.printed)
 
 
 Score = Callable[..., ScoreRun]

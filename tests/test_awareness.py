@@ -353,7 +353,7 @@ def test_the_program_says_what_a_plain_computation_says(
     assert run.status == 0, run.err
     result = json.loads((tmp_path / "scores.json").read_text())
     per_record = result.pop("per_record")
-    assert result == json.loads(run.out.splitlines()[-1])
+    assert result == run.result
 
     pairs = json.loads((tmp_path / "pairs.json").read_text())
     assert [one["id"] for one in per_record] == [pair["id"] for pair in pairs]
@@ -385,7 +385,7 @@ def test_the_program_says_what_a_plain_computation_says(
 def test_without_an_adapter_there_is_no_log_ratio(sample_command: list[object], score: Score) -> None:
     run = score(*sample_command, "--adapter", "none", "--fill", "mean", "--visual_prompt", "none")
     assert run.status == 0, run.err
-    result = json.loads(run.out.splitlines()[-1])
+    result = run.result
     assert list(result["changes"]) == list(result["artefact"]) == ["policy"]
     assert list(result["changes"]["policy"]) == ["hidden", "background", "blur", "black"]
 

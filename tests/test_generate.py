@@ -694,8 +694,8 @@ def test_score_takes_the_answers_as_they_are(tmp_path: Path, options: Callable[.
     amber = SAMPLE / "amber"
     answers = tmp_path / "amber.json"
     main({}, options(answers, questions=amber / "data" / "query" / "query_all.json", image_root=images))
-    scored = run_program("score.py", "amber", answers, "--data", amber)
-    counts = json.loads(scored.stdout.splitlines()[-1])["counts"]
+    scored = run_program("score.py", "amber", answers, "--data", amber, "--json")
+    counts = json.loads(scored.stdout)["counts"]
     assert (counts["descriptions"], counts["yes_no"]) == (2, 29)
 
     copy_of("cat", images / "COCO_val2014_000000000005.jpg")
@@ -707,5 +707,5 @@ def test_score_takes_the_answers_as_they_are(tmp_path: Path, options: Callable[.
     questions.write_text("".join(json.dumps(record) + "\n" for record in records))
     answers = tmp_path / "pope-answers.jsonl"
     main({}, options(answers, benchmark="pope", questions=questions, image_root=images))
-    scored = run_program("score.py", "pope", answers, "--questions", questions)
-    assert sum(json.loads(scored.stdout.splitlines()[-1])["counters"].values()) == 2
+    scored = run_program("score.py", "pope", answers, "--questions", questions, "--json")
+    assert sum(json.loads(scored.stdout)["counters"].values()) == 2

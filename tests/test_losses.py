@@ -111,6 +111,23 @@ def test_rank_metrics_by_hand() -> None:
     assert [values[f"rewards_image/level_{k}"].item() for k in (1, 2, 3, 4)] == [4.0, 5.0, 3.0, 1.0]
 
 
+def test_rewards_equal_within_rounding_count_one_half() -> None:
+    """A policy equal to its reference but for the last bits of sums of 300 nats: nothing is above anything."""
+    reference = torch.full((1, 5), -300.0)
+    policy = reference + torch.tensor([[1.0, -1.0, -2.0, 2.0, 0.0]]) * 6e-5
+    values = metrics(Objective(), compare(Objective(), policy, reference))
+    assert values["rewards/margins"].item() > 0
+    assert values["rewards/accuracies"].item() == 0.5
+    assert values["list/adjacent_accuracy"].item() == 0.5
+    assert values["list/top1"].item() == 0.25  # one of four that are equally far ahead
+    assert values["list/kendall_tau"].item() == 0.0
+    ahead = policy + torch.tensor([[0.1, 0.0, 0.1, 0.0, 0.0]])  # two share the top, and two follow
+    values = metrics(Objective(), compare(Objective(), ahead, reference))
+    assert values["list/top1"].item() == 0.5
+    assert values["list/adjacent_accuracy"].item() == pytest.approx((0.5 + 1 + 0.5) / 3)
+    assert values["list/kendall_tau"].item() == pytest.approx(4 / 6)
+
+
 @pytest.mark.parametrize("weights", [{"dpo": -1.0, "anchor": 1.0}, {"dpo": 0.0, "anchor": 0.0}, {"lisp": 1.0}])
 def test_weights_without_meaning_are_refused(weights: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"loss weights|no such loss term: lisp"):

@@ -9,6 +9,7 @@ from PIL import Image, ImageColor
 from listwise_preference.pages import charts
 from listwise_preference.scoring import compare
 from listwise_preference.scoring.bootstrap import bootstrap
+from listwise_preference.scoring.command import main
 
 from .scoring_data import SAMPLE, Score
 
@@ -51,6 +52,24 @@ def test_runs_stand_beside_the_papers_rows(score: Score, tmp_path: Path) -> None
     assert run.result["amber"]["ours"]["generative.chair"] == 4.2
 
 
+def test_the_table_is_printed_without_json_unless_asked_for(
+    score: Score, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """What people read says where the JSON is; with --json it goes to standard error, and the JSON stands alone."""
+    command = ["amber", str(SAMPLE / "answers.json"), "--data", str(SAMPLE)]
+    main(command)
+    plain = capsys.readouterr().out
+    assert plain.startswith("Descriptions ") and "{" not in plain
+    assert plain.endswith("\nNot written: --output FILE.json keeps these numbers, --json prints them as JSON.\n")
+    asked = score(*command)
+    assert asked.err == plain and asked.result["benchmark"] == "amber"
+    scores = tmp_path / "a.json"
+    main([*command, "--output", str(scores)])
+    assert capsys.readouterr().out.endswith(f"\nWritten to {scores}\n")
+    main(["compare", str(scores)])
+    assert "{" not in capsys.readouterr().out
+
+
 def test_paper_brings_all_twelve_rows(score: Score, tmp_path: Path) -> None:
     result = score("compare", write(tmp_path / "a.json", AMBER), "--paper").result
     assert len(result["amber"]) == 1 + 12
@@ -90,7 +109,7 @@ def test_a_plot_that_cannot_be_written_is_one_line(score: Score, tmp_path: Path)
     (tmp_path / "file").touch()
     run = score("compare", write(tmp_path / "a.json", AMBER), "--plot", tmp_path / "file" / "chart.png")
     assert run.status == 2
-    assert "file/chart.png: cannot be written: " in run.err and run.err.count("\n") == 1
+    assert "file/chart.png: cannot be written: " in run.err.splitlines()[-1] and "Traceback" not in run.err
 
 
 def test_every_paper_row_has_every_column() -> None:

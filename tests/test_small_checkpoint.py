@@ -49,10 +49,10 @@ def test_it_has_the_scores_on_its_card(tmp_path: Path, run_program: Run) -> None
         "--max_new_tokens", "40",
     )  # fmt: skip
     scored = subprocess.run(
-        [sys.executable, "score.py", "amber", str(tmp_path / "answers.json"), "--data", str(scenes)],
+        [sys.executable, "score.py", "amber", str(tmp_path / "answers.json"), "--data", str(scenes), "--json"],
         cwd=ROOT, env=os.environ | {"NLTK_DATA": str(scenes / "nltk_data")}, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    scores = json.loads(scored.stdout.strip().splitlines()[-1])
+    scores = json.loads(scored.stdout)
     found = {
         "CHAIR": scores["generative"]["chair"],
         "Cover": scores["generative"]["cover"],

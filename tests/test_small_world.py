@@ -374,7 +374,7 @@ def score_amber(tmp_path: Path, run_program: Run, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv("NLTK_DATA", str(folder / "nltk_data"))
         file = tmp_path / "answers.json"
         file.write_text(json.dumps([{"id": id_, "response": text} for id_, text in answers.items()]))
-        scores: Scores = json.loads(run_program("score.py", "amber", file, "--data", folder).stdout.splitlines()[-1])
+        scores: Scores = json.loads(run_program("score.py", "amber", file, "--data", folder, "--json").stdout)
         return scores
 
     return score

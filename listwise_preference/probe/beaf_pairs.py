@@ -36,7 +36,7 @@ def add_command(commands: Subcommands) -> None:
     add("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
 
 
-def _run(args: Namespace) -> None:
+def _run(args: Namespace) -> dict[str, int]:
     removals = [one for one in read_questions(args.questions) if _is_removal(one)]
     annotations = Annotations(args.coco_annotations, {image_before(one) for one in removals})
     pairs, lists, without_box, problems = [], [], [], []
@@ -74,6 +74,7 @@ def _run(args: Namespace) -> None:
     print(f"{len(pairs)} pairs, their boxes and images written to {args.output}")
     if without_box:
         print(f"Left out, for want of a box: {len(without_box)} removals; the first is id {without_box[0]}")
+    return {"pairs": len(pairs), "without_box": len(without_box)}
 
 
 def _is_removal(question: Record) -> bool:

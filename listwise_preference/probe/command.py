@@ -80,8 +80,8 @@ def add_command(commands: Subcommands) -> None:
     add("--plot", type=Path, metavar="FILE.png", help="draw a bar chart")
 
 
-def score_awareness(args: Namespace) -> None:
-    """Check, probe, report."""
+def score_awareness(args: Namespace) -> Result:
+    """Check, probe, report; returns what is reported."""
     adapter = None if args.adapter == "none" else Path(args.adapter)
     records, probes, notes = _read(args)
     check_folders(args.model_name_or_path, adapter)
@@ -122,7 +122,7 @@ def score_awareness(args: Namespace) -> None:
         {**dataclasses.asdict(one), "background_box": probe.background and list(dataclasses.astuple(probe.background))}
         for one, probe in zip(measurements, probes, strict=True)
     ]
-    report(result, lambda _: table(summary, names), notes, args.output, {"per_record": values})
+    return report(result, lambda _: table(summary, names), notes, args.output, {"per_record": values})
 
 
 def _read(args: Namespace) -> tuple[Records, Sequence[Probe], list[str]]:

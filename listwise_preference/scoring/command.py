@@ -10,10 +10,14 @@ DASH-B, BEAF.
     python score.py table runs/*/scores/*.json --output table.md table.tex table.html
     python score.py compare scores/*.json --paper --markdown table.md --plot table.png
 
-Every scorer prints a table and, last, one JSON line; --output FILE.json writes the same with protocol, versions and
-counts, and to FILE.images.jsonl the counts of each image, which ``table`` needs for paired differences.
+Every command prints a table; with --json one JSON line alone, and the table to standard error. --output FILE.json
+writes the numbers with protocol, versions and counts, and to FILE.images.jsonl the counts of each image, which
+``table`` needs for paired differences.
 """
 
+import contextlib
+import json
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,11 +41,23 @@ def main(argv: Sequence[str] | None = None, more: Sequence[Callable[[Subcommands
         _add_command(commands, benchmark)
     for add_command in (*more, compare.add_command, table.add_command):
         add_command(commands)
+    for command in commands.choices.values():
+        as_json = "print the numbers as one JSON line, and the table to standard error"
+        command.add_argument("--json", action="store_true", help=as_json)
     args, rest = parser.parse_known_args(argv)
     if rest:
         wrong, command = rest[0].partition("=")[0], commands.choices[args.benchmark]
         command.error(f"unknown option {wrong}" + hint(wrong, {action.dest for action in command._actions}))
-    run_program(lambda: args.run(args))
+    run_program(lambda: _run(args))
+
+
+def _run(args: Namespace) -> None:
+    if not args.json:
+        args.run(args)
+        return
+    with contextlib.redirect_stdout(sys.stderr):
+        numbers = args.run(args)
+    print(json.dumps(numbers, ensure_ascii=False))
 
 
 def _add_command(commands: Subcommands, benchmark: Benchmark) -> None:
@@ -56,7 +72,7 @@ def _add_command(commands: Subcommands, benchmark: Benchmark) -> None:
     benchmark.add_options(one)
 
 
-def _score(benchmark: Benchmark, args: Namespace) -> None:
+def _score(benchmark: Benchmark, args: Namespace) -> Result:
     scored = benchmark.score(args)
     result: Result = {
         "benchmark": benchmark.name,
@@ -70,11 +86,12 @@ def _score(benchmark: Benchmark, args: Namespace) -> None:
     if args.bootstrap:
         result["bootstrap"] = bootstrap(list(scored.images.values()), scored.metrics, args.bootstrap, args.seed)
     result["versions"] = versions()
-    report(result, benchmark.table, scored.notes, args.output, scored.only_in_file)
+    result = report(result, benchmark.table, scored.notes, args.output, scored.only_in_file)
     if args.output:
         write_counts(args.output, scored.images)
     if scored.write_more:
         scored.write_more(result, scored.notes)
+    return result
 
 
 if __name__ == "__main__":

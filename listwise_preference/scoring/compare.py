@@ -1,6 +1,5 @@
 """Results side by side, with the paper's own rows beside them: text, Markdown and a bar chart."""
 
-import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -215,7 +214,7 @@ def add_command(commands: Subcommands) -> None:
     add("--plot", type=Path, metavar="FILE.png", help="draw a bar chart")
 
 
-def _run(args: Namespace) -> None:
+def _run(args: Namespace) -> dict[str, Any]:
     names = args.names or run_names(args.scores)
     if len(names) != len(args.scores):
         raise DataError(f"--names: {len(names)} names for {len(args.scores)} files")
@@ -230,5 +229,4 @@ def _run(args: Namespace) -> None:
     if args.plot:
         plot(rows, args.plot)
         print(f"\nDrawn in {args.plot}")
-    print()
-    print(json.dumps({name: {row.name: dict(row.values) for row in runs} for name, runs in rows.items()}))
+    return {name: {row.name: dict(row.values) for row in runs} for name, runs in rows.items()}

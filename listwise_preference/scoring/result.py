@@ -1,6 +1,5 @@
-"""What a scorer hands over: a table, one JSON line last, and a file that says what made the numbers."""
+"""What a scorer hands over: a table, the numbers for ``--json``, and a file that says what made them."""
 
-import json
 import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -54,10 +53,10 @@ def report(
     notes: Iterable[str],
     output: Path | None,
     only_in_file: Mapping[str, Any] | None = None,
-) -> None:
-    """Print the table, the notes and the JSON line, and write the output file, which hold the notes as well.
+) -> Result:
+    """Print the table and the notes, write the output file, and return the result with its notes.
 
-    ``only_in_file`` is what is too long for the line, such as each response's own record.
+    ``only_in_file`` is what only the file shall hold, such as each response's own record.
     """
     print(table(result))
     if drawn := result.get("bootstrap"):
@@ -74,5 +73,6 @@ def report(
     if output:
         write_json(output, {**result, **(only_in_file or {})})
         print(f"\nWritten to {output}")
-    print()
-    print(json.dumps(result, ensure_ascii=False))
+    else:
+        print("\nNot written: --output FILE.json keeps these numbers, --json prints them as JSON.")
+    return result

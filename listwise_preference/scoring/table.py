@@ -8,7 +8,6 @@ stands beside CHAIR: a model that names less is wrong less often.
 """
 
 import html
-import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -294,7 +293,7 @@ def add_command(commands: Subcommands) -> None:
     add("--seed", type=int, default=0, help="of the resamples")
 
 
-def _run(args: Namespace) -> None:
+def _run(args: Namespace) -> dict[str, Any]:
     if args.names and len(args.names) != len(args.scores):
         raise DataError(f"--names: {len(args.names)} names for {len(args.scores)} files")
     if wrong := [file for file in args.output if file.suffix not in FORMS]:
@@ -311,5 +310,4 @@ def _run(args: Namespace) -> None:
     for file in args.output:
         write_atomic(file, FORMS[file.suffix](made) + "\n")
         print(f"\nWritten to {file}")
-    print()
-    print(json.dumps(made.by_name(), ensure_ascii=False))
+    return made.by_name()

@@ -60,6 +60,10 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
+# How far a sum of log-probabilities is from the same computed in other batches, relative to it (docs/log.md). Rewards
+# nearer to each other are taken as equal.
+FLOAT32_ROUNDING, HALF_ROUNDING = 1e-6, 1e-4
+
 # The terms that three bare numbers of --loss_weights weight.
 _IN_ORDER = ("dpo", "anchor", "listwise")
 
@@ -159,22 +163,32 @@ def compare(objective: Objective, policy_logps_BA: Tensor, reference_logps_BA: T
     return Outcome(rewards, terms, loss_B)
 
 
-def metrics(objective: Objective, outcome: Outcome) -> dict[str, Tensor]:
+def _above(difference: Tensor, rounding: Tensor) -> Tensor:
+    """1 where a difference of rewards is above 0, 0 where below, one half within rounding, as it is before step 1."""
+    import torch
+
+    return 0.5 + 0.5 * torch.where(difference.abs() <= rounding, 0.0, difference.sign())
+
+
+def metrics(objective: Objective, outcome: Outcome, rounding: float = FLOAT32_ROUNDING) -> dict[str, Tensor]:
     """What is logged, one value per record and metric, so that any averaging over records is exact. Each (B,).
 
-    The keys depend on the objective and the list's length alone, never on the values.
+    The keys depend on the objective and the list's length alone, never on the values. Of rewards that are equal within
+    ``rounding``, relative to the sums they are made of, neither is above the other: such a pair counts one half.
     """
     import torch
 
     rewards = outcome.rewards
     chosen_BL = rewards.chosen_BL
     values = {f"loss_{name}": term_B for name, term_B in outcome.terms.items()}
+    sums_BA = torch.maximum(rewards.policy_logps_BA.abs(), rewards.reference_logps_BA.abs())
+    rounding_B = objective.beta * rounding * sums_BA.amax(dim=1)
     values["rewards/chosen"] = rewards.chosen_B
     values["logps/chosen"] = rewards.policy_logps_BA[:, 0]
     values["logps/reference_chosen"] = rewards.reference_logps_BA[:, 0]
     if rewards.with_rejected:
         values["rewards/rejected"] = rewards.rejected_B
-        values["rewards/accuracies"] = (rewards.chosen_B > rewards.rejected_B).float()
+        values["rewards/accuracies"] = _above(rewards.chosen_B - rewards.rejected_B, rounding_B)
         values["rewards/margins"] = rewards.chosen_B - rewards.rejected_B
         values["logps/rejected"] = rewards.policy_logps_BA[:, 1]
         values["logps/reference_rejected"] = rewards.reference_logps_BA[:, 1]
@@ -182,9 +196,13 @@ def metrics(objective: Objective, outcome: Outcome) -> dict[str, Tensor]:
         length = chosen_BL.shape[1]
         for level in range(length):
             values[f"rewards_image/level_{level + 1}"] = chosen_BL[:, level]
-        above_BLL = torch.sign(chosen_BL[:, :, None] - chosen_BL[:, None, :])
+        difference_BLL = chosen_BL[:, :, None] - chosen_BL[:, None, :]
+        above_BLL = _above(difference_BLL, rounding_B[:, None, None])
         first, second = torch.triu_indices(length, length, offset=1, device=chosen_BL.device)
-        values["list/adjacent_accuracy"] = (chosen_BL[:, :-1] > chosen_BL[:, 1:]).float().mean(dim=1)
-        values["list/top1"] = (chosen_BL[:, :1] > chosen_BL[:, 1:]).all(dim=1).float()
-        values["list/kendall_tau"] = above_BLL[:, first, second].mean(dim=1)
+        pairs_BP = above_BLL[:, first, second]
+        values["list/adjacent_accuracy"] = above_BLL.diagonal(offset=1, dim1=1, dim2=2).mean(dim=1)
+        # The first image's share where several are equally far ahead.
+        first_is_not_below = (above_BLL[:, 0] > 0).all(dim=1)
+        values["list/top1"] = first_is_not_below / (above_BLL[:, 0] == 0.5).sum(dim=1)
+        values["list/kendall_tau"] = (2 * pairs_BP - 1).mean(dim=1)
     return {name: value.detach() for name, value in values.items()}

@@ -26,7 +26,7 @@ from listwise_preference.training.completion_logps import completion_logps
 from listwise_preference.training.console import ProgressBar, StepLines
 from listwise_preference.training.losses import TERMS
 from listwise_preference.training.model_card import write_model_card
-from listwise_preference.training.objective import Objective, Outcome, compare, metrics
+from listwise_preference.training.objective import FLOAT32_ROUNDING, HALF_ROUNDING, Objective, Outcome, compare, metrics
 from listwise_preference.training.reference import LogPs, ReferenceCache
 
 logger = logging.getLogger("listwise_preference")
@@ -63,6 +63,9 @@ class ListwiseTrainer(Trainer):
         self.add_callback(StepLines())
         self.run: Mapping[str, Any] = run
         self.objective: Objective = objective
+        weights: Any = self.model
+        half = self.args.bf16 or self.args.fp16 or weights.dtype != torch.float32
+        self._rounding: float = HALF_ROUNDING if half else FLOAT32_ROUNDING
         self._sums: dict[str, Tensor] = {}
         self._record_count = 0
         self._start: dict[str, Tensor] | None = None
@@ -109,7 +112,7 @@ class ListwiseTrainer(Trainer):
     # ---- metrics ----
 
     def _count(self, outcome: Outcome) -> None:
-        for name, value_B in metrics(self.objective, outcome).items():
+        for name, value_B in metrics(self.objective, outcome, self._rounding).items():
             self._sums[name] = self._sums.get(name, torch.zeros((), device=value_B.device)) + value_B.sum()
         self._record_count += len(outcome.loss_B)
 
@@ -141,7 +144,10 @@ class ListwiseTrainer(Trainer):
         outcome = compare(self.objective, policy_BA, reference_BA)
         return {
             "mean_loss": outcome.loss_B.mean().item(),
-            **{name: value_B.mean().item() for name, value_B in metrics(self.objective, outcome).items()},
+            **{
+                name: value_B.mean().item()
+                for name, value_B in metrics(self.objective, outcome, self._rounding).items()
+            },
         }
 
     def evaluation_loop(
