@@ -320,10 +320,10 @@ def test_the_layout_of_the_release(tmp_path: Path, root: Path, monkeypatch: pyte
 def test_ranked_images_that_are_missing_unreadable_or_elsewhere(tmp_path: Path, root: Path) -> None:
     worse, worst = tmp_path / "worse", tmp_path / "worst"
     (root / "best").mkdir()
-    for folder in (root / "best", worse, worst):
+    for folder, colour in ((root / "best", "green"), (worse, "grey"), (worst, "black")):
         folder.mkdir(exist_ok=True)
         for name in ("good", "other", "broken"):
-            Image.new("RGB", (4, 4)).save(folder / f"{name}.png")
+            Image.new("RGB", (4, 4), colour).save(folder / f"{name}.png")
     (worst / "other.png").rename(worst / "other.jpg")
     (worse / "broken.png").write_bytes(b"")
     names = ["best/good.png", "best/other.png", "best/broken.png", "a.png"]
