@@ -44,6 +44,20 @@ def checkpoint(request: pytest.FixtureRequest, small_checkpoints: dict[str, Path
     return small_checkpoints[request.param]
 
 
+@pytest.fixture(scope="session")
+def zoo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``zoo_checkpoint("qwen3_vl")`` is the folder of a small checkpoint of that type; see tests/zoo.py."""
+    from . import zoo
+
+    folder = tmp_path_factory.mktemp("zoo")
+
+    def checkpoint(model_type: str) -> Path:
+        place = folder / model_type
+        return place if place.is_dir() else zoo.save(place, model_type)
+
+    return checkpoint
+
+
 def sample_pairs(count: int) -> list[dict[str, Any]]:
     pairs: list[dict[str, Any]] = json.loads((SAMPLE / "pairs.json").read_text(encoding="utf-8"))
     return pairs[:count]

@@ -4,8 +4,11 @@ import copy
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 import transformers
@@ -20,6 +23,7 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as IMAGE_TEXT_MODELS
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils.hub import cached_file
 
 from listwise_preference.errors import ModelError
@@ -58,14 +62,18 @@ def load_processor(name_or_path: str, revision: str | None = None) -> ProcessorM
     config, family = load_config(name_or_path, revision)
     # One backend everywhere: torchvision's resizes differ a little, and it need not be installed.
     try:
-        processor = AutoProcessor.from_pretrained(name_or_path, revision=revision)
+        processor = _processor_class(config).from_pretrained(name_or_path, revision=revision)
         if hasattr(processor, "image_processor"):
             # Not by backend="pil" for all of it: video processors have no such backend.
             processor.image_processor = AutoImageProcessor.from_pretrained(
                 name_or_path, revision=revision, backend="pil", **family.processor_settings
             )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise ModelError(f"cannot load the processor of {name_or_path}: {' '.join(str(error).split())}") from error
+        said = " ".join(str(error).split())
+        for package in ("torchvision", "num2words"):
+            if package in said.lower() and find_spec(package) is None:
+                said = f"transformers reads images of {config.model_type} models with {package}: pip install {package}"
+        raise ModelError(f"cannot load the processor of {name_or_path}: {said}") from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise ModelError(f"{name_or_path}: its processor takes no images; is its preprocessor_config.json there?")
     if processor.tokenizer.convert_ids_to_tokens(getattr(config, "image_token_id", None) or 0) is None:
@@ -75,6 +83,39 @@ def load_processor(name_or_path: str, revision: str | None = None) -> ProcessorM
     if not processor.chat_template:
         processor.chat_template = processor.tokenizer.chat_template or family.chat_template
     return processor
+
+
+class _WithoutVideos(ProcessorMixin):
+    """A processor without its part for videos, which wants torchvision even where images do not."""
+
+    # SmolVLM's asks it for these two wherever a template is applied.
+    video_processor = SimpleNamespace(num_frames=None, fps=None)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        parts = dict(zip(super().get_attributes(), args, strict=False)) | kwargs
+        super().__init__(**{name: part for name, part in parts.items() if name != "video_processor"})
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        return [name for name in super().get_attributes() if name != "video_processor"]
+
+    @classmethod
+    def from_args_and_dict(cls, args: Sequence[Any], processor_dict: dict[str, Any], **kwargs: Any) -> ProcessorMixin:
+        parts = dict(zip(cls.get_attributes(), args, strict=True))
+        every = [parts.get(name) for name in super().get_attributes()]
+        return super().from_args_and_dict(every, processor_dict, **kwargs)
+
+
+def _processor_class(config: PreTrainedConfig) -> Any:
+    """What loads the checkpoint's processor: its own class, for images alone where it knows videos.
+
+    So a processor is the same, and saves the same, with torchvision and without.
+    """
+    own: Any = PROCESSOR_MAPPING.get(type(config), None)
+    if own is None or "video_processor" not in own.get_attributes():
+        return AutoProcessor
+    # Behind ``own`` and before ProcessorMixin, so that own's __init__ hands it the parts.
+    return type(own.__name__, (own, _WithoutVideos), {"__module__": own.__module__})
 
 
 def load_base_model(
