@@ -146,3 +146,11 @@ def test_a_term_of_ones_own_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> Non
     outcome = compare(objective, torch.tensor([[-1.0, -9.0]]), torch.tensor([[-4.0, -10.0]]))
     assert outcome.terms["ipo"].tolist() == [1.0] and outcome.loss_B.tolist() == [0.5]
     assert metrics(objective, outcome)["loss_ipo"].tolist() == [1.0]
+
+
+def test_smoothed_labels_are_conservative_dpo() -> None:
+    """A margin of ln 3 is a preference of 3/4: 0.9 * ln(4/3) + 0.1 * ln(4)."""
+    chosen, rejected = torch.tensor([math.log(3)]), torch.zeros(1)
+    expected = 0.9 * math.log(4 / 3) + 0.1 * math.log(4)
+    assert dpo_loss(chosen, rejected, 0.1).item() == pytest.approx(expected, abs=1e-6)
+    assert torch.equal(dpo_loss(chosen, rejected, 0.0), dpo_loss(chosen, rejected))

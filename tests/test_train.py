@@ -515,6 +515,16 @@ def test_evaluation_alone_writes_every_record(train: Train, checkpoint: Path) ->
     assert not (folder / "final").exists()
 
 
+def test_smoothed_labels_are_trained_evaluated_and_written_down(train_idefics2: Train) -> None:
+    options = ("--objective", "dpo", "--label_smoothing_factor", "0.2", "--eval_share", "0.25")
+    folder = train_idefics2("run", *options, "--learning_rate", "1e-2")
+    for line in eval_records(folder):
+        margin = line["rewards"][0] - line["rewards"][1]
+        expected = 0.8 * math.log1p(math.exp(-margin)) + 0.2 * math.log1p(math.exp(margin))
+        assert line["loss_dpo"] == pytest.approx(expected, abs=1e-6) and abs(margin) > 0.01
+    assert "label smoothing 0.2" in (folder / "final" / "README.md").read_text()
+
+
 def test_evaluation_after_each_epoch_is_logged(train_idefics2: Train) -> None:
     """A reference by chance equal to the policy would give 6.17 each time; the model learns, so the loss falls."""
     folder = train_idefics2("run", "--eval_strategy", "epoch", "--eval_share", "0.3", "--learning_rate", "5e-3")

@@ -20,11 +20,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def dpo_loss(chosen_rewards_B: Tensor, rejected_rewards_B: Tensor) -> Tensor:
-    """``-log sigmoid(r(w|x) - r(l|x))``, eq. 7 of DPO (arXiv:2305.18290), beta folded into the rewards. Shape (B,)."""
+def dpo_loss(chosen_rewards_B: Tensor, rejected_rewards_B: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """``-log sigmoid(r(w|x) - r(l|x))``, eq. 7 of DPO (arXiv:2305.18290), beta folded into the rewards. Shape (B,).
+
+    With ``label_smoothing`` e it is conservative DPO: a share e of the labels is taken to be the wrong way round,
+    ``(1 - e) * loss + e * loss of the reverse``.
+    """
     from torch.nn.functional import logsigmoid
 
-    return -logsigmoid(chosen_rewards_B - rejected_rewards_B)
+    margin_B = chosen_rewards_B - rejected_rewards_B
+    if label_smoothing == 0:
+        return -logsigmoid(margin_B)
+    return -(1 - label_smoothing) * logsigmoid(margin_B) - label_smoothing * logsigmoid(-margin_B)
 
 
 def anchor_loss(chosen_rewards_B: Tensor, delta: float = 0.0) -> Tensor:
@@ -61,6 +68,7 @@ class Rewards:
         rewards_BA: ``beta * (policy - reference)``.
         with_rejected: whether completion 2 is the rejected response.
         anchor_delta: the margin of the anchor term.
+        label_smoothing: of the DPO term.
     """
 
     policy_logps_BA: Tensor
@@ -68,6 +76,7 @@ class Rewards:
     rewards_BA: Tensor
     with_rejected: bool
     anchor_delta: float
+    label_smoothing: float = 0.0
 
     @property
     def chosen_BL(self) -> Tensor:
@@ -106,7 +115,9 @@ class LossTerm:
 
 
 TERMS: dict[str, LossTerm] = {
-    "dpo": LossTerm(lambda rewards: dpo_loss(rewards.chosen_B, rewards.rejected_B), needs_rejected=True),
+    "dpo": LossTerm(
+        lambda rewards: dpo_loss(rewards.chosen_B, rewards.rejected_B, rewards.label_smoothing), needs_rejected=True
+    ),
     "anchor": LossTerm(lambda rewards: anchor_loss(rewards.chosen_B, rewards.anchor_delta)),
     "listwise": LossTerm(lambda rewards: plackett_luce_loss(rewards.chosen_BL), needs_list=True),
 }

@@ -58,6 +58,7 @@ def write_model_card(
     """
     model, training = run["arguments"]["model"], run["arguments"]["training"]
     adapter, name = run["adapter"], run["arguments"]["objective"]["objective"]
+    smoothing = f", label smoothing {objective.label_smoothing:g}" if objective.label_smoothing else ""
     reference = {"base": "the base model", "init_adapter": "this adapter"}[run["arguments"]["objective"]["reference"]]
     weights = ", ".join(f"{term} {weight:g}" for term, weight in objective.weights.items())
     steps = [entry for entry in log_history if "loss" in entry]
@@ -86,7 +87,7 @@ def write_model_card(
         f"| pairs | `{pairs.get('file')}`, sha256 `{pairs.get('sha256')}`,"
         f" {run['data']['training_records']:,} records trained on |",
         f"| images | {_images(run, objective)} |",
-        f"| objective | {name}, weights {weights}, beta {objective.beta}, delta {objective.anchor_delta} |",
+        f"| objective | {name}, weights {weights}, beta {objective.beta}, delta {objective.anchor_delta}{smoothing} |",
         f"| adapter | r {adapter['r']}, alpha {adapter['alpha']}, dropout {adapter['dropout']}, on"
         f" {_targets(adapter['target_modules'])} |",
         *([f"| started from | {_started_from(adapter)}; reference: {reference} |"] if adapter["started_from"] else []),

@@ -80,6 +80,7 @@ class Objective:
     beta: float = 0.1
     anchor_delta: float = 0.0
     list_source: ListSource = "ranked"
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         if unknown := self.weights.keys() - TERMS:
@@ -92,6 +93,10 @@ class Objective:
             raise ValueError(f"beta must be above 0; got {self.beta}")
         if not math.isfinite(self.anchor_delta):
             raise ValueError(f"anchor_delta must be a number; got {self.anchor_delta}")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"label smoothing must be at least 0 and below 0.5; got {self.label_smoothing}")
+        if self.label_smoothing and set(self.terms) != {"dpo"}:
+            raise ValueError("label smoothing is conservative DPO's: it needs the DPO term alone (--objective dpo)")
 
     @property
     def terms(self) -> dict[str, LossTerm]:
@@ -155,7 +160,14 @@ def compare(objective: Objective, policy_logps_BA: Tensor, reference_logps_BA: T
 
     difference_BA = policy_logps_BA - reference_logps_BA
     rewards_BA = objective.beta * (difference_BA if difference_BA.dtype == torch.float64 else difference_BA.float())
-    rewards = Rewards(policy_logps_BA, reference_logps_BA, rewards_BA, objective.uses_rejected, objective.anchor_delta)
+    rewards = Rewards(
+        policy_logps_BA,
+        reference_logps_BA,
+        rewards_BA,
+        objective.uses_rejected,
+        objective.anchor_delta,
+        objective.label_smoothing,
+    )
     terms = {name: term.loss(rewards) for name, term in objective.terms.items()}
     loss_B = torch.zeros_like(rewards_BA[:, 0])
     for name, term_B in terms.items():

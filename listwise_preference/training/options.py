@@ -15,7 +15,7 @@ from typing import Any, Literal
 from listwise_preference.cli import Parser, add_options, option, parse_options
 from listwise_preference.training.losses import TERMS
 from listwise_preference.training.objective import PRESETS, Objective, read_weights
-from listwise_preference.training.trainer_arguments import LOGGERS, TrainerArguments
+from listwise_preference.training.trainer_arguments import LOGGERS, REFUSED, TrainerArguments
 
 
 @dataclass
@@ -120,15 +120,15 @@ class ObjectiveArguments:
         False, "print what the run will cost in memory, time and disk, from its config and data alone, and stop"
     )
 
-    def resolve(self) -> Objective:
-        """The objective's numbers.
+    def resolve(self, label_smoothing: float = 0.0) -> Objective:
+        """The objective's numbers; label smoothing has its option among the Trainer's.
 
         Raises:
             ValueError: weights or beta out of range.
         """
         preset = PRESETS[self.objective]
         weights = read_weights(self.loss_weights, preset.weights)
-        return Objective(weights, self.beta, self.anchor_delta, preset.list_source)
+        return Objective(weights, self.beta, self.anchor_delta, preset.list_source, label_smoothing)
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def parse(recipe: Mapping[str, Any], argv: Sequence[str] | None = None, descript
         TrainerArguments(**given(TrainerArguments)),
     )
     try:
-        arguments.objective.resolve()
+        arguments.objective.resolve(arguments.training.label_smoothing_factor)
     except ValueError as error:
         parser.error(str(error))
     return arguments
@@ -184,6 +184,12 @@ def _settle(parser: Parser, options: Namespace, explicit: frozenset[str]) -> Non
         options.activation_checkpointing = options.gradient_checkpointing  # its old name
     if "bf16" not in explicit:
         options.bf16 = options.dtype == "bfloat16"
+    defaults = vars(TrainerArguments())
+    for name, why in REFUSED.items():
+        if vars(options)[name] != defaults[name]:
+            parser.error(f"--{name} has no use here: {why}")
+    evaluates = options.eval_pairs or options.eval_share
+    unused_columns = options.remove_unused_columns
     options.remove_unused_columns = False  # a record is no row of model inputs; the collator makes those
     options.row_layout = {"packed": "ragged", "plain": "unpacked"}.get(options.row_layout, options.row_layout)
     if options.ranked_image_folders and options.image_lists:
@@ -199,6 +205,17 @@ def _settle(parser: Parser, options: Namespace, explicit: frozenset[str]) -> Non
         "--pairs is needed to train": options.do_train and not options.pairs,
         "nothing to do: --do_train false needs --eval_pairs": not options.do_train and not options.eval_pairs,
         "--list_size must be 2 or more": options.list_size < 2,
+        "--remove_unused_columns has no use here: records have no columns": (
+            "remove_unused_columns" in explicit and unused_columns
+        ),
+        "--train_sampling_strategy has no such use here: a record's length is not known before its images are": (
+            options.train_sampling_strategy in ("group_by_length", "batch_rebalance")
+        ),
+        "--do_eval has no use here: --eval_pairs or --eval_share evaluates": options.do_eval and not evaluates,
+        "--eval_on_start needs --eval_pairs or --eval_share": options.eval_on_start and not evaluates,
+        "--optim_target_modules is GaLore's and APOLLO's alone": (
+            options.optim_target_modules and not options.optim.startswith(("galore", "apollo"))
+        ),
         "--eval_share must be at least 0 and below 1": not 0 <= options.eval_share < 1,
         "--eval_share and --eval_pairs are two ways to the same; give one": options.eval_share and options.eval_pairs,
         "--max_completion_length must be 1 or more": options.max_completion_length < 1,

@@ -54,7 +54,7 @@ class Run:
         self.arguments = arguments
         self.args = _training_arguments(arguments)
         self.output = Path(str(self.args.output_dir))
-        self.objective = arguments.objective.resolve()
+        self.objective = arguments.objective.resolve(arguments.training.label_smoothing_factor)
         name, revision = arguments.model.model_name_or_path, arguments.model.model_revision
 
         self.config, self.family = loading.load_config(name, revision)

@@ -45,6 +45,25 @@ LOGGERS = {
 }  # fmt: skip
 
 
+# Options that could not do here what they say; any value but the default is refused, with what to know instead. Some
+# others are refused by value or in company: ``options._settle`` and ``TrainerArguments.build``.
+REFUSED = {
+    "average_tokens_across_devices": "the loss is a mean over records, no tokens are counted",
+    "use_liger_kernel": "its loss is not this one; --fused_layers does what its layers would",
+    "liger_kernel_config": "its loss is not this one; --fused_layers does what its layers would",
+    "use_cache": "each row is read in one pass, no keys and values are kept",
+    "neftune_noise_alpha": "noise on the policy's embeddings, and none on the reference's, would be a reward",
+    "prediction_loss_only": "an evaluation is the means over records, which need the log-probabilities",
+    "eval_do_concat_batches": "an evaluation is the means over all records",
+    "eval_use_gather_object": "an evaluation has no nested objects",
+    "include_for_metrics": "an evaluation is the means over records and takes nothing more",
+    "batch_eval_metrics": "an evaluation is the means over all records; --eval_accumulation_steps saves memory",
+    "label_names": "there are no labels, the completions are compared",
+    "length_column_name": "records have no columns",
+    "do_predict": "generate.py makes responses",
+}
+
+
 def checkpointing(text: str) -> bool | str:
     """A value of ``--activation_checkpointing``: true, false, "auto" or "every_N"."""
     if text == "auto" or re.fullmatch(r"every_[1-9]\d*", text):
@@ -92,7 +111,9 @@ class TrainerArguments:
     gradient_accumulation_steps: int = option(1, "forward passes whose gradients make one optimizer step")
     average_tokens_across_devices: bool = option(True, "count tokens over all devices to average a loss over them")
     max_grad_norm: float = option(1.0, "clip the gradient to this norm; 0 leaves it")
-    label_smoothing_factor: float = option(0.0, "of the Trainer's own loss, which is not used here")
+    label_smoothing_factor: float = option(
+        0.0, "share of pairs taken to be the wrong way round: conservative DPO, with --objective dpo alone"
+    )
     bf16: bool = option(False, "bfloat16 autocast; by default on when --dtype is bfloat16")
     fp16: bool = option(False, "float16 autocast with loss scaling")
     bf16_full_eval: bool = option(False, "evaluate wholly in bfloat16")
@@ -229,6 +250,13 @@ class TrainerArguments:
             args = TrainingArguments(**values)
         except (ValueError, TypeError, ImportError, OSError) as error:
             raise UserError(" ".join(str(error).split())) from error
+        accelerator: Any = args.accelerator_config
+        for name in ("split_batches", "dispatch_batches"):
+            if accelerator.to_dict()[name]:
+                raise UserError(f"--accelerator_config {name}: rows stand behind one another, a batch cannot be split")
+        parallelism = args.parallelism_config
+        if parallelism and any(vars(parallelism).get(name, 1) > 1 for name in ("cp_size", "sp_size")):
+            raise UserError("--parallelism_config: rows stand behind one another, a sequence cannot be split")
         if every is not None and every > 1:
             set_checkpointing(args, every)
         return args
