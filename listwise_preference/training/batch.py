@@ -13,10 +13,12 @@ completions as if each were alone. Unpacked rows give the rejected completion a 
 L + 1 rows, padded on the right, an ordinary mask.
 
 Shapes: B record, R row, T token, N completion token,
-A completion (chosen on image 1, rejected, chosen on image 2 ... L).
+A completion (chosen on image 1, rejected, chosen on image 2 ... L),
+D dimension of a position: one, or time, height and width.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NotRequired, TypedDict
@@ -47,7 +49,7 @@ class Batch(TypedDict):
     images: dict[str, Tensor]  # all else that the processor returns for these rows: pixels, their sizes, token types
     completion_count: int  # A
     attention_mask: NotRequired[Tensor]  # (R, T), of unpacked rows
-    position_ids: NotRequired[Tensor]  # (1, T), of ragged rows
+    position_ids: NotRequired[Tensor]  # (1, T) or (D, 1, T), of ragged rows
     spans: NotRequired[Spans]  # of ragged rows: lengths of prompt, chosen and rejected completion
     reference_logps: NotRequired[Tensor]  # (B, A)
 
@@ -123,12 +125,14 @@ class Collator:
         with_rejected: score the rejected response too.
         ragged: rows behind one another in one sequence (else one below the other, padded).
         response_token_type: of the model's family.
+        rope_index: the model's own ``get_rope_index``, where it has positions of several dimensions; for ragged rows.
     """
 
     processor: ProcessorMixin
     with_rejected: bool = True
     ragged: bool = True
     response_token_type: int | None = None
+    rope_index: Callable[..., tuple[Tensor, Tensor]] | None = None
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """Build the rows; prompts and image tokens are never cut."""
@@ -139,18 +143,19 @@ class Collator:
             [image for images in row_images for image in images],
         )
         rows = _Rows()
-        prompts = iter([prompt.tolist() for prompt in unpadded(encoded, "input_ids")])
+        ids = [prompt.tolist() for prompt in unpadded(encoded, "input_ids")]
+        prompts = zip(ids, self._prompt_positions(encoded), strict=True)
         completion = 0
         for example in examples:
             for level in range(len(example.images)):
-                prompt = next(prompts)
-                rows.add(prompt, example.chosen_ids, completion)
+                prompt, positions = next(prompts)
+                rows.add(prompt, positions, example.chosen_ids, completion)
                 completion += 1
                 if level == 0 and self.with_rejected:
                     if self.ragged:
                         rows.extend(len(prompt), example.rejected_ids, completion)
                     else:
-                        rows.add(next(prompts), example.rejected_ids, completion)
+                        rows.add(*next(prompts), example.rejected_ids, completion)
                     completion += 1
 
         layout = self._ragged(rows) if self.ragged else self._unpacked(rows)
@@ -173,6 +178,15 @@ class Collator:
         again = self.with_rejected and not self.ragged
         return (*example.images[:1], *example.images) if again else example.images
 
+    def _prompt_positions(self, encoded: dict[str, Tensor]) -> list[Tensor]:
+        """The positions of each prompt, (D, T): one dimension, or those that the model itself gives to images."""
+        if self.rope_index is None or not self.ragged:
+            return [torch.arange(int(count))[None] for count in encoded["attention_mask"].sum(1)]
+        takes = inspect.signature(self.rope_index).parameters
+        positions_DRT, _ = self.rope_index(**{name: value for name, value in encoded.items() if name in takes})
+        mask_RT = encoded["attention_mask"].bool()
+        return [positions_DRT[:, row, real] for row, real in enumerate(mask_RT)]
+
     def _images(self, encoded: dict[str, Tensor], rows: "_Rows") -> dict[str, Tensor]:
         """What goes to the model beside the tokens; entries for each token grow with the rows."""
         others = {name: value for name, value in encoded.items() if name not in ("input_ids", "attention_mask")}
@@ -191,9 +205,10 @@ class Collator:
         keep = torch.zeros(1, starts[-1], dtype=torch.bool)
         for start, positions in zip(starts, rows.kept, strict=False):
             keep[0, [start + position for position in positions]] = True
+        positions_DT = torch.cat(rows.positions, dim=1)
         return {
             "input_ids": torch.tensor([[token for row in rows.tokens for token in row]]),
-            "position_ids": torch.tensor([[position for row in rows.positions for position in row]]),
+            "position_ids": positions_DT if len(positions_DT) == 1 else positions_DT[:, None],
             "keep": keep,
             "spans": tuple(map(tuple, rows.spans)),
         }
@@ -216,7 +231,7 @@ class _Rows:
 
     def __init__(self) -> None:
         self.tokens: list[list[int]] = []
-        self.positions: list[list[int]] = []
+        self.positions: list[Tensor] = []
         self.spans: list[list[int]] = []
         self.kept: list[list[int]] = []
         self.kept_count = 0
@@ -224,11 +239,11 @@ class _Rows:
         self.target_source: list[int] = []
         self.target_completion: list[int] = []
 
-    def add(self, prompt: list[int], ids: list[int], completion: int) -> None:
-        """A new row: a prompt and one completion."""
+    def add(self, prompt: list[int], positions: Tensor, ids: list[int], completion: int) -> None:
+        """A new row: a prompt with its positions, (D, T), and one completion."""
         count = len(prompt) + len(ids)
         self.tokens.append(prompt + ids)
-        self.positions.append(list(range(count)))
+        self.positions.append(_continued(positions, positions, len(ids)))
         self.spans.append([len(prompt), len(ids), 0])
         # A token is predicted at the position before it, the first one at the end of the prompt.
         self.kept.append(list(range(len(prompt) - 1, count - 1)))
@@ -240,7 +255,8 @@ class _Rows:
         start = len(self.tokens[-1])
         first_kept = self.kept_count - len(self.kept[-1])
         self.tokens[-1] += ids
-        self.positions[-1] += range(prompt_length, prompt_length + len(ids))
+        row = self.positions[-1]
+        self.positions[-1] = _continued(row, row[:, :prompt_length], len(ids))
         self.spans[-1][2] = len(ids)
         self.kept[-1] += range(start, start + len(ids) - 1)
         self._target(ids, completion, [first_kept, *range(self.kept_count, self.kept_count + len(ids) - 1)])
@@ -250,3 +266,9 @@ class _Rows:
         self.targets += ids
         self.target_source += sources
         self.target_completion += [completion] * len(ids)
+
+
+def _continued(row: Tensor, prompt: Tensor, count: int) -> Tensor:
+    """A row's positions with those of a completion behind them, counted on from the prompt in every dimension."""
+    start = int(prompt.max()) + 1
+    return torch.cat([row, torch.arange(start, start + count).expand(len(row), -1)], dim=1)
