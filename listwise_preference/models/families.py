@@ -52,7 +52,8 @@ class Family:
         chat_template: of checkpoints that have none themselves.
         special_tokens: that a user's text must not contain: they would stand for an image that is not there, or end a
             response in its middle. Where none are named the tokenizer's are refused, once the model is known.
-        ragged_rows: whether its language model takes rows behind one another (``models.ragged_attention``).
+        ragged_rows: whether rows behind one another (``models.ragged_attention``) are exact, as a test shows. ``None``
+            is not known: the first record of a run decides (``training.row_proof``).
         response_token_type: a response's entry in the processor's ``token_type_ids``; ``None`` goes on with that of
             the prompt's last token.
         processor_settings: values that the method sets on the processor.
@@ -67,7 +68,7 @@ class Family:
 
     chat_template: str | None = None
     special_tokens: Sequence[str] = ()
-    ragged_rows: bool = False
+    ragged_rows: bool | None = None
     response_token_type: int | None = None
     processor_settings: Mapping[str, object] = field(default_factory=dict)
     shares_prefix: bool = False
@@ -113,8 +114,24 @@ FAMILIES: dict[str, Family] = {
         former_layouts=_LLAVA_LAYOUTS,
         unused_modules=_unused_in_llava,
     ),
+    "gemma3": Family(ragged_rows=False),  # images attend both ways, in layers with a window too
+    "gemma4": Family(ragged_rows=False),  # the same
+    "glm4v": Family(ragged_rows=True),
+    "idefics3": Family(ragged_rows=True),
+    "internvl": Family(ragged_rows=True),
+    "llava_next": Family(ragged_rows=True),
+    "llava_onevision": Family(ragged_rows=True),
+    "mistral3": Family(ragged_rows=True),
+    "mllama": Family(ragged_rows=False),  # text attends to images across
+    "molmo2": Family(ragged_rows=False),  # images attend both ways
+    "ovis2": Family(ragged_rows=True),
     # Its prompts are read both ways, its responses from left to right; the processor writes <bos> and "\n" itself.
-    "paligemma": Family(chat_template=_PALIGEMMA_TEMPLATE, response_token_type=1),
+    "paligemma": Family(chat_template=_PALIGEMMA_TEMPLATE, ragged_rows=False, response_token_type=1),
+    "qwen2_5_vl": Family(ragged_rows=True),
+    "qwen3_5": Family(ragged_rows=False),  # linear attention runs on from row to row
+    "qwen3_vl": Family(ragged_rows=True),
+    "qwen3_vl_moe": Family(ragged_rows=True),
+    "smolvlm": Family(ragged_rows=True),
 }
 
 

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -170,6 +171,11 @@ def empty_model(
 def _or_eager(attn_implementation: str | None) -> str | None:
     """``None`` for sdpa: transformers takes it where a model has it, and eager attention in the few that do not."""
     return None if attn_implementation == "sdpa" else attn_implementation
+
+
+def rope_index(config: PreTrainedConfig) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """What gives an image's tokens positions in height and width, for models that have such; it needs no weights."""
+    return getattr(empty_model(config).base_model, "get_rope_index", None)
 
 
 def local_device() -> torch.device:

@@ -17,11 +17,11 @@ from torch import Tensor
 from listwise_preference.errors import ModelError
 from listwise_preference.training.batch import Collator, Example
 
-# Nats for each square root of a completion's tokens: rounding adds up at random. Half precision's is measured where
-# that is possible, see ``bound``.
+# Nats for each square root of a completion's tokens: rounding adds up at random.
 _ROUNDING = {torch.float32: 2e-4, torch.bfloat16: 0.1, torch.float16: 0.05}
-_LEAST = 0.1  # of that in half precision, where the noise that was measured may be small by chance
-_TIMES = 3  # of the measured noise
+# In half precision that would hide an error, so that ragged rows may differ by no more than this share of it, or by
+# three times what unpacked rows do: a model that is refused them by chance only trains more slowly.
+_SHARE, _TIMES = 0.02, 3
 
 # Log-probabilities of these examples' completions in their order: (B, A).
 Score = Callable[[Sequence[Example], Collator], Tensor]
@@ -34,7 +34,7 @@ class RowProof:
     Attributes:
         unpacked: largest difference of unpacked rows from one completion at a time.
         bound: what that may be.
-        ragged: the same of ragged rows; a text says why they could not be scored.
+        ragged: the same of ragged rows; a text says why they could not be scored, an empty one that nobody tried.
         ragged_bound: what that may be.
     """
 
@@ -53,16 +53,19 @@ class RowProof:
         alone = "one completion at a time"
         if self.ragged_rows:
             return f"rows: ragged, {self.ragged:.1e} nats from {alone} on the first record"
+        unpacked = f"rows: unpacked, {self.unpacked:.1e} nats from {alone} on the first record"
+        if self.ragged == "":
+            return unpacked
         why = (
             f"ragged ones cannot be scored ({self.ragged})"
             if isinstance(self.ragged, str)
-            else f"ragged ones are {self.ragged:.2g} nats from {alone} (up to {self.ragged_bound:.1g} would be rounding)"
+            else f"ragged ones are {self.ragged:.2g} nats from it (up to {self.ragged_bound:.1g} would be rounding)"
         )
-        return f"rows: unpacked, {self.unpacked:.1e} nats from {alone} on the first record; {why}"
+        return f"{unpacked}; {why}"
 
 
 def prove_rows(
-    example: Example, collator: Collator, score: Score, ragged: Callable[[], None], dtype: torch.dtype
+    example: Example, collator: Collator, score: Score, ragged: Callable[[], None] | None, dtype: torch.dtype
 ) -> RowProof:
     """Score a record in all ways.
 
@@ -70,7 +73,8 @@ def prove_rows(
         example: the record.
         collator: of the run; its layout does not matter.
         score: by the model, in its present layout.
-        ragged: gives the model ragged attention. It has it when this returns, exact or not.
+        ragged: gives the model ragged attention, which it has when this returns, exact or not; ``None`` asks for
+            unpacked rows alone.
         dtype: that the model computes in.
 
     Raises:
@@ -97,17 +101,20 @@ def prove_rows(
     root = math.sqrt(max(len(ids) for _, ids in completions))
     bound = _ROUNDING[dtype] * root
     unpacked = difference(dataclasses.replace(collator, ragged=False))
-    ragged_bound = bound if dtype == torch.float32 else max(_LEAST * bound, _TIMES * min(unpacked, bound))
+    ragged_bound = bound if dtype == torch.float32 else max(_SHARE * bound, _TIMES * min(unpacked, bound))
     found: float | str
     try:
-        ragged()
-        found = difference(dataclasses.replace(collator, ragged=True))
+        if ragged is None:
+            found = ""
+        else:
+            ragged()
+            found = difference(dataclasses.replace(collator, ragged=True))
     except Exception as error:  # whatever a model says to rows that it does not know
         found = " ".join(str(error).split())[:120] or type(error).__name__
     proof = RowProof(unpacked, bound, found, ragged_bound)
     if not proof.ragged_rows and not unpacked <= bound:
         raise ModelError(
-            f"no rows are exact for this model: unpacked ones are {unpacked:.3g} nats from one completion at a time,"
-            f" ragged ones {found if isinstance(found, str) else f'{found:.3g} nats'}; {bound:.1g} nats would be rounding"
+            f"no rows are exact for this model: unpacked ones are {unpacked:.3g} nats from one completion at a time"
+            f" (up to {bound:.1g} would be rounding), ragged ones {found if isinstance(found, str) else f'{found:.3g}'}"
         )
     return proof

@@ -37,6 +37,7 @@ from listwise_preference.training import cost
 from listwise_preference.training.batch import Collator, ListwiseDataset
 from listwise_preference.training.options import Arguments
 from listwise_preference.training.reference import ReferenceCache, record_keys
+from listwise_preference.training.row_proof import prove_rows
 from listwise_preference.training.trainer import ListwiseTrainer, write_eval_records
 from listwise_preference.training.trainer_arguments import checkpointed_every, set_checkpointing
 
@@ -59,15 +60,17 @@ class Run:
 
         self.config, self.family = loading.load_config(name, revision)
         layout = arguments.objective.row_layout
-        if layout == "ragged" and not self.family.ragged_rows:
+        if layout == "ragged" and self.family.ragged_rows is False:
             raise ModelError(f"{self.config.model_type} models need --row_layout unpacked")
-        self.ragged = layout == "ragged" or (layout == "auto" and self.family.ragged_rows)
+        # Types that no test knows take unpacked rows, until the first record says more (``_prove_rows``).
+        self.ragged = layout != "unpacked" and bool(self.family.ragged_rows)
         self.processor = loading.load_processor(name, revision)
         self.collator = Collator(
             self.processor,
             with_rejected=self.objective.uses_rejected,
             ragged=self.ragged,
             response_token_type=self.family.response_token_type,
+            rope_index=loading.rope_index(self.config),
         )
         chat = ChatFormat(self.processor)
         # A checkpoint may have more of them than its family, for which the data has been checked.
@@ -111,6 +114,10 @@ class Run:
             eval_dataset=self.eval_set,
             processing_class=self.processor,
         )
+
+        if self.family.ragged_rows is None:
+            self._prove_rows(base)
+        self.description["row_layout"] = "ragged" if self.ragged else "unpacked"
 
     # ---- what it is made of ----
 
@@ -184,6 +191,39 @@ class Run:
             else:
                 said.append(str(fuse_layers(policy)))
         return policy, said
+
+    def _prove_rows(self, base: PreTrainedModel) -> None:
+        """Score a record in rows and one completion at a time; take ragged rows where they are exact.
+
+        Raises:
+            ModelError: the rows that the user wants, or all, are not exact.
+        """
+        layout, dataset = self.arguments.objective.row_layout, self.train_set or self.eval_set
+        if self.args.deepspeed or self.args.fsdp:
+            logger.info("rows: unpacked; sharded models are not compared with one completion at a time")
+            return
+        assert dataset is not None
+        autocast = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
+        before = base.config.get_text_config()._attn_implementation
+        proof = prove_rows(
+            dataset[0],
+            self.collator,
+            self.trainer.score,
+            None if layout == "unpacked" else lambda: ragged_attention.use_ragged_attention(base),
+            autocast or loading.DTYPES[self.arguments.model.dtype],
+        )
+        agreed = [proof.ragged_rows]
+        broadcast_object_list(agreed)  # all processes the same
+        self.ragged = agreed[0]
+        if layout == "ragged" and not self.ragged:
+            raise ModelError(f"{self.config.model_type} models need --row_layout unpacked; {proof}")
+        logger.info(str(proof))
+        if self.ragged:
+            self.collator = dataclasses.replace(self.collator, ragged=True)
+            trainer: Any = self.trainer
+            trainer.data_collator = self.collator
+        elif layout != "unpacked":
+            base.set_attn_implementation({"text_config": before})
 
     def _cost(self, data: cost.Data, *, in_4bit: bool, on_gpu: bool = True) -> cost.StepCost:
         """Of a training step, from the model's shapes."""

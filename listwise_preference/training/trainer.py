@@ -21,7 +21,7 @@ from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trai
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
 from listwise_preference.files import write_atomic
-from listwise_preference.training.batch import Batch, ListwiseDataset
+from listwise_preference.training.batch import Batch, Collator, Example, ListwiseDataset
 from listwise_preference.training.completion_logps import completion_logps
 from listwise_preference.training.console import ProgressBar, StepLines
 from listwise_preference.training.losses import TERMS
@@ -108,6 +108,18 @@ class ListwiseTrainer(Trainer):
             reference_BA = completion_logps(model, inputs)
         model.train(was_training)
         return reference_BA
+
+    @torch.no_grad()
+    def score(self, examples: Sequence[Example], collator: Collator) -> Tensor:
+        """The policy's log-probabilities of these examples' completions, as training computes them. (B, A)."""
+        model: Any = self.model
+        batch: Any = self._prepare_inputs(collator(examples))
+        was_training = model.training
+        model.to(self.args.device).eval()
+        with self.accelerator.autocast():
+            policy_BA = completion_logps(model, batch)
+        model.train(was_training)
+        return policy_BA
 
     # ---- metrics ----
 
