@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from listwise_preference.data.ranked_images import open_image
 from listwise_preference.errors import DataError, ModelError
 from listwise_preference.files import read_records
+from listwise_preference.generation.any_model import AnyModelGenerator
 from listwise_preference.generation.command import main, parse
 from listwise_preference.generation.engine import Decoding, Response, ResponseGenerator, plan
 from listwise_preference.generation.questions import Question, read_questions, write_responses
@@ -154,6 +156,79 @@ def test_a_prompt_that_does_not_begin_with_its_image_is_answered_all_the_same(
     assert texts_of(generator, few) == plain_texts(generator, few)
 
 
+def test_what_the_checkpoints_generation_config_asks_for_changes_no_response(
+    small_checkpoints: dict[str, Path], sixty: tuple[Question, ...]
+) -> None:
+    """Whatever training, serving or a vendor left there; the end tokens alone are taken from it."""
+    few = [*sixty[:2], *sixty[6:8]]
+    generator = generator_of(small_checkpoints["idefics2"])
+    expected = texts_of(generator, few)
+    said = sorted(set(generator.processor.tokenizer(list(expected.values()), add_special_tokens=False).input_ids[0]))
+    settings: list[dict[str, Any]] = [
+        {"use_cache": False},
+        {"min_new_tokens": 12, "min_length": 400},
+        {"suppress_tokens": said},
+        {"begin_suppress_tokens": said},
+        {"bad_words_ids": [[token] for token in said]},
+        {"forced_eos_token_id": 5, "forced_bos_token_id": 7},
+        {"guidance_scale": 3.0},
+        {"encoder_repetition_penalty": 3.0, "repetition_penalty": 2.0, "no_repeat_ngram_size": 1},
+        {"exponential_decay_length_penalty": [1, 1.5]},
+        {"return_dict_in_generate": True, "output_scores": True},
+        {"num_return_sequences": 2, "num_beams": 2, "do_sample": True, "temperature": 2.0, "top_k": 3},
+        {"stop_strings": ["a"]},
+        {"cache_implementation": "static"},
+        {"prompt_lookup_num_tokens": 3},
+        {"max_time": 1e-6, "watermarking_config": {"bias": 5.0}},
+    ]
+    for setting in settings:
+        model = generator.model
+        model.generation_config = GenerationConfig(eos_token_id=generator.end_ids, pad_token_id=0)
+        for name, value in setting.items():
+            setattr(model.generation_config, name, value)
+        assert texts_of(ResponseGenerator(model, generator.processor, generator.decoding), few) == expected, setting
+        assert texts_of(AnyModelGenerator(model, generator.processor, generator.decoding), few) == expected, setting
+
+
+def test_what_the_checkpoint_asks_for_in_vain_is_in_the_runs_record(
+    small_checkpoints: dict[str, Path], query_file: Path, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "model"
+    shutil.copytree(small_checkpoints["idefics2"], checkpoint)
+    file = checkpoint / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"min_new_tokens": 12, "use_cache": False}))
+    main(
+        {},
+        [
+            *("--model_name_or_path", str(checkpoint), "--adapter", "none", "--benchmark", "amber"),
+            *("--questions", str(query_file), "--image_root", str(SAMPLE / "images"), "--dtype", "float32"),
+            *("--output", str(tmp_path / "out.json"), "--max_new_tokens", "2", "--max_new_tokens_yes_no", "2"),
+        ],
+    )
+    decoding = json.loads((tmp_path / "out.json.run.json").read_text())["decoding"]
+    assert decoding == {
+        "strategy": "greedy",
+        "end_tokens": ["</s>", "<end_of_utterance>"],
+        "not_used": {"min_new_tokens": 12, "use_cache": False},
+    }
+
+
+def test_ambers_ids_decide_what_a_description_is() -> None:
+    """Ids 1 to 1,004 are AMBER's descriptions. Questions of one's own may be numbered otherwise."""
+    asked = {
+        1: "Describe this image.",
+        2: "Please describe this image in detail.",
+        3: "What do you see in this image? Describe it.",
+        1004: "Provide a detailed description of the picture.",
+        1005: "Is the sky sunny in this image?",
+        1006: "Describe with yes or no whether the sky is sunny.",
+        4: "Is there a cat in this image?",
+    }
+    read = asked_by("amber").read
+    kinds = {id_: read({"id": id_, "image": "a.jpg", "query": text}, Path())[2] for id_, text in asked.items()}
+    assert kinds == {1: False, 2: False, 3: False, 1004: False, 1005: True, 1006: True, 4: True}
+
+
 def test_prompts_begin_and_responses_end_as_the_template_says(checkpoint: Path, sixty: tuple[Question, ...]) -> None:
     """One that writes the beginning token itself, and ends turns with a token that is not the checkpoint's end."""
     generator = generator_of(checkpoint)
@@ -168,7 +243,7 @@ def test_prompts_begin_and_responses_end_as_the_template_says(checkpoint: Path, 
     for group in ([*sixty[:2]], [of_text]):
         for row in generator.prepare(group).rows:
             assert row.ids.count(tokenizer.bos_token_id) == 1 == row.ids.index(tokenizer.bos_token_id) + 1
-    assert tokenizer.unk_token_id == 0 not in generator.model.generation_config.eos_token_id
+    assert tokenizer.unk_token_id == 0 != tokenizer.eos_token_id
     torch.nn.init.zeros_(generator.model.lm_head.weight)  # all tokens are as likely: the first one is taken
     (responses,) = generator.respond(generator.prepare(sixty[:2]))
     assert [(response.text, response.cut) for response in responses] == [("", False), ("", False)]

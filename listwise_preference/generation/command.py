@@ -217,10 +217,15 @@ def _run_record(options: Namespace, adapter: Path | None, asked: Questions) -> d
     import torch
     import transformers
 
+    from listwise_preference.generation.engine import decoding_record
     from listwise_preference.models import adapters, loading
 
     name, revision = options.model_name_or_path, options.model_revision
     loading.load_config(name, revision)  # a wrong name gives a clear message
+    processor = loading.load_processor(name, revision)
+    decoding = decoding_record(processor, loading.load_generation_config(name, revision), options.temperature)
+    if decoding["not_used"]:
+        logger.info(f"of the checkpoint's generation_config.json not used: {', '.join(sorted(decoding['not_used']))}")
     images = sorted({question.image for question in asked.questions if question.image is not None})
     free = (*_FREE, *_BY_CONTENT, *(name for name in _FREE_UNLESS_OFF if vars(options)[name]))
     shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
@@ -229,12 +234,13 @@ def _run_record(options: Namespace, adapter: Path | None, asked: Questions) -> d
         "decides": {
             "model": loading.weights_identity(name, revision),
             "adapter": adapter and adapters.identity(adapter),
-            "processor": loading.processor_identity(loading.load_processor(name, revision)),
+            "processor": loading.processor_identity(processor),
             "questions": sha256_of([options.questions]),
             "pictures": sha256_of(images),
             "settings": {key: value for key, value in shown.items() if key not in free},
         },
         "options": shown,
+        "decoding": decoding,
         "questions": len(asked.questions),
         "left_out": list(asked.dropped),
         "versions": {

@@ -44,6 +44,8 @@ from listwise_preference.models.families import family_of
 
 Result = TypeVar("Result")
 
+TOP_K = 50  # of the likeliest tokens one is drawn, where tokens are drawn
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -66,6 +68,24 @@ class Decoding:
     temperature: float = 0.0
     seed: int = 0
     share_prefix: bool = True
+
+
+def end_ids(processor: ProcessorMixin, chat: ChatFormat, configured: GenerationConfig) -> list[int]:
+    """What ends a response: the end tokens of template, tokenizer and checkpoint."""
+    of_checkpoint = configured.eos_token_id
+    tokenizer = processor.tokenizer
+    ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(chat.end_token)}
+    return sorted((ends | set(of_checkpoint if isinstance(of_checkpoint, list) else [of_checkpoint])) - {None})
+
+
+def decoding_record(processor: ProcessorMixin, configured: GenerationConfig, temperature: float) -> dict[str, Any]:
+    """What decides how tokens are chosen besides the options, and what the checkpoint asks for and does not get."""
+    ends = processor.tokenizer.convert_ids_to_tokens(end_ids(processor, ChatFormat(processor), configured))
+    not_used = configured.to_diff_dict()
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config"):
+        not_used.pop(name, None)
+    drawn = {"top_k": TOP_K, "top_p": 1.0} if temperature > 0 else {}
+    return {"strategy": "sampling" if drawn else "greedy", **drawn, "end_tokens": ends, "not_used": not_used}
 
 
 @dataclass(frozen=True)
@@ -169,13 +189,12 @@ class ResponseGenerator:
         self.decoding = decoding
         self.family = family_of(model.config.model_type)
         self.chat = ChatFormat(processor)
-        tokenizer = processor.tokenizer
-        configured = model.generation_config.eos_token_id
-        configured = configured if isinstance(configured, list) else [configured]
-        ends = {*configured, tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(self.chat.end_token)} - {None}
-        self.end_ids = sorted(ends)
-        pads = (model.generation_config.pad_token_id, tokenizer.pad_token_id, self.end_ids[0])
+        configured: Any = model.generation_config
+        self.end_ids = end_ids(processor, self.chat, configured)
+        pads = (configured.pad_token_id, processor.tokenizer.pad_token_id, self.end_ids[0])
         self.pad_id = next(pad for pad in pads if pad is not None)
+        # What generate() is not told it takes from the model's configuration, which may ask for anything.
+        self.model.generation_config = GenerationConfig(eos_token_id=self.end_ids, pad_token_id=self.pad_id)
         # What fitted into memory when the sizes asked for did not.
         self.most_images = self.most_rows = decoding.batch_size
 
@@ -377,9 +396,8 @@ class ResponseGenerator:
             max_new_tokens=budget,
             do_sample=decoding.temperature > 0,
             temperature=decoding.temperature or None,
+            top_k=TOP_K if decoding.temperature > 0 else None,
             num_beams=1,
-            repetition_penalty=1.0,  # a checkpoint's generation_config.json shall not decide on it
-            no_repeat_ngram_size=0,
             eos_token_id=self.end_ids,
             pad_token_id=self.pad_id,
         )

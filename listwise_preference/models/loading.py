@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
@@ -117,6 +118,14 @@ def _processor_class(config: PreTrainedConfig) -> Any:
         return AutoProcessor
     # Behind ``own`` and before ProcessorMixin, so that own's __init__ hands it the parts.
     return type(own.__name__, (own, _WithoutVideos), {"__module__": own.__module__})
+
+
+def load_generation_config(name_or_path: str, revision: str | None = None) -> GenerationConfig:
+    """The checkpoint's generation_config.json; an empty one where there is none to read, as for the model itself."""
+    try:
+        return GenerationConfig.from_pretrained(name_or_path, revision=revision or "main")
+    except OSError:
+        return GenerationConfig()
 
 
 def load_base_model(

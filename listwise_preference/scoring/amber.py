@@ -61,12 +61,17 @@ def table(result: Result) -> str:
 # ---- for the programs ----
 
 
+DESCRIPTIONS = 1004  # AMBER's, by id from 1
+
+
 def _read_question(record: Record, image_root: Path) -> tuple[str, Path, bool]:
     if type(record.get("id")) is not int:
         raise BadRecord('no whole number under "id"')
     query = required_text(record, "query")
-    # All 1,004 descriptions of AMBER are asked for by "Describe this image."; every other query wants yes or no.
-    return query, image_root / required_text(record, "image"), not query.lower().startswith("describe")
+    # AMBER's ids 1 to 1,004 are its descriptions, whatever they are asked by; all others want yes or no. Questions of
+    # one's own in AMBER's form may be numbered otherwise: one that begins as AMBER's do wants yes or no.
+    yes_no = record["id"] > DESCRIPTIONS or query.split()[0] in ("Is", "Are", "Does")
+    return query, image_root / required_text(record, "image"), yes_no
 
 
 def _add_options(parser: Parser) -> None:
