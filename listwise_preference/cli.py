@@ -75,6 +75,11 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
         return f"{spelling} {self._format_args(action, 'VALUE')}".rstrip() if action.nargs != 0 else spelling
 
 
+# Share of equal letters from which on an unknown option is taken as a misspelled one: learnin_rate has 0.96 of
+# learning_rate, but rpo_alpha 0.74 of lora_alpha.
+_NEAR = 0.85
+
+
 class Parser(argparse.ArgumentParser):
     """Options in groups; an error is one line, once, however many processes were started."""
 
@@ -82,6 +87,32 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=_Help, allow_abbrev=False, **settings)
         # argparse takes -1e-3 for an option: it knows no exponents.
         self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
+        # What options of other programs are called here, for users who know those, by their names.
+        self.known_elsewhere: Mapping[str, str] = {}
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """argparse's, which says unknown options as :func:`parse_options` does."""
+        options, rest = self.parse_known_args(args, namespace)
+        if rest:
+            self.unknown(rest[0])
+        return options
+
+    def unknown(self, token: str) -> NoReturn:
+        """Refuse what no option takes."""
+        wrong = token.partition("=")[0]
+        if not token.startswith("-"):
+            self.error(f"{wrong}: belongs to no option")
+        self.error(f"unknown option {wrong}" + self.hint(wrong))
+
+    def hint(self, wrong: str) -> str:
+        """``; did you mean --this?`` where an option is spelled almost like the wrong one, or what another program's is
+        here."""
+        name = wrong.lstrip("-").replace("-", "_")
+        if name in self.known_elsewhere:
+            return f"; {self.known_elsewhere[name]}"
+        names = [action.dest for action in self._actions]
+        close = difflib.get_close_matches(name, names, n=1, cutoff=_NEAR)
+        return f"; did you mean --{close[0]}?" if close else ""
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 and one line."""
@@ -112,26 +143,12 @@ def parse_options(
         raise ValueError(f"the recipe sets unknown options: {', '.join(sorted(unknown))}")
     parser.set_defaults(**recipe)
     command_line = list(sys.argv[1:] if argv is None else argv)
-    given = _parse_known(parser, command_line, names)
+    given = parser.parse_args(command_line)
     if given.config is not None:
         command_line = _file_options(parser, Path(given.config), names) + command_line
-        given = _parse_known(parser, command_line, names)
+        given = parser.parse_args(command_line)
     explicit = {name for name in names if any(_is_option(token, name) for token in command_line)}
     return given, frozenset(explicit)
-
-
-def _parse_known(parser: Parser, tokens: Sequence[str], names: set[str]) -> argparse.Namespace:
-    options, rest = parser.parse_known_args(tokens)
-    if rest:
-        wrong = rest[0].partition("=")[0]
-        parser.error(f"unknown option {wrong}" + hint(wrong, names))
-    return options
-
-
-def hint(wrong: str, names: set[str]) -> str:
-    """``; did you mean --this?`` where a known option is spelled almost like the wrong one."""
-    close = difflib.get_close_matches(wrong.lstrip("-").replace("-", "_"), names, n=1)
-    return f"; did you mean --{close[0]}?" if close else ""
 
 
 def _is_option(token: str, name: str) -> bool:
@@ -155,7 +172,7 @@ def _file_options(parser: Parser, file: Path, names: set[str]) -> list[str]:
     tokens = []
     for name, value in content.items():
         if name not in names or name in ("config", "help"):
-            parser.error(f"--config {file}: unknown option {name}" + hint(str(name), names))
+            parser.error(f"--config {file}: unknown option {name}" + parser.hint(str(name)))
         if value is None:
             parser.error(f"--config {file}: {name} has no value")
         if isinstance(value, list):

@@ -22,7 +22,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from listwise_preference.cli import Parser, Subcommands, count, hint, run_program
+from listwise_preference.cli import Parser, Subcommands, count, run_program
 from listwise_preference.scoring import compare, table
 from listwise_preference.scoring.benchmarks import BENCHMARKS
 from listwise_preference.scoring.bootstrap import bootstrap
@@ -46,8 +46,7 @@ def main(argv: Sequence[str] | None = None, more: Sequence[Callable[[Subcommands
         command.add_argument("--json", action="store_true", help=as_json)
     args, rest = parser.parse_known_args(argv)
     if rest:
-        wrong, command = rest[0].partition("=")[0], commands.choices[args.benchmark]
-        command.error(f"unknown option {wrong}" + hint(wrong, {action.dest for action in command._actions}))
+        commands.choices[args.benchmark].unknown(rest[0])
     run_program(lambda: _run(args))
 
 
