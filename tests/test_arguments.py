@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ import lpoi_llava
 import lpoi_llava_13b
 from listwise_preference.cli import Parser, add_options
 from listwise_preference.errors import UserError
-from listwise_preference.training.options import parse
+from listwise_preference.training.options import DataArguments, ModelArguments, ObjectiveArguments, parse
+from listwise_preference.training.other_trainers import OTHER_TRAINERS
 from listwise_preference.training.trainer_arguments import LOGGERS, REFUSED, TrainerArguments
 
 from .conftest import ROOT, SAMPLE, Run, sample_pairs
@@ -76,6 +78,13 @@ def test_precision_of_the_adapter_follows_the_base() -> None:
     ("options", "message"),
     [
         (["--learnin_rate", "1"], "unknown option --learnin_rate; did you mean --learning_rate?"),
+        (["--use_peft"], "unknown option --use_peft; not needed: an adapter is always trained"),
+        (["--rpo_alpha=1"], "unknown option --rpo_alpha; here: --loss_weights sft=ALPHA"),
+        (["--max-length", "512"], "unknown option --max-length; here: --max_completion_length; prompts are never cut"),
+        (["--image_max_pixels", "1"], "unknown option --image_max_pixels; no such thing here: the processor's"),
+        (["--gpus", "1"], "unknown option --gpus (see --help)"),
+        (["extra"], "extra: belongs to no option"),
+        (["--load_in_4bit", "--load_in_8bit"], "--load_in_4bit and --load_in_8bit are two ways to the same; give one"),
         (["--beta", "high"], "argument --beta: invalid float value: 'high'"),
         (["--objective", "ppo"], "argument --objective: invalid choice: 'ppo'"),
         (["--beta", "0"], "beta must be above 0"),
@@ -112,6 +121,19 @@ def test_a_wrong_option_is_one_line(options: list[str], message: str, capsys: py
     assert stopped.value.code == 2
     assert message in printed
     assert printed.count("\n") == 1
+
+
+def test_names_of_other_trainers_lead_to_options_that_are_there() -> None:
+    """The table's names are none of ours, what it says is here is, and docs/other_trainers.md has every row."""
+    groups = (ModelArguments, DataArguments, ObjectiveArguments, TrainerArguments)
+    ours = {field.name for group in groups for field in dataclasses.fields(group)}
+    assert not ours & OTHER_TRAINERS.keys()
+    page = (ROOT / "docs" / "other_trainers.md").read_text()
+    for name, (whose, here) in OTHER_TRAINERS.items():
+        named = re.findall(r"--(\w+)", here.partition("python -m")[0])
+        assert set(named) <= ours, name
+        assert f"| `{name}` | {whose} | {here[:1].upper()}{here[1:]} |" in page, name
+    assert len(re.findall(r"(?m)^\| `", page)) == len(OTHER_TRAINERS)
 
 
 @pytest.mark.parametrize(

@@ -135,17 +135,15 @@ def test_weights_without_meaning_are_refused(weights: dict[str, float]) -> None:
 
 
 def test_a_term_of_ones_own_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """IPO's squared loss (arXiv:2310.12036): log-ratios 3 and 1 at beta 0.5 are 1 from 1/(2 beta), squared 1."""
-    ipo = LossTerm(
-        lambda r: (((r.policy_logps_BA - r.reference_logps_BA) @ torch.tensor([1.0, -1.0])) - 1.0) ** 2,
-        needs_rejected=True,
-    )
-    monkeypatch.setitem(TERMS, "ipo", ipo)
-    objective = Objective(read_weights(["dpo=0", "anchor=0", "listwise=0", "ipo=0.5"], PRESETS["lpoi"].weights), 0.5)
+    """SLiC's hinge (arXiv:2305.10425) on the rewards' margin: log-ratios 3 and 1 at beta 0.25 leave 1 - 0.5."""
+    hinge = LossTerm(lambda r: (1 - (r.chosen_B - r.rejected_B)).relu(), needs_rejected=True)
+    monkeypatch.setitem(TERMS, "hinge", hinge)
+    weights = read_weights(["dpo=0", "anchor=0", "listwise=0", "hinge=0.5"], PRESETS["lpoi"].weights)
+    objective = Objective(weights, beta=0.25)
     assert objective.uses_rejected and not objective.uses_list
     outcome = compare(objective, torch.tensor([[-1.0, -9.0]]), torch.tensor([[-4.0, -10.0]]))
-    assert outcome.terms["ipo"].tolist() == [1.0] and outcome.loss_B.tolist() == [0.5]
-    assert metrics(objective, outcome)["loss_ipo"].tolist() == [1.0]
+    assert outcome.terms["hinge"].tolist() == [0.5] and outcome.loss_B.tolist() == [0.25]
+    assert metrics(objective, outcome)["loss_hinge"].tolist() == [0.5]
 
 
 def test_smoothed_labels_are_conservative_dpo() -> None:
@@ -154,3 +152,22 @@ def test_smoothed_labels_are_conservative_dpo() -> None:
     expected = 0.9 * math.log(4 / 3) + 0.1 * math.log(4)
     assert dpo_loss(chosen, rejected, 0.1).item() == pytest.approx(expected, abs=1e-6)
     assert torch.equal(dpo_loss(chosen, rejected, 0.0), dpo_loss(chosen, rejected))
+
+
+def test_ipo_is_the_distance_of_a_margin_from_its_aim() -> None:
+    """Log-ratios 3 and 1 at beta 0.5: h = 2, its aim 1 / (2 * 0.5) = 1, and (2 - 1)^2 = 1; 0 at the aim itself."""
+    objective = Objective({"ipo": 1.0}, beta=0.5)
+    assert objective.uses_rejected and not objective.uses_list
+    reference = torch.tensor([[-4.0, -10.0]])
+    assert compare(objective, torch.tensor([[-1.0, -9.0]]), reference).terms["ipo"].tolist() == [1.0]
+    assert compare(objective, torch.tensor([[-2.0, -9.0]]), reference).terms["ipo"].tolist() == [0.0]
+    assert compare(objective, reference, reference).terms["ipo"].tolist() == [1.0]  # aim squared, before the first step
+
+
+def test_sft_is_the_mean_over_the_chosen_responses_tokens() -> None:
+    """-log pi of -12 over 4 tokens is 3; neither the rejected response nor the reference has a say."""
+    objective = Objective({"sft": 0.5})
+    assert not objective.uses_rejected and not objective.uses_list
+    lengths = torch.tensor([[4]])
+    outcome = compare(objective, torch.tensor([[-12.0]]), torch.tensor([[-7.0]]), lengths)
+    assert outcome.terms["sft"].tolist() == [3.0] and outcome.loss_B.tolist() == [1.5]

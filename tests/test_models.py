@@ -16,6 +16,7 @@ from torch import Tensor
 
 from listwise_preference.errors import ModelError
 from listwise_preference.models.adapters import add_adapter, load_adapter
+from listwise_preference.models.chat_format import ChatFormat
 from listwise_preference.models.loading import (
     load_base_model,
     load_config,
@@ -316,6 +317,27 @@ def test_llavas_unread_layer_changes_no_draw_and_old_adapters_with_it_load(
         adapted.save_pretrained(str(tmp_path / name))
         loaded = load_adapter(fresh(checkpoint), tmp_path / name, trainable=True)
         assert get_peft_model_state_dict(loaded).keys() == get_peft_model_state_dict(adapted).keys()
+
+
+def test_a_target_that_no_module_has_is_named(checkpoint: Path) -> None:
+    """Beside others that are there, which peft lets pass."""
+    said = r"--lora_target_modules qproj: no module of this model ends so; its linear layers end in .*q_proj"
+    with pytest.raises(ModelError, match=said):
+        add_adapter(fresh(checkpoint), r=4, alpha=8, dropout=0.0, target_modules=["k_proj", "qproj"])
+
+
+def test_a_system_prompt_is_a_turn_before_the_question(checkpoint: Path) -> None:
+    """Where the template has no place for one it is refused, not left out."""
+    processor = load_processor(str(checkpoint))
+    said = ChatFormat(processor, system_prompt="Be brief.").prompt_text("What is it?")
+    plain = ChatFormat(processor).prompt_text("What is it?")
+    assert said.endswith(plain) and "Be brief." in said.removesuffix(plain)
+    user_alone = "{% for m in messages if m['role'] != 'system' %}"
+    processor.chat_template = str(processor.chat_template).replace("{% for message in messages %}", user_alone, 1)
+    processor.chat_template = processor.chat_template.replace("message[", "m[").replace("in message ", "in m ")
+    assert ChatFormat(processor).prompt_text("What is it?") == plain
+    with pytest.raises(ModelError, match="--system_prompt: the model's chat template has no place for a system turn"):
+        ChatFormat(processor, system_prompt="Be brief.")
 
 
 def test_a_llava_processor_without_patch_size_is_completed(small_checkpoints: dict[str, Path], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -236,6 +236,45 @@ def test_a_loss_term_from_outside_is_trained_logged_and_written_down(
     assert json.loads((folder / "run.json").read_text())["loss_weights"]["hinge"] == 2
     header = next(line for line in capsys.readouterr().out.splitlines() if "records/s" in line)
     assert header.split()[:4] == ["step", "epoch", "loss", "hinge"]
+
+
+def test_sft_and_ipo_train_beside_dpo(train: Train, checkpoint: Path) -> None:
+    """Of every evaluated record: -log pi per token of the chosen response, and the squared distance of the margin."""
+    options = ("--objective", "dpo", "--loss_weights", "sft=0.5", "ipo=0.01", "--max_steps", "2")
+    folder = train("run", *options, "--eval_share", "0.25")
+    processor = load_processor(str(checkpoint))
+    pairs = {pair["id"]: pair for pair in sample_pairs(8)}
+    for record in eval_records(folder):
+        pair, rewards = pairs[record["id"]], record["rewards"]
+        length = len(processor.tokenizer(pair["chosen"], add_special_tokens=False).input_ids) + 1  # and an end token
+        assert record["loss_sft"] == pytest.approx(-record["policy_logps"][0] / length)
+        assert record["loss_ipo"] == pytest.approx(((rewards[0] - rewards[1]) / 0.1 - 5) ** 2, rel=1e-4)
+        expected = record["loss_dpo"] + 0.5 * record["loss_sft"] + 0.01 * record["loss_ipo"]
+        assert record["loss"] == pytest.approx(expected, rel=1e-5)
+    assert logged(folder, "loss_ipo")[0] == pytest.approx(25.0, rel=1e-3)  # (1 / (2 * 0.1))^2
+
+
+def test_dora_and_rank_stabilized_lora_train_behind_a_system_prompt(train: Train, checkpoint: Path) -> None:
+    """Both are in the saved config, peft's own loader takes the adapter, and evaluating it gives the run's numbers."""
+    options = ("--use_dora", "--use_rslora", "--lora_r", "4", "--system_prompt", "Be brief.", "--eval_share", "0.25")
+    folder = train("run", *options, "--max_steps", "2", "--objective", "dpo", "--learning_rate", "1e-2")
+    config = json.loads((folder / "final" / "adapter_config.json").read_text())
+    assert config["use_dora"] is True and config["use_rslora"] is True
+    adapted = PeftModel.from_pretrained(load_base_model(str(checkpoint), dtype=torch.float32), str(folder / "final"))
+    layer = next(module for module in adapted.modules() if hasattr(module, "lora_A"))
+    assert layer.scaling["default"] == 8 / math.sqrt(4) and "default" in layer.lora_magnitude_vector
+
+    held = {record["id"] for record in eval_records(folder)}
+    pairs = folder.parent / "held.json"
+    pairs.write_text(json.dumps([pair for pair in sample_pairs(8) if pair["id"] in held]))
+    common = ("--do_train", "false", "--eval_pairs", str(pairs), "--init_adapter", str(folder / "final"))
+    again = train("again", *common, "--objective", "dpo", "--system_prompt", "Be brief.")
+    assert [one["policy_logps"] for one in eval_records(again)] == [
+        pytest.approx(one["policy_logps"], abs=1e-3) for one in eval_records(folder)
+    ]
+    without = train("without", *common, "--objective", "dpo")
+    for one, other in zip(eval_records(without), eval_records(folder), strict=True):
+        assert abs(one["policy_logps"][0] - other["policy_logps"][0]) > 1e-2
 
 
 # ---- precomputed reference ----

@@ -37,7 +37,8 @@ logger = logging.getLogger("listwise_preference")
 
 # A resumed run may have other values of these: they change no response, or only the last bits of a number.
 _FREE = ("questions", "image_root", "output", "batch_size", "share_prefix", "merge", "on_bad_record", "restart")
-_FREE_UNLESS_OFF = ("text_only_questions",)  # runs of versions without the option have it on
+# Runs of versions without the option have it so.
+_FREE_AT_DEFAULT = {"text_only_questions": True, "system_prompt": None, "load_in_8bit": False}
 # Recorded by the content of what they name.
 _BY_CONTENT = ("model_name_or_path", "model_revision", "adapter")
 
@@ -78,12 +79,16 @@ def parse(recipe: Mapping[str, Any], argv: Sequence[str] | None = None) -> Names
     add("--attn_implementation", choices=("sdpa", "eager", "flash_attention_2"), default="sdpa", help="attention")
     merge = "add the adapter to the base weights in memory, which takes its cost away; 4-bit weights stay apart"
     add("--merge", action=switch, default=True, help=merge)
+    add("--system_prompt", help="a system turn before every question, as in training")
+    add("--load_in_8bit", action="store_true", help="the same as --load_in_4bit, to 8 bits")
     add("--load_in_4bit", action="store_true", help="quantize the base weights on loading (needs bitsandbytes)")
     options, _ = parse_options(parser, recipe, argv)
     del options.config
     needed = ("model_name_or_path", "adapter", "benchmark", "questions", "image_root", "output")
     if missing := [name for name in needed if vars(options)[name] is None]:
         parser.error(f"needed: {', '.join(f'--{name}' for name in missing)}")
+    if options.load_in_4bit and options.load_in_8bit:
+        parser.error("--load_in_4bit and --load_in_8bit are two ways to the same; give one")
     if not 0 <= options.temperature < math.inf:
         parser.error("--temperature must be a number, 0 or more")
     return options
@@ -154,6 +159,7 @@ def _run(options: Namespace, is_main: bool) -> None:
             attn_implementation=options.attn_implementation,
             device=state.device,
             load_in_4bit=options.load_in_4bit,
+            load_in_8bit=options.load_in_8bit,
         ).eval()
         decoding = Decoding(
             batch_size=options.batch_size,
@@ -163,6 +169,7 @@ def _run(options: Namespace, is_main: bool) -> None:
             temperature=options.temperature,
             seed=options.seed,
             share_prefix=options.share_prefix,
+            system_prompt=options.system_prompt,
         )
         adapted = adapter and adapters.load_adapter(bare, adapter).eval()
         generator = response_generator(bare, processor, decoding)
@@ -227,7 +234,8 @@ def _run_record(options: Namespace, adapter: Path | None, asked: Questions) -> d
     if decoding["not_used"]:
         logger.info(f"of the checkpoint's generation_config.json not used: {', '.join(sorted(decoding['not_used']))}")
     images = sorted({question.image for question in asked.questions if question.image is not None})
-    free = (*_FREE, *_BY_CONTENT, *(name for name in _FREE_UNLESS_OFF if vars(options)[name]))
+    free = {*_FREE, *_BY_CONTENT}
+    free |= {name for name, default in _FREE_AT_DEFAULT.items() if vars(options)[name] == default}
     shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     return {
         "program": Path(sys.argv[0]).name,

@@ -59,6 +59,7 @@ class Decoding:
         temperature: 0 takes the likeliest token, above 0 draws.
         seed: of the draws.
         share_prefix: run the prompts' common beginning once for each image.
+        system_prompt: of a system turn before every question.
     """
 
     batch_size: int = 16
@@ -68,6 +69,7 @@ class Decoding:
     temperature: float = 0.0
     seed: int = 0
     share_prefix: bool = True
+    system_prompt: str | None = None
 
 
 def end_ids(processor: ProcessorMixin, chat: ChatFormat, configured: GenerationConfig) -> list[int]:
@@ -188,7 +190,7 @@ class ResponseGenerator:
         self.processor = processor
         self.decoding = decoding
         self.family = family_of(model.config.model_type)
-        self.chat = ChatFormat(processor)
+        self.chat = ChatFormat(processor, system_prompt=decoding.system_prompt)
         configured: Any = model.generation_config
         self.end_ids = end_ids(processor, self.chat, configured)
         pads = (configured.pad_token_id, processor.tokenizer.pad_token_id, self.end_ids[0])

@@ -31,6 +31,8 @@ def add_adapter(
     dropout: float,
     target_modules: Sequence[str],
     frozen_module: str | None = None,
+    use_rslora: bool = False,
+    use_dora: bool = False,
 ) -> PeftModel:
     """A fresh LoRA adapter on ``model``: float32 master weights whatever the base's dtype, B = 0.
 
@@ -39,8 +41,15 @@ def add_adapter(
     Args:
         target_modules: module name endings, or ``["all-linear"]`` for every linear layer but the vocabulary projection.
         frozen_module: a module whose layers get no adapter, e.g. the vision tower.
+        use_rslora: scale by ``alpha / sqrt(r)`` (arXiv:2312.03732).
+        use_dora: train the magnitudes of the weights' columns too (arXiv:2402.09353).
+
+    Raises:
+        ModelError: a name that no module ends with, or none that can be adapted.
     """
     from peft import LoraConfig
+
+    _check_targets(model, target_modules)
 
     config = LoraConfig(
         r=r,
@@ -48,6 +57,8 @@ def add_adapter(
         lora_dropout=dropout,
         target_modules="all-linear" if list(target_modules) == ["all-linear"] else list(target_modules),
         exclude_modules=rf".*{re.escape(frozen_module)}\..*" if frozen_module else None,
+        use_rslora=use_rslora,
+        use_dora=use_dora,
     )
     try:
         adapted = _with_layers(model, config)
@@ -57,6 +68,21 @@ def add_adapter(
     if family.unused_modules is not None:
         _take_off(adapted, family.unused_modules(model.config))
     return adapted
+
+
+def _check_targets(model: PreTrainedModel, names: Sequence[str]) -> None:
+    """peft refuses names only where none of them is found."""
+    if list(names) == ["all-linear"]:
+        return
+    modules = [f".{name}" for name, _ in model.named_modules()]
+    if unknown := [name for name in names if not any(module.endswith(f".{name}") for module in modules)]:
+        from torch import nn
+
+        linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        raise ModelError(
+            f"--lora_target_modules {' '.join(unknown)}: no module of this model ends so; its linear layers end in"
+            f" {', '.join(sorted(name for name in linear if not name.isdigit()))}"
+        )
 
 
 def _take_off(adapted: PeftModel, modules: Sequence[str]) -> None:

@@ -16,6 +16,10 @@ def add_special_tokens(tokenizer: Any, prompt_text: str) -> bool:
     return not (tokenizer.bos_token and prompt_text.startswith(tokenizer.bos_token))
 
 
+def _turn(role: str, text: str) -> dict[str, Any]:
+    return {"role": role, "content": [{"type": "text", "text": text}]}
+
+
 class ChatFormat:
     """A prompt's text in the model's chat template, and the tokens of a response behind it.
 
@@ -23,15 +27,19 @@ class ChatFormat:
         processor: of the model; its template must render a conversation as its generation prompt continued.
         end_token: what a response ends with. By default the special token that the template writes behind a response,
             or the tokenizer's end-of-sequence token where it writes none.
+        system_prompt: of a system turn before every prompt.
 
     Raises:
         ModelError: there is no template, it writes no generation prompt, or it does not continue it.
     """
 
-    def __init__(self, processor: ProcessorMixin, end_token: str | None = None) -> None:
+    def __init__(
+        self, processor: ProcessorMixin, end_token: str | None = None, system_prompt: str | None = None
+    ) -> None:
         if not processor.chat_template:
             raise ModelError("the checkpoint's processor has no chat template (chat_template.jinja)")
         self.processor = processor
+        self._before = [] if system_prompt is None else [_turn("system", system_prompt)]
         # Responses here have no thoughts in front of them; a template that can leave those out shall do so.
         self._options: dict[str, Any] = (
             {"enable_thinking": False} if "enable_thinking" in str(processor.chat_template) else {}
@@ -39,10 +47,9 @@ class ChatFormat:
         # A template that does not change a text need not be rendered for each: what is around it is the same.
         self._around = self._render(_PROBE).split(_PROBE)
         prompt, probe = self.prompt_text("question"), "answer"
-        turns = [
-            self._user_turn("question"),
-            {"role": "assistant", "content": [{"type": "text", "text": probe}]},
-        ]
+        if system_prompt is not None and system_prompt.strip() not in prompt:
+            raise ModelError("--system_prompt: the model's chat template has no place for a system turn")
+        turns = [*self._before, self._user_turn("question"), _turn("assistant", probe)]
         whole = processor.apply_chat_template(turns, tokenize=False, **self._options)
         if not whole.startswith(prompt) or probe not in whole[len(prompt) :]:
             raise ModelError(
@@ -70,7 +77,7 @@ class ChatFormat:
         return {"role": "user", "content": [*image, {"type": "text", "text": prompt}]}
 
     def _render(self, prompt: str, with_image: bool = True, generation_prompt: bool = True) -> str:
-        turns = [self._user_turn(prompt, with_image)]
+        turns = [*self._before, self._user_turn(prompt, with_image)]
         return self.processor.apply_chat_template(
             turns, add_generation_prompt=generation_prompt, tokenize=False, **self._options
         )

@@ -136,20 +136,25 @@ def load_base_model(
     attn_implementation: str | None = None,
     device: torch.device | None = None,
     load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
 ) -> PreTrainedModel:
     """The checkpoint's weights, from safetensors only.
 
     Args:
         device: where they are put; ``None`` leaves them on the CPU.
         load_in_4bit: quantize the linear layers to NF4 while loading, ``dtype`` being that of the computation.
+        load_in_8bit: quantize them to 8 bits.
 
     Raises:
         ModelError: no safetensors weights, or an attention implementation or a package that is not there.
     """
     quantization = None
-    if load_in_4bit:
+    if load_in_4bit or load_in_8bit:
         if find_spec("bitsandbytes") is None:
-            raise ModelError("--load_in_4bit needs a package that is not installed: pip install bitsandbytes")
+            bits = "4bit" if load_in_4bit else "8bit"
+            raise ModelError(f"--load_in_{bits} needs a package that is not installed: pip install bitsandbytes")
+        quantization = BitsAndBytesConfig(load_in_8bit=True)
+    if load_in_4bit:
         quantization = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True
         )

@@ -48,6 +48,7 @@ class Batch(TypedDict):
     target_completion: Tensor  # (N,) which completion it belongs to, of B * A
     images: dict[str, Tensor]  # all else that the processor returns for these rows: pixels, their sizes, token types
     completion_count: int  # A
+    lengths: Tensor  # (B, A) tokens of each completion
     attention_mask: NotRequired[Tensor]  # (R, T), of unpacked rows
     position_ids: NotRequired[Tensor]  # (1, T) or (D, 1, T), of ragged rows
     spans: NotRequired[Spans]  # of ragged rows: lengths of prompt, chosen and rejected completion
@@ -167,6 +168,7 @@ class Collator:
             "targets": torch.tensor(rows.targets),
             "target_completion": torch.tensor(rows.target_completion),
             "completion_count": completion // len(examples),
+            "lengths": torch.tensor(rows.target_completion).bincount(minlength=completion).view(len(examples), -1),
         }
         references = [example.reference_logps for example in examples if example.reference_logps is not None]
         if references:

@@ -58,6 +58,22 @@ def plackett_luce_loss(scores_BL: Tensor) -> Tensor:
     return torch.stack(terms, dim=-1).sum(dim=-1) if terms else torch.zeros_like(scores_BL[:, 0])
 
 
+def sft_loss(chosen_logps_B: Tensor, lengths_B: Tensor) -> Tensor:
+    """``-log pi(w|x) / |w|``, supervised fine-tuning on the chosen response, a mean over its tokens. Shape (B,).
+
+    Added to DPO in RPO (arXiv:2404.19733): keeps the response likely that the ranking terms may push down.
+    """
+    return -chosen_logps_B / lengths_B
+
+
+def ipo_loss(chosen_rewards_B: Tensor, rejected_rewards_B: Tensor, beta: float) -> Tensor:
+    """``(h - 1 / (2 beta))^2`` of the log-ratios' difference ``h``, eq. 17 of IPO (arXiv:2310.12036). Shape (B,).
+
+    A margin to reach, not to grow for ever. ``h`` is of sums over tokens, as in the paper; its beta is called tau.
+    """
+    return ((chosen_rewards_B - rejected_rewards_B - 0.5) / beta) ** 2
+
+
 @dataclass(frozen=True)
 class Rewards:
     """What a term is computed from.
@@ -66,6 +82,8 @@ class Rewards:
         policy_logps_BA: of whole completions, each summed over its tokens.
         reference_logps_BA: of the same completions.
         rewards_BA: ``beta * (policy - reference)``.
+        lengths_BA: of the completions, tokens; for terms that need them.
+        beta: of the rewards.
         with_rejected: whether completion 2 is the rejected response.
         anchor_delta: the margin of the anchor term.
         label_smoothing: of the DPO term.
@@ -74,6 +92,8 @@ class Rewards:
     policy_logps_BA: Tensor
     reference_logps_BA: Tensor
     rewards_BA: Tensor
+    lengths_BA: Tensor | None
+    beta: float
     with_rejected: bool
     anchor_delta: float
     label_smoothing: float = 0.0
@@ -86,6 +106,12 @@ class Rewards:
         if not self.with_rejected:
             return self.rewards_BA
         return torch.cat([self.rewards_BA[:, :1], self.rewards_BA[:, 2:]], dim=1)
+
+    @property
+    def chosen_length_B(self) -> Tensor:
+        """Tokens of the chosen response."""
+        assert self.lengths_BA is not None
+        return self.lengths_BA[:, 0]
 
     @property
     def chosen_B(self) -> Tensor:
@@ -120,4 +146,6 @@ TERMS: dict[str, LossTerm] = {
     ),
     "anchor": LossTerm(lambda rewards: anchor_loss(rewards.chosen_B, rewards.anchor_delta)),
     "listwise": LossTerm(lambda rewards: plackett_luce_loss(rewards.chosen_BL), needs_list=True),
+    "sft": LossTerm(lambda rewards: sft_loss(rewards.policy_logps_BA[:, 0], rewards.chosen_length_B)),
+    "ipo": LossTerm(lambda rewards: ipo_loss(rewards.chosen_B, rewards.rejected_B, rewards.beta), needs_rejected=True),
 }

@@ -65,7 +65,7 @@ PRESETS: dict[str, Preset] = {
 FLOAT32_ROUNDING, HALF_ROUNDING = 1e-6, 1e-4
 
 # The terms that three bare numbers of --loss_weights weight.
-_IN_ORDER = ("dpo", "anchor", "listwise")
+IN_ORDER = ("dpo", "anchor", "listwise")
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Objective:
 
 
 def read_weights(given: Sequence[str | float] | None, preset: Mapping[str, float]) -> dict[str, float]:
-    """The weight of every term, from what ``--loss_weights`` holds.
+    """The weights of the paper's terms and of those that are named, from what ``--loss_weights`` holds.
 
     Args:
         given: ``["dpo=1", "listwise=0.25"]``, which leaves the other terms as in the preset, or three bare numbers
@@ -125,15 +125,15 @@ def read_weights(given: Sequence[str | float] | None, preset: Mapping[str, float
     Raises:
         ValueError: an unknown name, no number, or bare numbers that are not three.
     """
-    weights = {name: preset.get(name, 0.0) for name in TERMS}
+    weights = {name: preset.get(name, 0.0) for name in (*IN_ORDER, *preset)}
     texts = [str(text) for text in given or ()]
     if texts and not any("=" in text for text in texts):
-        if len(texts) != len(_IN_ORDER):
+        if len(texts) != len(IN_ORDER):
             raise ValueError(
                 f"--loss_weights takes name=number of {', '.join(TERMS)}, or three numbers,"
-                f" {' '.join(_IN_ORDER)}; got {len(texts)}"
+                f" {' '.join(IN_ORDER)}; got {len(texts)}"
             )
-        texts = [f"{name}={number}" for name, number in zip(_IN_ORDER, texts, strict=True)]
+        texts = [f"{name}={number}" for name, number in zip(IN_ORDER, texts, strict=True)]
     for text in texts:
         name, _, number = text.partition("=")
         if name not in TERMS:
@@ -154,8 +154,13 @@ class Outcome:
     loss_B: Tensor
 
 
-def compare(objective: Objective, policy_logps_BA: Tensor, reference_logps_BA: Tensor) -> Outcome:
-    """Rewards and losses of a batch from the log-probabilities of its completions, in float32 or wider."""
+def compare(
+    objective: Objective, policy_logps_BA: Tensor, reference_logps_BA: Tensor, lengths_BA: Tensor | None = None
+) -> Outcome:
+    """Rewards and losses of a batch from the log-probabilities of its completions, in float32 or wider.
+
+    ``lengths_BA``, their tokens, are for terms that are means over tokens.
+    """
     import torch
 
     difference_BA = policy_logps_BA - reference_logps_BA
@@ -164,6 +169,8 @@ def compare(objective: Objective, policy_logps_BA: Tensor, reference_logps_BA: T
         policy_logps_BA,
         reference_logps_BA,
         rewards_BA,
+        lengths_BA,
+        objective.beta,
         objective.uses_rejected,
         objective.anchor_delta,
         objective.label_smoothing,

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from listwise_preference.cli import Parser, add_options, option, parse_options
 from listwise_preference.training.losses import TERMS
 from listwise_preference.training.objective import PRESETS, Objective, read_weights
+from listwise_preference.training.other_trainers import HERE
 from listwise_preference.training.trainer_arguments import LOGGERS, REFUSED, TrainerArguments
 
 
@@ -28,8 +29,9 @@ class ModelArguments:
         "bfloat16", "of the frozen base weights; bfloat16 also runs the adapter under bf16 autocast (see --bf16)"
     )
     load_in_4bit: bool = option(
-        False, "quantize the frozen base weights on loading (needs bitsandbytes): less memory, another reference"
+        False, "quantize the frozen base weights to NF4 on loading (needs bitsandbytes): less memory, another reference"
     )
+    load_in_8bit: bool = option(False, "the same to 8 bits, by LLM.int8(): more memory than 4 bits, less of a change")
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = option(
         "sdpa", "attention; the language model's has a form of its own with ragged rows"
     )
@@ -40,10 +42,19 @@ class ModelArguments:
     lora_r: int = option(8, "rank of the adapter")
     lora_alpha: int = option(8, "scale of the adapter: its update is multiplied by alpha / r")
     lora_dropout: float = option(0.0, "dropout in the adapter")
+    use_rslora: bool = option(False, "rank-stabilized LoRA: the update is multiplied by alpha / sqrt(r) instead")
+    use_dora: bool = option(
+        False, "DoRA: the adapter's update changes directions, a vector of magnitudes is trained too"
+    )
     lora_target_modules: list[str] = option(
         ["all-linear"], "module name endings, or all-linear: every linear layer but the vocabulary projection"
     )
     freeze_vision_tower: bool = option(False, "give the vision tower no adapter")
+
+    @property
+    def quantized(self) -> str:
+        """How the base weights are, for what identifies them."""
+        return "/nf4" if self.load_in_4bit else "/int8" if self.load_in_8bit else ""
 
 
 @dataclass
@@ -68,6 +79,7 @@ class DataArguments:
     fill: Literal["black", "mean", "blur"] = option(
         "black", "what covers the masked part: black, the image's mean colour, or its own pixels blurred"
     )
+    system_prompt: str | None = option(None, "a system turn before every prompt, for chat templates that have one")
     max_completion_length: int = option(384, "tokens after which a completion is cut; prompts are never cut")
     on_bad_record: Literal["stop", "drop"] = option("stop", "stop with a report, or train on the other records")
     exclude: str | None = option(
@@ -155,6 +167,7 @@ def parse(recipe: Mapping[str, Any], argv: Sequence[str] | None = None, descript
     add_options(parser, "data", DataArguments)
     add_options(parser, "objective", ObjectiveArguments)
     add_options(parser, "training (transformers.TrainingArguments)", TrainerArguments)
+    parser.known_elsewhere = HERE
     options, explicit = parse_options(parser, {**_TRAINER_DEFAULTS, **recipe}, argv)
     _settle(parser, options, explicit)
 
@@ -223,6 +236,12 @@ def _settle(parser: Parser, options: Namespace, explicit: frozenset[str]) -> Non
         and not options.init_adapter,
         "--lora_r must be 1 or more": options.lora_r < 1,
         "--lora_alpha must be above 0": options.lora_alpha <= 0,
+        "--load_in_4bit and --load_in_8bit are two ways to the same; give one": (
+            options.load_in_4bit and options.load_in_8bit
+        ),
+        "--load_in_4bit and --load_in_8bit need a package that is not installed: pip install bitsandbytes": (
+            (options.load_in_4bit or options.load_in_8bit) and not options.estimate and not find_spec("bitsandbytes")
+        ),
         "--lora_dropout must be at least 0 and below 1": not 0 <= options.lora_dropout < 1,
         "--learning_rate must be a number, 0 or more": not 0 <= options.learning_rate < math.inf,
         "--per_device_train_batch_size must be 1 or more": options.per_device_train_batch_size < 1,

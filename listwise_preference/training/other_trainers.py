@@ -3,8 +3,7 @@
 A user who gives one is told; docs/other_trainers.md shows all of them. Names that are the same here are not listed.
 """
 
-# Name -> whose it is, and the name here or what there is instead. One that is two trainers' with two meanings has a line
-# that says both.
+# Name -> whose it is, and the name here or what there is instead.
 OTHER_TRAINERS: dict[str, tuple[str, str]] = {
     # ---- model and adapter ----
     "model": ("ms-swift", "here: --model_name_or_path"),
@@ -46,7 +45,7 @@ OTHER_TRAINERS: dict[str, tuple[str, str]] = {
     "model_type": ("ms-swift", "not needed: the checkpoint's config says it"),
     "template": ("LLaMA-Factory, ms-swift", "not needed: the checkpoint's own chat template is taken"),
     "use_unsloth": ("LLaMA-Factory", "no such thing here: see --fused_layers"),
-    "enable_liger_kernel": ("LLaMA-Factory", "here: --use_liger_kernel"),
+    "enable_liger_kernel": ("LLaMA-Factory", "no such thing here: see --fused_layers"),
     "pure_bf16": ("LLaMA-Factory", "no such thing here: the adapter is float32, the base --dtype bfloat16"),
     # ---- data ----
     "dataset": ("LLaMA-Factory, ms-swift", "here: --pairs FILE"),
@@ -55,7 +54,10 @@ OTHER_TRAINERS: dict[str, tuple[str, str]] = {
     "dataset_config": ("TRL", "here: --pairs FILE; python -m listwise_preference.data NAME --to FILE makes one"),
     "dataset_train_split": ("TRL", "here: --pairs FILE; python -m listwise_preference.data NAME --to FILE makes one"),
     "dataset_test_split": ("TRL", "here: --eval_pairs FILE or --eval_share"),
-    "dataset_num_proc": ("TRL, ms-swift", "not needed: records are read when they are used; see --dataloader_num_workers"),
+    "dataset_num_proc": (
+        "TRL, ms-swift",
+        "not needed: records are read when they are used; see --dataloader_num_workers",
+    ),
     "preprocessing_num_workers": ("LLaMA-Factory", "not needed: see --dataloader_num_workers"),
     "media_dir": ("LLaMA-Factory", "here: --image_root"),
     "eval_dataset": ("LLaMA-Factory", "here: --eval_pairs FILE"),
@@ -97,12 +99,14 @@ OTHER_TRAINERS: dict[str, tuple[str, str]] = {
     "loss_type": ("TRL, ms-swift", "here: --objective and --loss_weights, such as --loss_weights dpo=0 ipo=1"),
     "pref_loss": ("LLaMA-Factory", "here: --objective and --loss_weights, such as --loss_weights dpo=0 ipo=1"),
     "pref_beta": ("LLaMA-Factory", "here: --beta"),
+    "label_smoothing": ("TRL, ms-swift", "here: --label_smoothing_factor, conservative DPO"),
+    "dpo_label_smoothing": ("LLaMA-Factory", "here: --label_smoothing_factor, conservative DPO"),
     "rpo_alpha": ("TRL, ms-swift", "here: --loss_weights sft=ALPHA"),
     "pref_ftx": ("LLaMA-Factory", "here: --loss_weights sft=ALPHA"),
     "pref_bco_weight": ("LLaMA-Factory", "no such thing here: see --loss_weights"),
     "simpo_gamma": ("LLaMA-Factory, ms-swift", "no such thing here: rewards are against a reference"),
     "cpo_alpha": ("ms-swift", "no such thing here: rewards are against a reference"),
-    "reference_free": ("TRL, ms-swift", "no such thing here: rewards are against a reference"),
+    "reference_free": ("TRL", "no such thing here: rewards are against a reference"),
     "f_divergence_type": ("TRL", "no such thing here: the reverse Kullback-Leibler divergence of DPO"),
     "ld_alpha": ("TRL, LLaMA-Factory", "no such thing here: all tokens of a completion count alike"),
     "use_weighting": ("TRL", "no such thing here: all records count alike"),
@@ -115,8 +119,6 @@ OTHER_TRAINERS: dict[str, tuple[str, str]] = {
     "sync_ref_model": ("TRL", "no such thing here: the reference stays as it is"),
     "disable_dropout": ("TRL", "not needed: --lora_dropout 0 is the default"),
     # ---- the run ----
-    "generate_during_eval": ("TRL", "here: --sample_questions FILE"),
-    "predict_with_generate": ("LLaMA-Factory, ms-swift", "here: --sample_questions FILE"),
     "warmup_ratio": ("TRL, LLaMA-Factory, ms-swift", "here: --warmup_steps, a share of all steps where it is below 1"),
     "batch_size": ("others", "here: --per_device_train_batch_size"),
     "lr": ("others", "here: --learning_rate"),

@@ -72,7 +72,7 @@ class Run:
             response_token_type=self.family.response_token_type,
             rope_index=loading.rope_index(self.config),
         )
-        chat = ChatFormat(self.processor)
+        chat = ChatFormat(self.processor, system_prompt=arguments.data.system_prompt)
         # A checkpoint may have more of them than its family, for which the data has been checked.
         refuse_special_tokens([*training, *evaluation], self.processor.tokenizer)
         self.train_set = self._dataset("training", training, chat)
@@ -94,8 +94,9 @@ class Run:
             revision=options.model_revision,
             dtype=loading.DTYPES[options.dtype],
             attn_implementation=options.attn_implementation,
-            device=self.args.device if options.load_in_4bit else None,
+            device=self.args.device if options.load_in_4bit or options.load_in_8bit else None,
             load_in_4bit=options.load_in_4bit,
+            load_in_8bit=options.load_in_8bit,
         )
         policy, said = self._policy(base)
         for line in said:
@@ -166,6 +167,8 @@ class Run:
                 dropout=options.lora_dropout,
                 target_modules=options.lora_target_modules,
                 frozen_module=tower if options.freeze_vision_tower else None,
+                use_rslora=options.use_rslora,
+                use_dora=options.use_dora,
             )
         if self.ragged:
             ragged_attention.use_ragged_attention(base, attention)
@@ -378,7 +381,7 @@ class Run:
             [
                 self.base_weights,
                 self.description["versions"],
-                self.arguments.model.dtype + ("/nf4" if self.arguments.model.load_in_4bit else ""),
+                self.arguments.model.dtype + self.arguments.model.quantized,
                 [args.bf16, args.fp16],
                 self.arguments.model.attn_implementation,
                 ["ragged" if self.ragged else "unpacked", objective.fused_layers],

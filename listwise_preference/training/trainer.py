@@ -26,7 +26,15 @@ from listwise_preference.training.completion_logps import completion_logps
 from listwise_preference.training.console import ProgressBar, StepLines
 from listwise_preference.training.losses import TERMS
 from listwise_preference.training.model_card import write_model_card
-from listwise_preference.training.objective import FLOAT32_ROUNDING, HALF_ROUNDING, Objective, Outcome, compare, metrics
+from listwise_preference.training.objective import (
+    FLOAT32_ROUNDING,
+    HALF_ROUNDING,
+    IN_ORDER,
+    Objective,
+    Outcome,
+    compare,
+    metrics,
+)
 from listwise_preference.training.reference import LogPs, ReferenceCache
 
 logger = logging.getLogger("listwise_preference")
@@ -88,15 +96,16 @@ class ListwiseTrainer(Trainer):
         inputs: Batch,
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The mean loss of the batch's records, and on request the policy's and reference's log-probabilities."""
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """The mean loss of the batch's records, and on request the completions' log-probabilities by policy and
+        reference and their lengths."""
         reference_BA = inputs["reference_logps"] if "reference_logps" in inputs else self._reference(model, inputs)
         policy_BA = completion_logps(model, inputs)
-        outcome = compare(self.objective, policy_BA, reference_BA)
+        outcome = compare(self.objective, policy_BA, reference_BA, inputs["lengths"])
         if model.training:
             self._count(outcome)
         loss = outcome.loss_B.mean().float()
-        return (loss, (policy_BA, reference_BA)) if return_outputs else loss
+        return (loss, (policy_BA, reference_BA, inputs["lengths"])) if return_outputs else loss
 
     def _reference(self, model: nn.Module, inputs: Batch) -> Tensor:
         """The reference's log-probabilities: no dropout, no gradients, the adapter off or as it started. (B, A)."""
@@ -144,16 +153,16 @@ class ListwiseTrainer(Trainer):
         inputs: Batch,
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None, Tensor | None]:
-        """Loss, (policy, reference) log-probabilities, and which records they are of."""
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None, Tensor | None]:
+        """Loss, (policy's log-probabilities, reference's, lengths), and which records they are of."""
         prepared = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, logps = self.compute_loss(model, prepared, return_outputs=True)
         return loss, logps, prepared["record"]
 
     def _mean_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        policy_BA, reference_BA = (torch.from_numpy(values) for values in prediction.predictions)
-        outcome = compare(self.objective, policy_BA, reference_BA)
+        policy_BA, reference_BA, lengths_BA = (torch.from_numpy(values) for values in prediction.predictions)
+        outcome = compare(self.objective, policy_BA, reference_BA, lengths_BA)
         return {
             "mean_loss": outcome.loss_B.mean().item(),
             **{
@@ -266,8 +275,8 @@ def write_eval_records(
     The lists have the order chosen on image 1, rejected, chosen on image 2 ... L; what the objective does not use is
     null.
     """
-    policy, reference = (torch.from_numpy(values) for values in prediction.predictions)
-    outcome = compare(objective, policy, reference)
+    policy, reference, lengths = (torch.from_numpy(values) for values in prediction.predictions)
+    outcome = compare(objective, policy, reference, lengths)
     indices: Any = prediction.label_ids
     row_of = {int(index): row for row, index in enumerate(indices)}
 
@@ -275,6 +284,7 @@ def write_eval_records(
         values: list[float | None] = values_BA[row].tolist()
         return values if objective.uses_rejected else [values[0], None, *values[1:]]
 
+    terms = [name for name in TERMS if name in outcome.terms or name in IN_ORDER]
     lines = []
     for index, record in enumerate(dataset.records):
         row = row_of[index]
@@ -283,7 +293,7 @@ def write_eval_records(
             "policy_logps": completions(policy, row),
             "reference_logps": completions(reference, row),
             "rewards": completions(outcome.rewards.rewards_BA, row),
-            **{f"loss_{name}": outcome.terms[name][row].item() if name in outcome.terms else None for name in TERMS},
+            **{f"loss_{name}": outcome.terms[name][row].item() if name in outcome.terms else None for name in terms},
             "loss": outcome.loss_B[row].item(),
         }
         lines.append(json.dumps(line) + "\n")
