@@ -120,6 +120,7 @@ def test_our_prompt_holds_no_rating_that_a_judge_could_echo() -> None:
     [
         ([record(n) for n in range(95)], "95 records, and MMHal-Bench has 96"),
         ([record(n, gt_answer=None) if n == 4 else record(n) for n in range(96)], "record 5"),
+        ([record(n) for n in [*range(96), 7]], "1 responses given again: image: What {is} 7?"),
         ([record(n, model_answer="") for n in range(96)], "this is the template itself"),
         ([{"text": "a"}] * 96, "give the template file with --questions"),
     ],

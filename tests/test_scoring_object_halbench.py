@@ -168,10 +168,10 @@ def test_extracted_names_become_nouns_of_the_table() -> None:
 
 
 def coco(folder: Path) -> Path:
-    """Two images: a dog and a cat by their boxes, a ball by a caption; and an empty one."""
+    """Three images: a dog and a cat by their boxes, a ball by a caption; and two empty ones."""
     folder.mkdir()
     instances = {
-        "images": [{"id": 1}, {"id": 2}],
+        "images": [{"id": 1}, {"id": 2}, {"id": 3}],
         "categories": [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}],
         "annotations": [{"image_id": 1, "category_id": 17}, {"image_id": 1, "category_id": 18}],
     }
@@ -182,15 +182,15 @@ def coco(folder: Path) -> Path:
 
 
 def test_chair_by_hand(score: Score, tmp_path: Path) -> None:
-    """1: dog, cat and bench, one of three mentions wrong. 2: nothing named. 2 again: a horse twice, wrong.
+    """1: dog, cat and bench, one of three mentions wrong. 2: nothing named. 3: a horse twice, wrong.
 
     CHAIR_s is 2 of 3 texts, or 2 of the 2 that name an object; CHAIR_i is 3 of 5 mentions; recall is 2 of the
-    3 objects of image 1 (image 2 has none).
+    3 objects of image 1 (the others have none).
     """
     captions = [
         {"image_id": 1, "caption": "A dog and a cat on a bench"},
         {"image_id": "COCO_val2014_000000000002.jpg", "caption": "A field"},
-        {"image_id": "2", "caption": "A horse, and a pony"},
+        {"image_id": "3", "caption": "A horse, and a pony"},
     ]
     (tmp_path / "captions.json").write_text(json.dumps(captions))
     result = score("chair", tmp_path / "captions.json", "--coco_annotations", coco(tmp_path / "coco")).result
@@ -199,7 +199,21 @@ def test_chair_by_hand(score: Score, tmp_path: Path) -> None:
     assert result["chair_i"] == 3 / 5
     assert result["object_recall"] == 2 / 3
     assert result["mean_words"] == (8 + 2 + 5) / 3
-    assert result["counts"] == {"answers": 3, "pictures": 2}
+    assert result["counts"] == {"answers": 3, "pictures": 3}
+
+
+def test_captions_given_twice_are_refused_with_their_ids(score: Score, tmp_path: Path) -> None:
+    """As by a second run appended to the file. Two questions on one image are no repetition."""
+    rows = [{"image_id": 1, "caption": "A dog"}, {"image_id": 2, "caption": "A field"}]
+    path, folder = tmp_path / "captions.jsonl", coco(tmp_path / "coco")
+    path.write_text("\n".join(map(json.dumps, [*rows, {"image_id": 1, "caption": "A horse"}])))
+    run = score("chair", path, "--coco_annotations", folder)
+    assert run.status == 2 and "1 responses given again: image_id 1;" in run.err
+    partial = score("chair", path, "--coco_annotations", folder, "--partial").result
+    assert (partial["counts"]["answers"], partial["chair_s"], partial["partial"]) == (2, 0, True)
+    asked = [{"image_id": 1, "question": f"What is {what}?", "answer": "A dog"} for what in ("here", "there")]
+    path.write_text("\n".join(map(json.dumps, asked)))
+    assert score("object-halbench", path, "--coco_annotations", folder).result["counts"]["answers"] == 2
 
 
 def test_chairs_own_caption_file_is_read(score: Score, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,73 @@ def test_a_missing_answer_moves_no_other(score: Score, tmp_path: Path) -> None:
     run = score("pope", answers, "--questions", questions, "--partial")
     assert run.status == 2
     assert "no question_id in the responses that would say which are missing" in run.err
+
+
+def twelve(yes: object = "yes", no: object = "no") -> list[dict[str, object]]:
+    return [
+        {"question_id": n, "image": f"{n // 2}.jpg", "text": f"Is there a thing {n} in it?", "label": (no, yes)[n % 2]}
+        for n in range(1, 13)
+    ]
+
+
+RIGHT = [{"question_id": n, "answer": ("No", "Yes")[n % 2]} for n in range(1, 13)]
+
+
+def write_lines(path: Path, rows: Sequence[object]) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("yes", "no"),
+    [("yes", "no"), ("Yes", "No"), ("YES ", " no\n"), (1, 0), ("1", "0"), (True, False), ("True", "false")],
+)
+def test_labels_may_be_written_otherwise(score: Score, tmp_path: Path, yes: object, no: object) -> None:
+    questions = write_lines(tmp_path / "questions.jsonl", twelve(yes, no))
+    result = score("pope", write_lines(tmp_path / "answers.jsonl", RIGHT), "--questions", questions).result
+    assert (result["accuracy"], result["counters"]) == (1, {"TP": 6, "FP": 0, "TN": 6, "FN": 0})
+
+
+@pytest.mark.parametrize("label", ["", "maybe", None, 2, "ja"])
+def test_other_labels_are_refused(score: Score, tmp_path: Path, label: object) -> None:
+    questions = write_lines(tmp_path / "questions.jsonl", twelve(no=label))
+    run = score("pope", write_lines(tmp_path / "answers.jsonl", RIGHT), "--questions", questions)
+    assert run.status == 2
+    assert "label of question 2, 4, 6" in run.err and f"the first is {json.dumps(label)}" in run.err
+
+
+def test_what_is_missing_is_told_apart_from_what_is_wrong(score: Score, tmp_path: Path) -> None:
+    questions = write_lines(tmp_path / "questions.jsonl", twelve())
+    run = score(
+        "pope", write_lines(tmp_path / "a.jsonl", [*RIGHT[:5], *RIGHT[6:]]), "--questions", questions, "--partial"
+    )
+    assert run.result["accuracy"] == 1
+    assert run.result["missing"] == {"answers": 1, "of": 12, "share": 1 / 12}
+    assert "1 of 12 responses (8.3 %) are missing, and no number counts them as wrong" in run.out
+    assert "missing" not in score("pope", write_lines(tmp_path / "a.jsonl", RIGHT), "--questions", questions).result
+
+
+def test_responses_given_twice_are_refused_with_their_ids(score: Score, tmp_path: Path) -> None:
+    questions = write_lines(tmp_path / "questions.jsonl", twelve())
+    wrong = {"question_id": 3, "answer": "No"}
+    for rows, missing in (([*RIGHT, wrong], 0), ([*RIGHT[:5], wrong, *RIGHT[6:]], 1)):
+        answers = write_lines(tmp_path / "answers.jsonl", rows)
+        run = score("pope", answers, "--questions", questions)
+        assert run.status == 2 and "1 responses given again: question_id 3;" in run.err
+        partial = score("pope", answers, "--questions", questions, "--partial").result
+        assert (partial["accuracy"], partial["missing"]["answers"]) == (1, missing)
+
+
+def test_responses_that_the_official_rule_reads_otherwise_are_counted_in_a_note(score: Score, tmp_path: Path) -> None:
+    """ "No!", "**No**" and "NO." are yes by that rule, "Yes, no doubt" is no; an empty one is yes."""
+    said = ["No!", "**No**", "NO.", "Yes, no doubt", "", *["Yes"] * 7]
+    answers = [{"question_id": n, "answer": text} for n, text in enumerate(said, start=1)]
+    questions = write_lines(tmp_path / "questions.jsonl", twelve())
+    run = score("pope", write_lines(tmp_path / "answers.jsonl", answers), "--questions", questions)
+    assert run.result["yes_ratio"] == pytest.approx(11 / 12)
+    assert run.result["counts"]["read_differently"] == 4
+    assert "4 responses say first what is not counted" in run.out and "the first is 'No!'" in run.out
+    assert "1 responses are empty, which is yes" in run.out
 
 
 # ---- corrected labels ----

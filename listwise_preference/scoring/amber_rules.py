@@ -12,7 +12,7 @@ from pathlib import Path
 from listwise_preference.english.text import English, english
 from listwise_preference.english.tokens import token_spans
 from listwise_preference.errors import DataError
-from listwise_preference.files import Record, read_json, read_text
+from listwise_preference.files import Record, listed, read_json, read_text
 from listwise_preference.scoring.answers import (
     Answer,
     Problems,
@@ -100,6 +100,8 @@ def load_amber(folder: Path) -> Amber:
             query.get("image"),
             query.get("query"),
         )
+    if wrong := [one.id for one in questions.values() if one.kind != "generative" and one.truth not in ("yes", "no")]:
+        raise DataError(f'{data / "annotations.json"}: "truth" is neither "yes" nor "no" for id {listed(wrong)}')
     association = read_json(data / "relation.json")
     safe_words = frozenset(read_text(data / "safe_words.txt").removesuffix("\n").split("\n"))
     vocabulary = frozenset(association) | {word for words in association.values() for word in words}

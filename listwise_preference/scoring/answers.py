@@ -4,13 +4,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from listwise_preference.errors import DataError
 from listwise_preference.files import LISTED, Record, listed
 
+Item = TypeVar("Item")
 YesNoRule = Literal["word", "exact", "release"]
 
 
@@ -24,13 +25,20 @@ class Answer:
 
 @dataclass(frozen=True)
 class Problems:
-    """What is wrong with a responses file, one sentence per kind; empty when nothing is."""
+    """What is wrong with a responses file, one sentence per kind; empty when nothing is.
+
+    Attributes:
+        missing: responses that are not there, or cannot be used, of those that are ``wanted``; they are in no number.
+        wanted: 0 where that is not known.
+    """
 
     sentences: tuple[str, ...] = ()
+    missing: int = 0
+    wanted: int = 0
 
     def and_also(self, sentence: str) -> "Problems":
         """These, and one more."""
-        return Problems((*self.sentences, sentence))
+        return replace(self, sentences=(*self.sentences, sentence))
 
     def refuse_unless(self, partial: bool, path: Path) -> None:
         """Raise DataError with all sentences, unless the caller asked to score what is there."""
@@ -80,8 +88,12 @@ def check_answers(records: Sequence[Record], sections: Mapping[str, Sequence[int
 
     times = Counter(answer.id for answer in answers)
     sentences = []
+    all_missing = wanted = 0
     for name, ids in sections.items():
         missing = [id_ for id_ in ids if id_ not in times]
+        if len(missing) < len(ids):
+            wanted += len(ids)
+            all_missing += len(missing)
         if missing and len(missing) < len(ids):
             sentences.append(f"{len(missing)} of {len(ids)} {name} ids are missing: {listed(missing)}")
     if repeated := [id_ for id_, count in times.items() if count > 1]:
@@ -95,7 +107,7 @@ def check_answers(records: Sequence[Record], sections: Mapping[str, Sequence[int
         sentences.append("of the wrong type: " + "; ".join(wrong[:LISTED]) + more)
     if not answers:
         sentences.append("no response in it belongs to this benchmark")
-    return answers, Problems(tuple(sentences))
+    return answers, Problems(tuple(sentences), all_missing, wanted)
 
 
 def match(
@@ -112,14 +124,15 @@ def match(
 
     known = {key(question): question for question in questions}
     found: dict[tuple[str, ...], tuple[Record, Record]] = {}
-    textless, unknown, repeated = [], [], []
+    textless, unknown = [], []
+    repeated: list[str] = []
     for number, record in enumerate(records, start=1):
         if key(record) not in known:
             unknown.append(number)
         elif first_text(record, text_keys) is None:
             textless.append(number)
         elif key(record) in found:
-            repeated.append(number)
+            repeated.append(f"{number} ({', '.join(key(record))})")
         else:
             found[key(record)] = (record, known[key(record)])
     sentences = []
@@ -131,10 +144,31 @@ def match(
     if textless:
         sentences.append(f"no text under {' or '.join(map(json.dumps, text_keys))} in record {listed(textless)}")
     if repeated:
-        sentences.append(f"a question is answered again in record {listed(repeated)} (with --partial the first counts)")
+        shown = ", ".join(repeated[:LISTED]) + ", ..." * (len(repeated) > LISTED)
+        sentences.append(f"a question is answered again in record {shown}; with --partial the first counts")
     if not found:
         sentences.append("no response in it belongs to these questions")
-    return list(found.values()), Problems(tuple(sentences))
+    return list(found.values()), Problems(tuple(sentences), len(missing), len(known))
+
+
+def read_label(value: object) -> str | None:
+    """``yes`` or ``no`` of a label written as yes, true or 1, no, false or 0, in any case; else None."""
+    written = str(value).strip().lower()
+    return "yes" if written in ("yes", "true", "1") else "no" if written in ("no", "false", "0") else None
+
+
+def first_of_each(records: Sequence[Item], keys: Sequence[str]) -> tuple[list[Item], str | None]:
+    """The first record of each key, and a sentence on those that are given again, if any."""
+    firsts: dict[str, Item] = {}
+    repeated = []
+    for key, record in zip(keys, records, strict=True):
+        if key in firsts:
+            repeated.append(key)
+        firsts.setdefault(key, record)
+    if not repeated:
+        return list(records), None
+    shown = ", ".join(list(dict.fromkeys(repeated))[:LISTED]) + ", ..." * (len(set(repeated)) > LISTED)
+    return list(firsts.values()), f"{len(repeated)} responses given again: {shown}; with --partial the first counts"
 
 
 # A full stop inside a number or a name does not end a sentence.

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from listwise_preference.cli import Parser, Subcommands, count, run_program
 from listwise_preference.scoring import compare, table
+from listwise_preference.scoring.answers import Problems
 from listwise_preference.scoring.benchmarks import BENCHMARKS
 from listwise_preference.scoring.bootstrap import bootstrap
 from listwise_preference.scoring.interface import Benchmark
@@ -71,12 +72,21 @@ def _add_command(commands: Subcommands, benchmark: Benchmark) -> None:
     benchmark.add_options(one)
 
 
+def _missing(problems: Problems) -> Result:
+    """How much of a benchmark is not there, beside the numbers of what is."""
+    if not problems.sentences or not problems.wanted:
+        return {}
+    share = problems.missing / problems.wanted
+    return {"missing": {"answers": problems.missing, "of": problems.wanted, "share": share}}
+
+
 def _score(benchmark: Benchmark, args: Namespace) -> Result:
     scored = benchmark.score(args)
     result: Result = {
         "benchmark": benchmark.name,
         "partial": bool(scored.problems.sentences),
         "problems": list(scored.problems.sentences),
+        **_missing(scored.problems),
         **scored.numbers,
         "counts": {**scored.counts, "pictures": len(scored.images)},
         "protocol": scored.protocol,

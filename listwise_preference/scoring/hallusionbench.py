@@ -90,6 +90,8 @@ def read_questions(path: Path) -> list[Record]:
     needed = (*IDENTITY, "visual_input", "gt_answer", "question")
     if wrong := [n for n, one in enumerate(questions, 1) if not all(isinstance(one.get(key), str) for key in needed)]:
         raise DataError(f"{path}: not HallusionBench.json: no text under one of {', '.join(needed)} in {listed(wrong)}")
+    if wrong := [number for number, one in enumerate(questions, 1) if one["gt_answer"] not in ("0", "1")]:
+        raise DataError(f'{path}: "gt_answer" is neither "1" (yes) nor "0" (no) in {listed(wrong)}')
     return questions
 
 
@@ -337,7 +339,8 @@ def _score(args: Namespace) -> Scored:
         protocol["judge"] = judge.model
     else:
         judged, unjudged = read_verdicts(pairs)
-        problems = Problems((*problems.sentences, *unjudged.sentences))
+        for sentence in unjudged.sentences:
+            problems = problems.and_also(sentence)
         problems.refuse_unless(args.partial and bool(judged), args.answers)
         protocol["judge"] = "verdicts in the responses file"
     sets = count(judged)

@@ -15,7 +15,7 @@ from pathlib import Path
 from listwise_preference.cli import Parser
 from listwise_preference.errors import DataError
 from listwise_preference.files import Record, listed, read_records
-from listwise_preference.scoring.answers import Problems, first_text
+from listwise_preference.scoring.answers import Problems, first_of_each, first_text
 from listwise_preference.scoring.interface import (
     BadRecord,
     Benchmark,
@@ -71,6 +71,10 @@ def check(records: Sequence[Record]) -> tuple[list[Record], Problems]:
             usable.append(record)
         else:
             wrong.append(number)
+    asked = [f"{one.get('image_id') or one.get('image_src') or 'image'}: {one['question']}" for one in usable]
+    usable, again = first_of_each(usable, asked)
+    if again:
+        sentences.append(again)
     if len(records) != QUESTIONS:
         sentences.append(f"{len(records)} records, and MMHal-Bench has {QUESTIONS}")
     if wrong:
@@ -82,7 +86,7 @@ def check(records: Sequence[Record]) -> tuple[list[Record], Problems]:
         sentences.append("every model_answer is empty: this is the template itself")
     if not usable:
         sentences.append("no record in it is a MMHal-Bench response")
-    return usable, Problems(tuple(sentences))
+    return usable, Problems(tuple(sentences), max(0, QUESTIONS - len(usable)), QUESTIONS)
 
 
 def prompts(records: Sequence[Record], template_path: Path) -> list[str]:

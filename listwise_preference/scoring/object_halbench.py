@@ -21,7 +21,7 @@ from listwise_preference.cli import Parser
 from listwise_preference.english.text import English, english
 from listwise_preference.errors import DataError
 from listwise_preference.files import Record, listed, parse_json, read_json, read_records, read_text, write_atomic
-from listwise_preference.scoring.answers import Problems, first_text
+from listwise_preference.scoring.answers import Problems, first_of_each, first_text
 from listwise_preference.scoring.interface import (
     BadRecord,
     Benchmark,
@@ -181,9 +181,14 @@ def read_captions(path: Path, questions: Sequence[Record] | None) -> tuple[list[
             f"no image_id (a COCO id) or no text under {', '.join(TEXT_KEYS)}: record {listed(wrong)}"
             + ("" if questions else " (give the benchmark's questions with --questions where responses lack the id)")
         )
+    named = [f"image_id {one.image_id}" + (f": {one.question}" if one.question else "") for one in captions]
+    captions, again = first_of_each(captions, named)
+    if again:
+        sentences.append(again)
     if not captions:
         sentences.append("no response in it belongs to a COCO image")
-    return captions, Problems(tuple(sentences))
+    wanted = len(questions or ())
+    return captions, Problems(tuple(sentences), max(0, wanted - len(captions)), wanted)
 
 
 def _chairs_own_records(path: Path) -> list[Record]:

@@ -6,6 +6,7 @@ everything else, an empty response too, is "yes", which is the positive class.
 RePOPE (github.com/YanNeu/RePOPE) has the same questions with corrected labels, without those that cannot be answered.
 """
 
+import json
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from listwise_preference.cli import Parser
 from listwise_preference.errors import DataError
 from listwise_preference.files import Record, listed, read_records
-from listwise_preference.scoring.answers import Problems, first_text
+from listwise_preference.scoring.answers import Problems, first_of_each, first_text, first_yes_or_no, read_label
 from listwise_preference.scoring.interface import (
     Benchmark,
     Column,
@@ -41,22 +42,44 @@ def decided(beginning: str) -> bool:
     return "." in beginning or not (says_yes(beginning) or says_yes(beginning + "a"))
 
 
+def read_questions(path: Path) -> list[Record]:
+    """POPE's questions, or others of their form, with labels yes and no.
+
+    Raises:
+        DataError: a question has no label, or one that is neither.
+    """
+    questions = read_records(path)
+    if unlabelled := [number for number, question in enumerate(questions, start=1) if "label" not in question]:
+        raise DataError(f"{path}: not POPE's questions: no label in question {listed(unlabelled)}")
+    labels = [read_label(question["label"]) for question in questions]
+    if wrong := [number for number, label in enumerate(labels, start=1) if label is None]:
+        first = json.dumps(questions[wrong[0] - 1]["label"])
+        raise DataError(
+            f"{path}: the label of question {listed(wrong)} is neither yes nor no, true nor false, 1 nor 0;"
+            f" the first is {first}"
+        )
+    return [{**question, "label": label} for question, label in zip(questions, labels, strict=True)]
+
+
 def check(records: Sequence[Record], questions: Sequence[Record]) -> tuple[list[tuple[Record, Record]], Problems]:
     """(response, question) pairs that can be scored, and what is wrong with the two files.
 
     A record that repeats its question's text or id is checked against the question at its place.
     """
-    unlabelled = [number for number, question in enumerate(questions, start=1) if "label" not in question]
-    if unlabelled:
-        raise DataError(f"not POPE's questions: no label in question {listed(unlabelled)}")
     sentences = []
+    said = [record.get("question_id") for record in records]
+    asked = Counter(question.get("question_id") for question in questions)
+    if all(count == 1 for count in asked.values()) and None not in said:
+        records, again = first_of_each(records, [f"question_id {one}" for one in said])
+        if again:
+            sentences.append(again)
     at_their_place: list[Record | None] = list(questions[: len(records)])
     if len(records) != len(questions):
         sentences.append(f"{len(records)} responses for {len(questions)} questions")
-        if any("question_id" not in record for record in records):
+        if None in said or any(asked[id_] > 1 for id_ in said):
             # Behind a gap every response would be compared with its neighbour's question.
             sentences.append("no question_id in the responses that would say which are missing")
-            return [], Problems(tuple(sentences))
+            return [], Problems(tuple(sentences), len(questions), len(questions))
         by_id = {question.get("question_id"): question for question in questions}
         at_their_place = [by_id.get(record["question_id"]) for record in records]
     textless, strange, pairs = [], [], []
@@ -79,7 +102,7 @@ def check(records: Sequence[Record], questions: Sequence[Record]) -> tuple[list[
         sentences.append(f"responses to another question than the one at their place: record {listed(strange)}")
     if not pairs:
         sentences.append("no response in it belongs to these questions")
-    return pairs, Problems(tuple(sentences))
+    return pairs, Problems(tuple(sentences), len(questions) - len(pairs), len(questions))
 
 
 def relabel(
@@ -173,10 +196,10 @@ def _add_options(parser: Parser) -> None:
 
 
 def _score(args: Namespace) -> Scored:
-    questions = read_records(args.questions)
+    questions = read_questions(args.questions)
     pairs, problems = check(read_records(args.answers), questions)
     problems.refuse_unless(args.partial and bool(pairs), args.answers)
-    corrected = relabel(pairs, questions, read_records(args.relabelled)) if args.relabelled else []
+    corrected = relabel(pairs, questions, read_questions(args.relabelled)) if args.relabelled else []
     images = sum_by_image(
         (str(question.get("image", question.get("question_id"))), {f"{labels}{count(record, question)}": 1})
         for labels, scored in (("", pairs), ("relabelled ", corrected))
@@ -194,13 +217,23 @@ def _score(args: Namespace) -> Scored:
             "left_out": len(pairs) - len(corrected),
         }
         protocol["relabelled"] = args.relabelled.name
+    texts = [first_text(record, ANSWER_KEYS) or "" for record, _ in pairs]
+    notes = []
+    if otherwise := [text for text in texts if first_yes_or_no(text) == ("No" if says_yes(text) else "Yes")]:
+        notes.append(
+            f"{len(otherwise)} responses say first what is not counted: POPE's rule looks for No, no or not between"
+            f" spaces (the first is {otherwise[0][:80]!r})."
+        )
+    if empty := sum(not text.strip() for text in texts):
+        notes.append(f"{empty} responses are empty, which is yes by POPE's rule.")
     return Scored(
         numbers,
         images,
         _metrics_of_both,
-        counts={"answers": len(pairs)},
+        counts={"answers": len(pairs), "read_differently": len(otherwise)},
         protocol=protocol,
         problems=problems,
+        notes=notes,
     )
 
 

@@ -66,6 +66,9 @@ def report(
                 print(f"  {name:28} {edges[0]:9.4g} to {edges[1]:.4g}")
     if result["partial"]:
         partial = "PARTIAL: not all of the benchmark was scored; do not compare these numbers with whole ones."
+        if missing := result.get("missing"):
+            lacking = f"{missing['answers']:,} of {missing['of']:,} responses ({100 * missing['share']:.1f} %)"
+            partial += f" {lacking} are missing, and no number counts them as wrong."
         notes = [partial, *notes]
     result = {**result, "notes": list(notes)}
     for note in result["notes"]:
