@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,10 +26,12 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as IMAGE_TEXT_MODELS
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.models.auto.video_processing_auto import get_video_processor_config
+from transformers.utils import VIDEO_PROCESSOR_NAME
 from transformers.utils.hub import cached_file
 
 from listwise_preference.errors import ModelError
-from listwise_preference.files import sha256_of
+from listwise_preference.files import sha256_of, write_json
 from listwise_preference.models.families import Family, family_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -88,8 +90,13 @@ def load_processor(name_or_path: str, revision: str | None = None) -> ProcessorM
 
 
 class _WithoutVideos(ProcessorMixin):
-    """A processor without its part for videos, which wants torchvision even where images do not."""
+    """A processor without its part for videos, which wants torchvision even where images do not.
 
+    Attributes:
+        video_settings: of that part, saved as they were found, so that others can load what is saved here.
+    """
+
+    video_settings: Mapping[str, Any] = {}
     # SmolVLM's asks it for these two wherever a template is applied.
     video_processor = SimpleNamespace(num_frames=None, fps=None)
 
@@ -100,6 +107,17 @@ class _WithoutVideos(ProcessorMixin):
     @classmethod
     def get_attributes(cls) -> list[str]:
         return [name for name in super().get_attributes() if name != "video_processor"]
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, **kwargs: Any) -> ProcessorMixin:
+        processor = super().from_pretrained(name_or_path, **kwargs)
+        processor.video_settings = get_video_processor_config(name_or_path, revision=kwargs.get("revision"))
+        return processor
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        super().save_pretrained(save_directory, **kwargs)
+        if self.video_settings:
+            write_json(Path(save_directory) / VIDEO_PROCESSOR_NAME, self.video_settings)
 
     @classmethod
     def from_args_and_dict(cls, args: Sequence[Any], processor_dict: dict[str, Any], **kwargs: Any) -> ProcessorMixin:
