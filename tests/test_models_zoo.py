@@ -26,7 +26,13 @@ from listwise_preference.merging.command import main as merge
 from listwise_preference.models.adapters import load_adapter
 from listwise_preference.models.chat_format import ChatFormat
 from listwise_preference.models.families import family_of
-from listwise_preference.models.loading import load_base_model, load_config, load_processor, processor_identity, rope_index
+from listwise_preference.models.loading import (
+    load_base_model,
+    load_config,
+    load_processor,
+    processor_identity,
+    rope_index,
+)
 from listwise_preference.models.prompt_tensors import encode_prompts, per_token
 from listwise_preference.models.ragged_attention import use_ragged_attention
 from listwise_preference.probe.measure import ModelScorer
@@ -225,7 +231,7 @@ def test_rows_score_as_each_completion_alone(trained: Trained) -> None:
         assert rows == [pytest.approx(row, abs=1e-4) for row in alone]
     else:
         # For a reason: such a model cannot read them, or reads something else.
-        assert rows is None or max(abs(x - y) for one, two in zip(rows, alone) for x, y in zip(one, two)) > 0.01
+        assert rows is None or (torch.tensor(rows) - torch.tensor(alone)).abs().max() > 0.01
     lines = (trained.folder / "eval_records.jsonl").read_text().splitlines()
     evaluated = [json.loads(line)["policy_logps"] for line in lines]
     assert evaluated == [pytest.approx(row, abs=1e-3) for row in alone]
@@ -292,7 +298,7 @@ def test_the_merged_model_has_the_adapters_values(trained: Trained, tmp_path: Pa
     options = {"adapter": trained.adapter, "output": tmp_path / "merged", **pairs}
     merge([str(word) for name, value in options.items() for word in (f"--{name}", value)])
     proof = json.loads((tmp_path / "merged" / "merge.json").read_text())["proof"]
-    assert proof["difference"] <= 1e-3 < 0.1 < proof["effect"]
+    assert proof["difference"] <= 1e-3 < 0.05 < proof["effect"]
 
 
 def test_the_verifier_and_the_probe_see_what_the_model_sees(trained: Trained) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import processors
+from tokenizers import Tokenizer, processors
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedTokenizerFast
 from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE as SMOLVLM_TEMPLATE
 
@@ -71,12 +71,18 @@ class Small:
 def _tokenizer(*special: str, bos: bool = True, eos: str = "</s>", **named: str) -> PreTrainedTokenizerFast:
     """A tokenizer with these special tokens, of which ``named`` become attributes; ``bos``: opens every text itself."""
     tokenizer = build_tokenizer(SAMPLE_TEXTS, 560 + len(special), special)
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Bytes are text in published tokenizers.
+    state["added_tokens"] = [token for token in state["added_tokens"] if not token["content"].startswith("<0x")]
+    backend = Tokenizer.from_str(json.dumps(state))
     if not bos:
-        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
-    tokenizer.eos_token = eos
+        backend.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer,
-        **{name: str(value) for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)},
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token=eos,
+        unk_token="<unk>",
+        pad_token="<unk>",
         padding_side="left",
         extra_special_tokens=named,
     )
