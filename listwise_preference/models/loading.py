@@ -67,6 +67,8 @@ def load_processor(name_or_path: str, revision: str | None = None) -> ProcessorM
     # One backend everywhere: torchvision's resizes differ a little, and it need not be installed.
     try:
         processor = _processor_class(config).from_pretrained(name_or_path, revision=revision)
+        if isinstance(processor, _WithoutVideos):
+            processor.video_settings = get_video_processor_config(name_or_path, revision=revision)
         if hasattr(processor, "image_processor"):
             # Not by backend="pil" for all of it: video processors have no such backend.
             processor.image_processor = AutoImageProcessor.from_pretrained(
@@ -108,14 +110,8 @@ class _WithoutVideos(ProcessorMixin):
     def get_attributes(cls) -> list[str]:
         return [name for name in super().get_attributes() if name != "video_processor"]
 
-    @classmethod
-    def from_pretrained(cls, name_or_path: str, **kwargs: Any) -> ProcessorMixin:
-        processor = super().from_pretrained(name_or_path, **kwargs)
-        processor.video_settings = get_video_processor_config(name_or_path, revision=kwargs.get("revision"))
-        return processor
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        super().save_pretrained(save_directory, **kwargs)
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
         if self.video_settings:
             write_json(Path(save_directory) / VIDEO_PROCESSOR_NAME, self.video_settings)
 
