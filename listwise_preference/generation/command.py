@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,11 +23,13 @@ from tqdm import tqdm
 
 from listwise_preference import __version__
 from listwise_preference.cli import Parser, count, is_main_process, parse_options, run_program
+from listwise_preference.data.ranked_images import open_image
 from listwise_preference.errors import DataError, ModelError
 from listwise_preference.files import sha256_of
 from listwise_preference.generation.questions import Questions, read_questions
 from listwise_preference.generation.response_files import ResponseFiles
 from listwise_preference.models.adapters import check_folders
+from listwise_preference.models.families import special_tokens
 from listwise_preference.scoring.benchmarks import BENCHMARKS
 
 Item = TypeVar("Item")
@@ -36,7 +39,10 @@ logger = logging.getLogger("listwise_preference")
 
 
 # A resumed run may have other values of these: they change no response, or only the last bits of a number.
-_FREE = ("questions", "image_root", "output", "batch_size", "share_prefix", "merge", "on_bad_record", "restart")
+_FREE = (
+    *("questions", "image_root", "output", "batch_size", "share_prefix", "merge", "on_bad_record", "restart"),
+    *("ask", "serve"),
+)
 # Runs of versions without the option have it so.
 _FREE_AT_DEFAULT = {"text_only_questions": True, "system_prompt": None, "load_in_8bit": False}
 # Recorded by the content of what they name.
@@ -66,6 +72,14 @@ def parse(recipe: Mapping[str, Any], argv: Sequence[str] | None = None) -> Names
     add("--text_only_questions", action=switch, default=True, help=text_only)
     restart = "start again where an earlier run's responses are; they are kept as OUTPUT.old"
     add("--restart", action="store_true", help=restart)
+    add = parser.group("one question, in place of a benchmark's")
+    ask = "ask one question on one image and print the responses of base and adapter side by side"
+    add("--ask", nargs=2, metavar=("IMAGE", "QUESTION"), help=ask)
+    page = (
+        "then serve a page on this machine: tokens coloured by how much their probability falls when a region that"
+        " is dragged over the image is masked; 0 takes a free port (needs starlette and uvicorn)"
+    )
+    add("--serve", type=int, metavar="PORT", help=page)
     add = parser.group("how it responds")
     add("--batch_size", type=count, default=16, help="questions, and images, at a time; halved when memory runs out")
     add("--max_new_tokens", type=count, default=512, help="of a response in free text")
@@ -84,7 +98,13 @@ def parse(recipe: Mapping[str, Any], argv: Sequence[str] | None = None) -> Names
     add("--load_in_4bit", action="store_true", help="quantize the base weights on loading (needs bitsandbytes)")
     options, _ = parse_options(parser, recipe, argv)
     del options.config
-    needed = ("model_name_or_path", "adapter", "benchmark", "questions", "image_root", "output")
+    if options.serve is not None and options.ask is None:
+        parser.error("--serve needs --ask")
+    needed = (
+        ("model_name_or_path", "adapter")
+        if options.ask
+        else ("model_name_or_path", "adapter", "benchmark", "questions", "image_root", "output")
+    )
     if missing := [name for name in needed if vars(options)[name] is None]:
         parser.error(f"needed: {', '.join(f'--{name}' for name in missing)}")
     if options.load_in_4bit and options.load_in_8bit:
@@ -98,6 +118,9 @@ def main(recipe: Mapping[str, Any] = {}, argv: Sequence[str] | None = None) -> N
     """Run a recipe as the command line changes it. Exits with code 2 and a message on an error that the user can
     correct."""
     options = parse(recipe, argv)
+    if options.ask is not None:
+        run_program(lambda: _ask(options))
+        return
     run_program(lambda: _run(options, is_main_process()), stopped="stopped; the same command resumes from here")
 
 
@@ -201,6 +224,31 @@ def _run(options: Namespace, is_main: bool) -> None:
     state.wait_for_everyone()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _ask(options: Namespace) -> None:
+    """One question: its image, text and packages checked, then the heavy part."""
+    file, question = Path(options.ask[0]), options.ask[1]
+    open_image(file)
+    if not question.strip():
+        raise DataError("--ask: the question is blank")
+    if token := next((token for token in special_tokens() if token in question), None):
+        raise DataError(f"--ask: {token} in the question would be read as an image or as the end of a text")
+    if options.serve is not None and not all(map(find_spec, ("starlette", "uvicorn"))):
+        raise ModelError("--serve needs packages that are not installed: pip install starlette uvicorn")
+    check_folders(options.model_name_or_path, None if options.adapter == "none" else Path(options.adapter))
+
+    from listwise_preference.generation.ask import run
+    from listwise_preference.generation.engine import Decoding
+
+    decoding = Decoding(
+        batch_size=1,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        seed=options.seed,
+        system_prompt=options.system_prompt,
+    )
+    run(options, file, question, decoding)
 
 
 def ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

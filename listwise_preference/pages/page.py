@@ -26,6 +26,7 @@ class Page:
         package: where its own files are: ``name``.html, which is the body, ``name``.css and ``name``.js.
         title: shown until the script sets another.
         data_file: what ``finish`` writes beside them; it sets ``window.variable``.
+        asks: whether it asks the server that it comes from; a page from disk has none.
     """
 
     package: str
@@ -33,6 +34,7 @@ class Page:
     title: str
     data_file: str
     variable: str
+    asks: bool = False
 
     def check(self, folder: Path) -> None:
         """Refuse a folder that the page cannot be written to; nothing is written.
@@ -65,7 +67,8 @@ class Page:
             write_atomic(folder / file, (source / file).read_bytes())
         html = (shared / "page.html").read_text(encoding="utf-8")
         body = (own / f"{self.name}.html").read_text(encoding="utf-8")
-        content = html.format(title=self.title, name=self.name, data_file=self.data_file, body=body)
+        connect = "connect-src 'self'; " if self.asks else ""
+        content = html.format(title=self.title, name=self.name, data_file=self.data_file, body=body, connect=connect)
         write_atomic(folder / "index.html", content)
 
     def finish(self, folder: Path, value: Any) -> Path:

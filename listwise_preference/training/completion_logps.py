@@ -23,6 +23,14 @@ def completion_logps(model: nn.Module, batch: Batch) -> Tensor:
             ragged attention (``models.ragged_attention``).
         batch: from :class:`listwise_preference.training.batch.Collator`, on the model's device.
     """
+    logps_N = token_logps(model, batch)
+    record_count, completion_count = batch["record"].shape[0], batch["completion_count"]
+    logps = torch.zeros(record_count * completion_count, dtype=logps_N.dtype, device=logps_N.device)
+    return logps.index_add(0, batch["target_completion"], logps_N).view(record_count, completion_count)
+
+
+def token_logps(model: nn.Module, batch: Batch) -> Tensor:
+    """Log-probabilities of the completions' tokens, those of one completion behind those of the one before: (N,)."""
     read = {"kept": batch["keep"][0].nonzero()[:, 0]} if "spans" in batch else {}
     output = model(
         input_ids=batch["input_ids"],
@@ -39,6 +47,4 @@ def completion_logps(model: nn.Module, batch: Batch) -> Tensor:
     if logps_N.device.type != "mps":  # it has no float64
         # A sum of hundreds of nats is rounded to 1e-4 in float32, and the loss is made of differences of such sums.
         logps_N = logps_N.double()
-    record_count, completion_count = batch["record"].shape[0], batch["completion_count"]
-    logps = torch.zeros(record_count * completion_count, dtype=logps_N.dtype, device=logps_N.device)
-    return logps.index_add(0, batch["target_completion"], logps_N).view(record_count, completion_count)
+    return logps_N
