@@ -19,11 +19,12 @@ from PIL import Image
 from torch import Tensor
 
 from listwise_preference.data.ranked_images import Box, Drawing, open_image, ranked_images
-from listwise_preference.generation.engine import Decoding, response_generator
+from listwise_preference.generation.any_model import response_generator
+from listwise_preference.generation.engine import Decoding
 from listwise_preference.generation.questions import Question
 from listwise_preference.models import adapters, loading
 from listwise_preference.models.families import family_of
-from listwise_preference.training.batch import Collator, Example
+from listwise_preference.training.batch import Collator, Example, on_device
 from listwise_preference.training.completion_logps import token_logps
 
 logger = logging.getLogger("listwise_preference")
@@ -96,12 +97,10 @@ class Asked:
     @torch.inference_mode()
     def _logps(self, name: str, ids: list[int], image: Image.Image) -> Tensor:
         prompt = self._generator.chat.prompt_text(self.question)
-        batch: Any = self._collate([Example(0, prompt, ids, [], (image,), None)])
-        device = self.model.device
-        moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-        moved["images"] = {key: value.to(device) for key, value in batch["images"].items()}
+        batch = self._collate([Example(0, prompt, ids, [], (image,), None)])
+        weights = self.model.get_input_embeddings().weight
         with self._as(name):
-            return token_logps(self.model, moved).cpu()  # type: ignore[arg-type]
+            return token_logps(self.model, on_device(batch, weights)).cpu()
 
     def falls(self, box: Box) -> dict[str, list[float]]:
         """By how many nats each token's log-probability falls, of each policy, when the box is masked.

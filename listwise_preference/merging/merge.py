@@ -30,7 +30,7 @@ from listwise_preference.files import sha256_of, write_atomic, write_json
 from listwise_preference.models import adapters, loading
 from listwise_preference.models.chat_format import ChatFormat
 from listwise_preference.models.families import family_of
-from listwise_preference.training.batch import Collator, ListwiseDataset
+from listwise_preference.training.batch import Collator, ListwiseDataset, on_device
 from listwise_preference.training.completion_logps import completion_logps
 
 logger = logging.getLogger("listwise_preference")
@@ -132,21 +132,14 @@ def _logps(model: nn.Module, processor: ProcessorMixin, records: Sequence[Record
     """Of the chosen and the rejected response to each record: (records, 2), on the CPU."""
     config: Any = model.config
     token_type = family_of(config.model_type).response_token_type
-    device = next(model.parameters()).device
+    weights = next(model.parameters())
     dataset = ListwiseDataset(records, ChatFormat(processor), _LONGEST)
     collate = Collator(processor, ragged=False, response_token_type=token_type)
     rows = []
     with torch.no_grad():
         for index in tqdm(range(len(dataset)), desc="Comparing", unit=" records", disable=None):
-            batch: Any = {key: _on(value, device) for key, value in collate([dataset[index]]).items()}
-            rows.append(completion_logps(model, batch).cpu())
+            rows.append(completion_logps(model, on_device(collate([dataset[index]]), weights)).cpu())
     return torch.cat(rows)
-
-
-def _on(value: Any, device: torch.device) -> Any:
-    if isinstance(value, dict):
-        return {key: _on(one, device) for key, one in value.items()}
-    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _write(adapted: PeftModel, processor: ProcessorMixin, folder: Path, options: Namespace) -> bool:

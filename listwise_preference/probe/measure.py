@@ -28,7 +28,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from PIL import Image
 from tqdm import tqdm
@@ -49,9 +49,6 @@ from listwise_preference.generation.command import ahead
 from listwise_preference.image_lists.detectors.annotations import Annotations
 from listwise_preference.image_lists.detectors.detect import Failed
 from listwise_preference.scoring.bootstrap import bootstrap
-
-if TYPE_CHECKING:
-    from listwise_preference.training.batch import Batch
 
 Quantity = Literal["log_ratio", "policy", "reference"]
 
@@ -243,7 +240,7 @@ class ModelScorer:
 
         from listwise_preference.models.chat_format import ChatFormat
         from listwise_preference.models.families import family_of
-        from listwise_preference.training.batch import Collator, ListwiseDataset
+        from listwise_preference.training.batch import Collator, ListwiseDataset, on_device
         from listwise_preference.training.completion_logps import completion_logps
 
         dataset = ListwiseDataset(records, ChatFormat(self.processor), self.max_completion_length)
@@ -257,7 +254,7 @@ class ModelScorer:
             for loaded in ahead(
                 lambda batch: collate([dataset[index] for index in batch]), _batches(records, self.batch_size)
             ):
-                batch = self._on_device(loaded)
+                batch = on_device(loaded, self.model.get_input_embeddings().weight)
                 reference: list[list[float]] | None = None
                 with torch.no_grad():
                     policy = completion_logps(self.model, batch).tolist()
@@ -268,15 +265,6 @@ class ModelScorer:
                     yield index, Scores(tuple(policy[place]), None if reference is None else tuple(reference[place]))
         finally:
             self.model.train(was_training)
-
-    def _on_device(self, batch: "Batch") -> "Batch":
-        weights = self.model.get_input_embeddings().weight
-        images = {
-            name: value.to(weights.device, weights.dtype if value.is_floating_point() else value.dtype)
-            for name, value in batch["images"].items()
-        }
-        moved: Any = {name: value.to(weights.device) for name, value in batch.items() if hasattr(value, "to")}
-        return {**batch, **moved, "images": images}
 
 
 def _batches(records: Sequence[Record], size: int) -> Iterator[list[int]]:

@@ -274,3 +274,13 @@ def _continued(row: Tensor, prompt: Tensor, count: int) -> Tensor:
     """A row's positions with those of a completion behind them, counted on from the prompt in every dimension."""
     start = int(prompt.max()) + 1
     return torch.cat([row, torch.arange(start, start + count).expand(len(row), -1)], dim=1)
+
+
+def on_device(batch: Batch, weights: Tensor) -> Batch:
+    """The batch where the model's weights are, its images in their dtype."""
+    images = {
+        name: value.to(weights.device, weights.dtype if value.is_floating_point() else value.dtype)
+        for name, value in batch["images"].items()
+    }
+    moved: Any = {name: value.to(weights.device) for name, value in batch.items() if isinstance(value, Tensor)}
+    return {**batch, **moved, "images": images}
