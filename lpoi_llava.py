@@ -48,6 +48,7 @@ RECIPE = {
     "logging_steps": 10,
     "logging_first_step": True,
     "save_strategy": "epoch",
+    "resume_from_checkpoint": "auto",  # the same command goes on where it was stopped
 }
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Writing: whole or not at all. Work that takes long writes through ``store``.
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -186,10 +187,25 @@ def write_atomic(file: Path, content: str | bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(file)
+        sync(file.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise DataError(f"{file}: cannot be written: {error.strerror or error}") from error
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk before anything that relies on it."""
+    if os.name == "nt":  # opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_json(file: Path, value: Any) -> None:

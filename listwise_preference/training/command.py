@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from listwise_preference.cli import run_program
+from listwise_preference.cli import is_main_process, run_program
 from listwise_preference.data.pairs import (
     BoxLists,
     Crops,
@@ -27,12 +27,16 @@ from listwise_preference.data.ranked_images import Drawing, MaskedBox, masked_re
 from listwise_preference.errors import DataError, ImageError, ModelError
 from listwise_preference.models.adapters import check_folders
 from listwise_preference.models.families import special_tokens
+from listwise_preference.training.checkpoints import find_checkpoint, folder_of_one_run, record_of
 from listwise_preference.training.options import Arguments, parse
 
 logger = logging.getLogger("listwise_preference")
 
+# Of lpoi-train, which has no recipe.
+DEFAULTS = {"do_train": True, "resume_from_checkpoint": "auto"}
 
-def main(recipe: Mapping[str, Any] = {"do_train": True}, argv: Sequence[str] | None = None) -> None:
+
+def main(recipe: Mapping[str, Any] = DEFAULTS, argv: Sequence[str] | None = None) -> None:
     """Run a recipe as the command line changes it; exits with code 2 on an error that the user can correct."""
     arguments = parse(recipe, argv, description=sys.modules["__main__"].__doc__ or __doc__)
     run_program(lambda: train(arguments))
@@ -44,24 +48,34 @@ def train(arguments: Arguments) -> None:
     Raises:
         UserError: data, checkpoint, adapter or a combination of options that cannot be used.
     """
-    checkpoint = find_checkpoint(arguments)
     start = arguments.model.init_adapter
     check_folders(arguments.model.model_name_or_path, Path(start) if start else None)
+    if not arguments.training.do_train or arguments.objective.estimate or not is_main_process():
+        return _train(arguments)
+    with folder_of_one_run(Path(str(arguments.training.output_dir)).expanduser()):
+        return _train(arguments)
+
+
+def _train(arguments: Arguments) -> None:
     training, evaluation = read_data(arguments)
+    record, checkpoint = None, None
+    if arguments.training.do_train and not arguments.objective.estimate:
+        record = record_of(arguments, training)
+        checkpoint = find_checkpoint(arguments, record)
 
     from listwise_preference.training.run import Run  # torch, transformers, peft
 
     try:
-        run = Run(arguments, training, evaluation)
+        run = Run(arguments, training, evaluation, record, checkpoint)
         if arguments.objective.estimate:
             print(run.estimate())
             return
         run.load()
-        run.write_description(resumed=checkpoint is not None)
+        run.begin()
         if arguments.objective.precompute_ref_log_probs:
             run.precompute_reference()
         if arguments.training.do_train:
-            run.train(checkpoint)
+            run.train()
             run.save()
         if evaluation:
             run.evaluate()
@@ -69,36 +83,8 @@ def train(arguments: Arguments) -> None:
     except ImageError as error:
         # From a loading process it comes with that process's traceback; the last line is the message.
         message = str(error).strip().splitlines()[-1].partition("ImageError: ")
-        what = "repair the image or take the record out, and continue with --resume_from_checkpoint true"
+        what = "repair the image or take the record out, and continue with --resume_from_checkpoint auto"
         raise ImageError(f"{message[2] or message[0]}; {what}") from None
-
-
-def find_checkpoint(arguments: Arguments) -> str | None:
-    """The folder that ``--resume_from_checkpoint`` means; "true" is the last whole checkpoint of the run, if any.
-
-    Raises:
-        ModelError: there is none in the folder that is named.
-    """
-    option = arguments.training.resume_from_checkpoint
-    if not arguments.training.do_train or option is None or option.lower() == "false":
-        return None
-    if option.lower() != "true":
-        if not _is_whole(Path(option)):
-            raise ModelError(f"--resume_from_checkpoint {option}: no checkpoint there; 'true' takes the run's last one")
-        return option
-    output = Path(str(arguments.training.output_dir)).expanduser()
-    folders = [folder for folder in output.glob("checkpoint-*") if folder.name.removeprefix("checkpoint-").isdigit()]
-    for folder in sorted(folders, key=lambda folder: int(folder.name.removeprefix("checkpoint-")), reverse=True):
-        if _is_whole(folder):
-            logger.info(f"resuming from {folder}")
-            return str(folder)
-        logger.warning(f"{folder} is incomplete, its run was interrupted: skipped")
-    logger.info(f"no checkpoint in {output} yet: starting at the beginning")
-    return None
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    return (checkpoint / "trainer_state.json").is_file()  # the Trainer writes it last
 
 
 def read_data(arguments: Arguments) -> tuple[Sequence[Record], Sequence[Record]]:

@@ -65,7 +65,7 @@ def write_model_card(
     rows = [
         f"| {shown} | {steps[0][shown]:.4f} | {steps[-1][shown]:.4f} |"
         for shown in ("loss", *(f"loss_{term}" for term in objective.terms), *_SHOWN)
-        if steps and shown in steps[0]
+        if steps and shown in steps[0] and shown in steps[-1]
     ]
     pairs = run["data"].get("pairs", {})
     ends = [entry for entry in log_history if "train_runtime" in entry] or [{}]

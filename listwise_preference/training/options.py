@@ -143,6 +143,20 @@ class ObjectiveArguments:
         return Objective(weights, self.beta, self.anchor_delta, preset.list_source, label_smoothing)
 
 
+@dataclass
+class RunArguments:
+    """The run itself: its folder, where it goes on, when it stops."""
+
+    overwrite_output_dir: bool = option(
+        False, "delete the checkpoints and the adapter that are in --output_dir, and start anew"
+    )
+    allow_changed: list[str] | None = option(
+        None,
+        "what may differ from the run that is resumed, by name: options (learning_rate), data (pairs, images),"
+        " base_weights, libraries (torch), processes; optimizer or manifest for a checkpoint that lacks it",
+    )
+
+
 @dataclass(frozen=True)
 class Arguments:
     """All options of a run."""
@@ -151,6 +165,7 @@ class Arguments:
     data: DataArguments
     objective: ObjectiveArguments
     training: TrainerArguments
+    run: RunArguments
 
 
 # Where our default is not the Trainer's: a loss that is not a number shall be seen, not averaged away.
@@ -166,6 +181,7 @@ def parse(recipe: Mapping[str, Any], argv: Sequence[str] | None = None, descript
     add_options(parser, "model and adapter", ModelArguments)
     add_options(parser, "data", DataArguments)
     add_options(parser, "objective", ObjectiveArguments)
+    add_options(parser, "going on and stopping", RunArguments)
     add_options(parser, "training (transformers.TrainingArguments)", TrainerArguments)
     parser.known_elsewhere = HERE
     options, explicit = parse_options(parser, {**_TRAINER_DEFAULTS, **recipe}, argv)
@@ -179,6 +195,7 @@ def parse(recipe: Mapping[str, Any], argv: Sequence[str] | None = None, descript
         DataArguments(**given(DataArguments)),
         ObjectiveArguments(**given(ObjectiveArguments)),
         TrainerArguments(**given(TrainerArguments)),
+        RunArguments(**given(RunArguments)),
     )
     try:
         arguments.objective.resolve(arguments.training.label_smoothing_factor)

@@ -28,13 +28,14 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from listwise_preference import __version__
 from listwise_preference.data.pairs import Record
 from listwise_preference.errors import DataError, ModelError, UserError
-from listwise_preference.files import read_json, sha256_of, write_json
+from listwise_preference.files import sha256_of, write_json
 from listwise_preference.models import adapters, dry_run, loading, ragged_attention
 from listwise_preference.models.chat_format import ChatFormat
 from listwise_preference.models.frozen_tower import freeze_tower, vision_tower
 from listwise_preference.models.fused_layers import fuse_layers
-from listwise_preference.training import cost
+from listwise_preference.training import checkpoints, cost
 from listwise_preference.training.batch import Collator, ListwiseDataset
+from listwise_preference.training.checkpoints import RunRecord
 from listwise_preference.training.options import Arguments
 from listwise_preference.training.reference import ReferenceCache, record_keys
 from listwise_preference.training.row_proof import prove_rows
@@ -47,12 +48,28 @@ logger = logging.getLogger("listwise_preference")
 class Run:
     """Everything that a run works with, made from its options and its checked records.
 
+    Args:
+        arguments: its options.
+        training: records to train on.
+        evaluation: records to evaluate on.
+        record: what decides the adapter, where one is trained.
+        checkpoint: where the run goes on.
+
     Raises:
         UserError: a checkpoint, an adapter or a combination of options that cannot be used.
     """
 
-    def __init__(self, arguments: Arguments, training: Sequence[Record], evaluation: Sequence[Record]) -> None:
+    def __init__(
+        self,
+        arguments: Arguments,
+        training: Sequence[Record],
+        evaluation: Sequence[Record],
+        record: RunRecord | None = None,
+        checkpoint: Path | None = None,
+    ) -> None:
         self.arguments = arguments
+        self.record = record
+        self.checkpoint = checkpoint
         self.args = _training_arguments(arguments)
         self.output = Path(str(self.args.output_dir))
         self.objective = arguments.objective.resolve(arguments.training.label_smoothing_factor)
@@ -84,11 +101,16 @@ class Run:
         Raises:
             UserError: a checkpoint or an adapter that cannot be used, or a device that is too small.
         """
+        self.base_weights = self._weights_identity()
+        if self.record is not None:
+            self.record["base_weights"] = self.base_weights
+            if self.checkpoint is not None and checkpoints.read_record(self.checkpoint) is not None:
+                allowed = self.arguments.run.allow_changed or ()
+                checkpoints.refuse_changes(self.checkpoint, {"base_weights": self.base_weights}, allowed)
         self.reference_batch_size = 4 * self.args.per_device_train_batch_size
         if self.train_set is not None:
             self._settle_memory(self.train_set)
         options = self.arguments.model
-        self.base_weights = self._weights_identity()
         base = loading.load_base_model(
             options.model_name_or_path,
             revision=options.model_revision,
@@ -302,6 +324,7 @@ class Run:
                 "objective": dataclasses.asdict(arguments.objective),
                 "training": self.args.to_dict(),  # access tokens are left out
             },
+            **({"record": self.record} if self.record is not None else {}),
             "data": {
                 **{what: {"file": file, "sha256": sha256_of([Path(file)])} for what, file in files.items() if file},
                 "training_records": len(self.train_set or ()),
@@ -361,17 +384,14 @@ class Run:
         )
         return cost.report(costs, work)
 
-    def write_description(self, *, resumed: bool) -> None:
-        """``run.json``; with a warning where a run is resumed on other data."""
-        if not self.trainer.is_world_process_zero():
-            return
-        # An evaluation may go into the folder of the run that it is of, whose own record stays.
-        file = self.output / ("run.json" if self.args.do_train else "eval_run.json")
-        if resumed and file.is_file():
-            before = read_json(file)
-            if not isinstance(before, dict) or before.get("data") != self.description["data"]:
-                logger.warning(f"the data is not that of the run which is resumed: {file} has other hashes or counts")
-        write_json(file, self.description)
+    def begin(self) -> None:
+        """Make the output folder this run's: delete what shall be, and write ``run.json``."""
+        if self.trainer.is_world_process_zero():
+            if self.args.do_train and self.arguments.run.overwrite_output_dir:
+                checkpoints.clear(self.output)
+            # An evaluation may go into the folder of the run that it is of, whose own record stays.
+            write_json(self.output / ("run.json" if self.args.do_train else "eval_run.json"), self.description)
+        self.trainer.accelerator.wait_for_everyone()
 
     def precompute_reference(self) -> None:
         """The reference's log-probabilities of every record, from the cache where they are known."""
@@ -405,20 +425,29 @@ class Run:
                 f" {len(dataset) - computed:,} found in {cache.folder}"
             )
 
-    def train(self, checkpoint: str | None) -> None:
+    def train(self) -> None:
         """Train, from a checkpoint's state if there is one."""
-        self.trainer.train(resume_from_checkpoint=checkpoint)
+        self.trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
         self.trainer.save_state()
 
     def save(self) -> None:
-        """The adapter and all that belongs to it, in ``final/``."""
-        final = self.output / "final"
-        self.trainer.save_model(str(final), _internal_call=True)
+        """The adapter and all that belongs to it, in ``final/``, which appears when it is complete."""
+        final = self.output / checkpoints.FINAL
+        if self.checkpoint is not None and self.checkpoint.resolve() == final.resolve():
+            return
+        partial = self.output / f"{checkpoints.FINAL}.partial"
+        if self.args.should_save:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.trainer.accelerator.wait_for_everyone()
+        self.trainer.save_model(str(partial), _internal_call=True)
         if self.trainer.is_world_process_zero():
-            (final / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json says the same to everyone
-            shutil.copy(self.output / "trainer_state.json", final)
-            write_json(final / "run.json", self.description)
-            self.trainer.create_model_card(final)
+            (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json says the same to everyone
+            shutil.copy(self.output / "trainer_state.json", partial)
+            write_json(partial / checkpoints.RUN_FILE, self.description)
+            self.trainer.create_model_card(partial)
+            checkpoints.complete(partial, self.trainer.facts())
+            shutil.rmtree(final, ignore_errors=True)
+            partial.replace(final)
             logger.info(f"the adapter is in {final}")
 
     def evaluate(self) -> None:

@@ -5,6 +5,7 @@ Shapes: B record, A completion (chosen on image 1, rejected, chosen on image 2 .
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer
-from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, rotate_checkpoints
 
-from listwise_preference.files import write_atomic
+from listwise_preference.files import write_atomic, write_json
 from listwise_preference.training.batch import Batch, Collator, Example, ListwiseDataset
+from listwise_preference.training.checkpoints import MANIFEST, RUN_FILE, complete
 from listwise_preference.training.completion_logps import completion_logps
 from listwise_preference.training.console import ProgressBar, StepLines
 from listwise_preference.training.losses import TERMS
@@ -185,6 +187,45 @@ class ListwiseTrainer(Trainer):
         if metrics is not None and f"{metric_key_prefix}_mean_loss" in metrics:
             metrics[f"{metric_key_prefix}_loss"] = metrics.pop(f"{metric_key_prefix}_mean_loss")
         return output
+
+    # ---- checkpoints ----
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of the run beside its files."""
+        return {
+            "step": self.state.global_step,
+            "processes": self.args.world_size,
+            "records_a_pass": self.args.per_device_train_batch_size * self.args.world_size,
+            "optimizer": not self.args.save_only_model,
+        }
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """The Trainer's checkpoint with the run's record, then its manifest; older ones are deleted only after that."""
+        output = Path(str(self.args.output_dir))
+        folder = output / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save and folder.exists():  # what an interrupted run left, or a later part of this one
+            (folder / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(folder)
+        self.accelerator.wait_for_everyone()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json says the same
+            write_json(folder / RUN_FILE, self.run)
+            complete(folder, self.facts())
+            rotate_checkpoints(str(output), limit, self.state.best_model_checkpoint, use_mtime=True)
+        self.accelerator.wait_for_everyone()
+
+    def _run_epoch(self, *epoch: Any, **settings: Any) -> None:
+        """An epoch; none where all steps are done, which the Trainer asks only after one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*epoch, **settings)
 
     def create_model_card(self, folder: Path | None = None, **_: Any) -> None:  # type: ignore[override]
         """This project's card in a folder, by default where ``--push_to_hub`` wants the Trainer's draft."""

@@ -218,7 +218,11 @@ class TrainerArguments:
     do_train: bool = option(False, "train")
     do_eval: bool = option(False, "not used: --eval_pairs or --eval_share evaluates")
     do_predict: bool = option(False, "not used")
-    resume_from_checkpoint: str | None = option(None, "folder of a checkpoint; true: the run's last one, if any")
+    resume_from_checkpoint: str | None = option(
+        None,
+        "auto (or true): go on from the run's last complete checkpoint, or start where there is none; false: start;"
+        " or the folder of a checkpoint",
+    )
     local_rank: int = option(-1, "not used: the launcher says it in the environment")
 
     def build(self) -> "TrainingArguments":
