@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from listwise_preference.data.pairs import Record
 from listwise_preference.data.ranked_images import MaskedBox, RankedImages
@@ -303,19 +303,30 @@ def folder_of_one_run(output: Path) -> Iterator[None]:
     Raises:
         DataError: another run is at work there, or the folder cannot be written.
     """
+    made = not output.exists()
     probe = output / f".probe-{os.getpid()}"
     write_atomic(probe, b"\0" * 4096)
     probe.unlink()
+    lock = output / ".lock"
+    with lock.open("w") as stream:
+        try:
+            _lock(stream)
+            yield
+        finally:
+            if made and list(output.iterdir()) == [lock]:  # nothing came of it
+                lock.unlink()
+                output.rmdir()
+
+
+def _lock(stream: IO[str]) -> None:
     try:
         import fcntl
     except ImportError:  # Windows
-        yield
         return
-    with (output / ".lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"{output}: another run is at work in this folder; wait for it, or name another") from None
-        except OSError as error:  # a file system without locks
-            logger.warning(f"{output} cannot be locked ({error.strerror}): do not start this run twice")
-        yield
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        folder = Path(stream.name).parent
+        raise DataError(f"{folder}: another run is at work in this folder; wait for it, or name another") from None
+    except OSError as error:  # a file system without locks
+        logger.warning(f"{stream.name} cannot be locked ({error.strerror}): do not start this run twice")

@@ -8,6 +8,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from listwise_preference.data.ranked_images import Drawing, MaskedBox, masked_re
 from listwise_preference.errors import DataError, ImageError, ModelError
 from listwise_preference.models.adapters import check_folders
 from listwise_preference.models.families import special_tokens
-from listwise_preference.training.checkpoints import find_checkpoint, folder_of_one_run, record_of
+from listwise_preference.training.checkpoints import RunRecord, find_checkpoint, folder_of_one_run, record_of
 from listwise_preference.training.options import Arguments, parse
 
 logger = logging.getLogger("listwise_preference")
@@ -50,18 +51,21 @@ def train(arguments: Arguments) -> None:
     """
     start = arguments.model.init_adapter
     check_folders(arguments.model.model_name_or_path, Path(start) if start else None)
-    if not arguments.training.do_train or arguments.objective.estimate or not is_main_process():
-        return _train(arguments)
-    with folder_of_one_run(Path(str(arguments.training.output_dir)).expanduser()):
-        return _train(arguments)
-
-
-def _train(arguments: Arguments) -> None:
     training, evaluation = read_data(arguments)
-    record, checkpoint = None, None
-    if arguments.training.do_train and not arguments.objective.estimate:
-        record = record_of(arguments, training)
-        checkpoint = find_checkpoint(arguments, record)
+    if not arguments.training.do_train or arguments.objective.estimate:
+        _run(arguments, training, evaluation, None)
+        return
+    record = record_of(arguments, training)
+    # One process holds the folder for all that a launcher started.
+    output = Path(str(arguments.training.output_dir)).expanduser()
+    with folder_of_one_run(output) if is_main_process() else nullcontext():
+        _run(arguments, training, evaluation, record)
+
+
+def _run(
+    arguments: Arguments, training: Sequence[Record], evaluation: Sequence[Record], record: RunRecord | None
+) -> None:
+    checkpoint = None if record is None else find_checkpoint(arguments, record)
 
     from listwise_preference.training.run import Run  # torch, transformers, peft
 
