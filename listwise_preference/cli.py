@@ -18,7 +18,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeAlias, Union, get_args, get_origin, get_type_hints
 
-from listwise_preference.errors import DataError, UserError
+from listwise_preference.errors import DataError, Stopped, UserError
 from listwise_preference.files import read_text
 
 logger = logging.getLogger("listwise_preference")
@@ -46,6 +46,9 @@ def run_program(work: Callable[[], object], *, stopped: str = "stopped") -> None
     except UserError as error:
         _say(f"{program()}: error: {error}")
         sys.exit(2)
+    except Stopped as end:
+        _say(f"{program()}: {end}")
+        sys.exit(end.status)
     except KeyboardInterrupt:
         _say(f"\n{program()}: {stopped}")
         sys.exit(130)

@@ -18,3 +18,14 @@ class ImageError(UserError):
 
 class ModelError(UserError):
     """A checkpoint or an adapter cannot be used; the message says which and why."""
+
+
+class Stopped(BaseException):
+    """The program ends because it was asked to; the message says how to go on, ``status`` is what it exits with.
+
+    No Exception, as KeyboardInterrupt is none: a signal may raise it anywhere.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status

@@ -208,6 +208,10 @@ def load_adapter(
             "copies of base weights, other than this model's",
             {key for key, tensor in copies.items() if not _about_equal(base.get(key), tensor)},
         ),
+        *_key_report(
+            "tensors with values that are no finite numbers",
+            {key for key, tensor in tensors.items() if not tensor.isfinite().all()},
+        ),
     ]
     if len(tensors) + len(copies) != len(saved):
         problems.append("  two keys of the file name the same parameter")

@@ -8,7 +8,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ from listwise_preference.data.ranked_images import Drawing, MaskedBox, masked_re
 from listwise_preference.errors import DataError, ImageError, ModelError
 from listwise_preference.models.adapters import check_folders
 from listwise_preference.models.families import special_tokens
-from listwise_preference.training.checkpoints import RunRecord, find_checkpoint, folder_of_one_run, record_of
+from listwise_preference.training.checkpoints import find_checkpoint, folder_of_one_run, record_of
 from listwise_preference.training.options import Arguments, parse
+from listwise_preference.training.stopping import StopRequests
 
 logger = logging.getLogger("listwise_preference")
 
@@ -52,43 +53,38 @@ def train(arguments: Arguments) -> None:
     start = arguments.model.init_adapter
     check_folders(arguments.model.model_name_or_path, Path(start) if start else None)
     training, evaluation = read_data(arguments)
-    if not arguments.training.do_train or arguments.objective.estimate:
-        _run(arguments, training, evaluation, None)
-        return
-    record = record_of(arguments, training)
-    # One process holds the folder for all that a launcher started.
-    output = Path(str(arguments.training.output_dir)).expanduser()
-    with folder_of_one_run(output) if is_main_process() else nullcontext():
-        _run(arguments, training, evaluation, record)
+    record, checkpoint = None, None
+    with ExitStack() as held:
+        stop = held.enter_context(StopRequests(arguments))
+        if arguments.training.do_train and not arguments.objective.estimate:
+            record = record_of(arguments, training)
+            if is_main_process():  # one process holds the folder for all that a launcher started
+                output = Path(str(arguments.training.output_dir)).expanduser()
+                held.enter_context(folder_of_one_run(output))
+            checkpoint = find_checkpoint(arguments, record)
 
+        from listwise_preference.training.run import Run  # torch, transformers, peft
 
-def _run(
-    arguments: Arguments, training: Sequence[Record], evaluation: Sequence[Record], record: RunRecord | None
-) -> None:
-    checkpoint = None if record is None else find_checkpoint(arguments, record)
-
-    from listwise_preference.training.run import Run  # torch, transformers, peft
-
-    try:
-        run = Run(arguments, training, evaluation, record, checkpoint)
-        if arguments.objective.estimate:
-            print(run.estimate())
-            return
-        run.load()
-        run.begin()
-        if arguments.objective.precompute_ref_log_probs:
-            run.precompute_reference()
-        if arguments.training.do_train:
-            run.train()
-            run.save()
-        if evaluation:
-            run.evaluate()
-        run.finish()
-    except ImageError as error:
-        # From a loading process it comes with that process's traceback; the last line is the message.
-        message = str(error).strip().splitlines()[-1].partition("ImageError: ")
-        what = "repair the image or take the record out, and continue with --resume_from_checkpoint auto"
-        raise ImageError(f"{message[2] or message[0]}; {what}") from None
+        try:
+            run = Run(arguments, training, evaluation, record, checkpoint, stop)
+            if arguments.objective.estimate:
+                print(run.estimate())
+                return
+            run.load()
+            run.begin()
+            if arguments.objective.precompute_ref_log_probs:
+                run.precompute_reference()
+            if arguments.training.do_train:
+                run.train()
+                run.save()
+            if evaluation:
+                run.evaluate()
+            run.finish()
+        except ImageError as error:
+            # From a loading process it comes with that process's traceback; the last line is the message.
+            message = str(error).strip().splitlines()[-1].partition("ImageError: ")
+            what = "repair the image or take the record out, and give the same command again"
+            raise ImageError(f"{message[2] or message[0]}; {what}") from None
 
 
 def read_data(arguments: Arguments) -> tuple[Sequence[Record], Sequence[Record]]:

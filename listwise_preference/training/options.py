@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from listwise_preference.cli import Parser, add_options, option, parse_options
+from listwise_preference.cli import Parser, add_options, option, parse_options, positive
 from listwise_preference.training.losses import TERMS
 from listwise_preference.training.objective import PRESETS, Objective, read_weights
 from listwise_preference.training.other_trainers import HERE
@@ -154,6 +154,13 @@ class RunArguments:
         None,
         "what may differ from the run that is resumed, by name: options (learning_rate), data (pairs, images),"
         " base_weights, libraries (torch), processes; optimizer or manifest for a checkpoint that lacks it",
+    )
+    save_at_minutes: float | None = option(
+        None, "after so many minutes write a checkpoint and stop; the same command goes on", read=positive
+    )
+    on_nonfinite: Literal["stop", "skip"] = option(
+        "stop",
+        "a loss or gradient that is no number: stop, and name its records; or skip the step, in at most 1 % of them",
     )
 
 

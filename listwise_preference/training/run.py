@@ -27,7 +27,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from listwise_preference import __version__
 from listwise_preference.data.pairs import Record
-from listwise_preference.errors import DataError, ModelError, UserError
+from listwise_preference.errors import DataError, ModelError, Stopped, UserError
 from listwise_preference.files import sha256_of, write_json
 from listwise_preference.models import adapters, dry_run, loading, ragged_attention
 from listwise_preference.models.chat_format import ChatFormat
@@ -39,6 +39,7 @@ from listwise_preference.training.checkpoints import RunRecord
 from listwise_preference.training.options import Arguments
 from listwise_preference.training.reference import ReferenceCache, record_keys
 from listwise_preference.training.row_proof import prove_rows
+from listwise_preference.training.stopping import StopRequests
 from listwise_preference.training.trainer import ListwiseTrainer, write_eval_records
 from listwise_preference.training.trainer_arguments import checkpointed_every, set_checkpointing
 
@@ -54,6 +55,7 @@ class Run:
         evaluation: records to evaluate on.
         record: what decides the adapter, where one is trained.
         checkpoint: where the run goes on.
+        stop: what may ask for its end.
 
     Raises:
         UserError: a checkpoint, an adapter or a combination of options that cannot be used.
@@ -66,8 +68,10 @@ class Run:
         evaluation: Sequence[Record],
         record: RunRecord | None = None,
         checkpoint: Path | None = None,
+        stop: StopRequests | None = None,
     ) -> None:
         self.arguments = arguments
+        self.stop = stop or StopRequests(arguments)
         self.record = record
         self.checkpoint = checkpoint
         self.args = _training_arguments(arguments)
@@ -130,6 +134,8 @@ class Run:
             objective=self.objective,
             reference=self.arguments.objective.reference,
             run=self.description,
+            stop=self.stop,
+            on_nonfinite=self.arguments.run.on_nonfinite,
             model=policy,
             args=self.args,
             data_collator=self.collator,
@@ -426,9 +432,25 @@ class Run:
             )
 
     def train(self) -> None:
-        """Train, from a checkpoint's state if there is one."""
+        """Train, from a checkpoint's state if there is one.
+
+        Raises:
+            Stopped: asked to; the checkpoint is written.
+        """
+        self.stop.in_training = True
+        before = self.trainer.adapter_norms()
         self.trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
+        self.stop.in_training = False
+        if self.stop.why is not None:
+            step = self.trainer.state.global_step
+            raise Stopped(f"stopped by {self.stop.why} after step {step}; {self.stop.way_on()}", self.stop.status)
         self.trainer.save_state()
+        self.trainer.refuse_nonfinite_adapter()
+        if before and self.trainer.adapter_norms() == before:
+            logger.warning(
+                "the adapter is what it was before training: is the learning rate"
+                f" ({self.args.learning_rate:g}) too low, or was every step skipped?"
+            )
 
     def save(self) -> None:
         """The adapter and all that belongs to it, in ``final/``, which appears when it is complete."""
@@ -504,6 +526,9 @@ def _training_arguments(arguments: Arguments) -> TrainingArguments:
         logger.warning("several GPUs are visible, one is used; for all of them start with: accelerate launch")
     # More loading processes than cores would only wait for each other.
     args.dataloader_num_workers = min(args.dataloader_num_workers, os.cpu_count() or 1)
+    # A step that is skipped shall not make the logged mean a nan.
+    if arguments.run.on_nonfinite == "skip":
+        args.logging_nan_inf_filter = True
     if args.ddp_find_unused_parameters is None:
         # LLaVA reads the last but one layer of its vision tower: adapters of earlier versions have weights in the last
         # one, which get no gradient.

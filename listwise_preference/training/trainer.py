@@ -5,25 +5,31 @@ Shapes: B record, A completion (chosen on image 1, rejected, chosen on image 2 .
 
 import json
 import logging
+import math
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
-from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer
+from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, rotate_checkpoints
 
+from listwise_preference.errors import DataError, UserError
 from listwise_preference.files import write_atomic, write_json
 from listwise_preference.training.batch import Batch, Collator, Example, ListwiseDataset
-from listwise_preference.training.checkpoints import MANIFEST, RUN_FILE, complete
+from listwise_preference.training.checkpoints import FINAL, MANIFEST, RUN_FILE, complete
 from listwise_preference.training.completion_logps import completion_logps
 from listwise_preference.training.console import ProgressBar, StepLines
 from listwise_preference.training.losses import TERMS
@@ -38,8 +44,11 @@ from listwise_preference.training.objective import (
     metrics,
 )
 from listwise_preference.training.reference import LogPs, ReferenceCache
+from listwise_preference.training.stopping import StopRequests
 
 logger = logging.getLogger("listwise_preference")
+
+LOW_REWARD = -10.0  # of the chosen responses: with beta 0.1 they are a hundred nats less likely than at the start
 
 
 class ListwiseTrainer(Trainer):
@@ -50,7 +59,9 @@ class ListwiseTrainer(Trainer):
 
     Args:
         objective: what is optimized.
-        run: what ``run.json`` holds, for the model card.
+        run: what ``run.json`` holds, for checkpoints and the model card.
+        stop: what may ask for the end of the run.
+        on_nonfinite: "stop" at a step whose loss or gradient is no number, or "skip" it.
         reference: "base" is the model with the adapter off, "init_adapter" with it as it is now.
         trainer_arguments: as of :class:`transformers.Trainer`.
     """
@@ -63,6 +74,8 @@ class ListwiseTrainer(Trainer):
         *,
         objective: Objective,
         run: Mapping[str, Any],
+        stop: StopRequests,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
         reference: Literal["base", "init_adapter"] = "base",
         **trainer_arguments: Any,
     ) -> None:
@@ -71,6 +84,7 @@ class ListwiseTrainer(Trainer):
         if self.pop_callback(ProgressCallback):
             self.add_callback(ProgressBar())
         self.add_callback(StepLines())
+        self.add_callback(_StopAtStep(stop, self))
         self.run: Mapping[str, Any] = run
         self.objective: Objective = objective
         weights: Any = self.model
@@ -78,6 +92,9 @@ class ListwiseTrainer(Trainer):
         self._rounding: float = HALF_ROUNDING if half else FLOAT32_ROUNDING
         self._sums: dict[str, Tensor] = {}
         self._record_count = 0
+        self._step: list[_Counted] = []
+        self._on_nonfinite = on_nonfinite
+        self._low_reward_said = False
         self._start: dict[str, Tensor] | None = None
         if reference == "init_adapter":
             trained = {n: p for n, p in trainer_arguments["model"].named_parameters() if p.requires_grad}
@@ -105,7 +122,7 @@ class ListwiseTrainer(Trainer):
         policy_BA = completion_logps(model, inputs)
         outcome = compare(self.objective, policy_BA, reference_BA, inputs["lengths"])
         if model.training:
-            self._count(outcome)
+            self._step.append(_Counted.of(inputs["record"], outcome, metrics(self.objective, outcome)))
         loss = outcome.loss_B.mean().float()
         return (loss, (policy_BA, reference_BA, inputs["lengths"])) if return_outputs else loss
 
@@ -138,6 +155,61 @@ class ListwiseTrainer(Trainer):
         for name, value_B in metrics(self.objective, outcome, self._rounding).items():
             self._sums[name] = self._sums.get(name, torch.zeros((), device=value_B.device)) + value_B.sum()
         self._record_count += len(outcome.loss_B)
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The gradient's norm, asked for once a step, before the optimizer moves: here each step is judged."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        scaler = self.accelerator.scaler
+        # A scaler of float16 meets infinite gradients as a matter of course, and leaves such steps out itself.
+        good = norm is None or (scaler is not None and scaler.is_enabled()) or math.isfinite(norm)
+        wrong = [int(index) for part in self._step for index in part.record_B[~part.finite_B].tolist()]
+        verdict = torch.tensor(float(not good or bool(wrong)), device=self.args.device)
+        if self.accelerator.reduce(verdict, reduction="sum").item() > 0:
+            self._nonfinite(model, norm, wrong)
+        else:
+            for part in self._step:
+                for name, total in part.sums.items():
+                    self._sums[name] = self._sums.get(name, torch.zeros_like(total)) + total
+                self._record_count += len(part.record_B)
+        self._step = []
+        return norm
+
+    def _nonfinite(self, model: nn.Module, norm: Any, wrong: Sequence[int]) -> None:
+        """Stop at a step of which something is no finite number, or leave it out."""
+        dataset: Any = self.train_dataset
+        of_step = [int(index) for part in self._step for index in part.record_B.tolist()]
+        all_wrong = gather_object(list(wrong))
+        named = sorted({str(dataset.records[index].pair.id) for index in all_wrong or gather_object(of_step)})
+        shown = ", ".join(named[:8]) + (f" and {len(named) - 8} more" if len(named) > 8 else "")
+        what = "a loss or log-probability is" if all_wrong else f"the gradient's norm ({norm}) is"
+        message = f"step {self.state.global_step + 1}: {what} no finite number; record{'s' * (len(named) > 1)} {shown}"
+        skipped = 1 + sum("skipped_step" in entry for entry in self.state.log_history)
+        if self._on_nonfinite == "skip" and not self.is_deepspeed_enabled:
+            if skipped <= max(1, self.state.max_steps // 100):
+                model.zero_grad()  # without gradients the optimizer moves nothing
+                logger.warning(f"{message}: step skipped, the {skipped}. of this run")
+                self.log({"skipped_step": float(self.state.global_step + 1)})
+                return
+            message += f"; {skipped} steps, more than 1 % of the run"
+        raise UserError(
+            f"{message}. The run stops and leaves no {FINAL}/. Likely: the learning rate"
+            f" ({self.args.learning_rate:g}) is too high, the base is not finite, or float16 overflows where bfloat16"
+            " does not. --on_nonfinite skip leaves out a few such steps"
+        )
+    def adapter_norms(self) -> dict[str, float]:
+        """The norm of each trained parameter; nothing where they are sharded."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return {}
+        model: Any = self.model
+        return {name: p.detach().norm().item() for name, p in model.named_parameters() if p.requires_grad}
+    def refuse_nonfinite_adapter(self) -> None:
+        """Raise UserError where the adapter, which is about to be saved, has a value that is no finite number."""
+        trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+        parts = {name: p.to_local() if isinstance(p, DTensor) else p for name, p in trained.items()}
+        if wrong := [name for name, part in parts.items() if not part.isfinite().all()]:
+            raise UserError(
+                f"step {self.state.global_step}: {len(wrong)} tensors of the adapter are not finite, {wrong[0]} for"
+                f" one; it is not saved. Likely: the learning rate ({self.args.learning_rate:g}) is too high"
+            )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means over all records since the last log, over all processes, to the training loss's log."""
@@ -147,6 +219,13 @@ class ListwiseTrainer(Trainer):
             means = (totals[1:] / totals[0]).tolist()
             logs |= dict(zip(self._sums, means, strict=True))
             self._sums, self._record_count = {}, 0
+            if logs["rewards/chosen"] < LOW_REWARD and not self._low_reward_said:
+                self._low_reward_said = True
+                logger.warning(
+                    f"step {self.state.global_step}: the chosen responses' mean reward is {logs['rewards/chosen']:.1f}:"
+                    " the policy gives up what it is to prefer. Likely: the learning rate is too high, beta too low, or"
+                    " the objective has no anchor"
+                )
         super().log(logs, start_time)
 
     def prediction_step(  # type: ignore[override]
@@ -201,6 +280,7 @@ class ListwiseTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """The Trainer's checkpoint with the run's record, then its manifest; older ones are deleted only after that."""
+        self.refuse_nonfinite_adapter()
         output = Path(str(self.args.output_dir))
         folder = output / f"checkpoint-{self.state.global_step}"
         if self.args.should_save and folder.exists():  # what an interrupted run left, or a later part of this one
@@ -210,13 +290,23 @@ class ListwiseTrainer(Trainer):
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json says the same
+                write_json(folder / RUN_FILE, self.run)
+                complete(folder, self.facts())
+        except (OSError, SafetensorError, RuntimeError, DataError) as error:
+            # torch.save says it by a RuntimeError.
+            if isinstance(error, RuntimeError) and not re.search("writ|iostream|unexpected pos", str(error)):
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            raise DataError(
+                f"{folder} cannot be written: {' '.join(str(error).split())[:300]}. The checkpoints before it are"
+                " whole: free some space, and the same command goes on from the last of them"
+            ) from error
         finally:
             self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json says the same
-            write_json(folder / RUN_FILE, self.run)
-            complete(folder, self.facts())
             rotate_checkpoints(str(output), limit, self.state.best_model_checkpoint, use_mtime=True)
         self.accelerator.wait_for_everyone()
 
@@ -292,6 +382,45 @@ class ListwiseTrainer(Trainer):
             with self.accelerator.autocast():
                 logps_BA = self._reference(model, batch)
             yield [keys[index] for index in batch["record"].tolist()], [tuple(row) for row in logps_BA.tolist()]
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """What one forward pass adds to its step: its records, which of them are finite, and the sums of their metrics."""
+
+    record_B: Tensor
+    finite_B: Tensor
+    sums: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, record_B: Tensor, outcome: Outcome, values: Mapping[str, Tensor]) -> Self:
+        logps = (outcome.rewards.policy_logps_BA, outcome.rewards.reference_logps_BA)
+        finite_B = outcome.loss_B.detach().isfinite()
+        for logps_BA in logps:
+            finite_B = finite_B & logps_BA.detach().isfinite().all(dim=1)
+        return cls(record_B, finite_B, {name: value_B.sum() for name, value_B in values.items()})
+
+
+class _StopAtStep(TrainerCallback):
+    """Ends training with a checkpoint at the end of the step in which some process was asked to."""
+
+    def __init__(self, stop: StopRequests, trainer: ListwiseTrainer) -> None:
+        self._stop, self._trainer = stop, trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Decide, all processes alike."""
+        self._stop.step_ended()
+        asked = torch.tensor(float(self._stop.why is not None), device=args.device)
+        if self._trainer.accelerator.reduce(asked, reduction="sum").item() > 0:
+            self._stop.why = self._stop.why or "another process"
+            args.save_only_model = False  # it shall go on
+            control.should_log = control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The checkpoint is written already."""
+        if self._stop.why is not None:
+            control.should_log = control.should_save = control.should_evaluate = False
 
 
 @contextmanager
