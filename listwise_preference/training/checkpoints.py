@@ -31,13 +31,14 @@ FINAL = "final"
 
 RunRecord = dict[str, Any]
 
-# Options that change what a run costs, or only the last bits of a number.
+# Options that change what a run costs, or only the last bits of a number; or that say where to find what the record
+# holds by its content.
 _SAME_RESULT = {
     "model_name_or_path", "model_revision", "attn_implementation", "init_adapter", "loss_weights", "row_layout",
     "fused_layers", "precompute_ref_log_probs", "precompute_ref_batch_size", "ref_cache", "estimate",
+    "pairs", "image_root", "image_lists", "ranked_image_folders", "on_bad_record", "exclude",
+    "eval_pairs", "eval_image_lists", "eval_share",
 }  # fmt: skip
-# The texts and boxes are in the record by their hash; these say how they are used.
-_DRAWING = ("list_size", "visual_prompt", "grow", "fill", "max_completion_length")
 _OPTIMIZATION = (
     "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
     "optim", "optim_args", "optim_target_modules", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
@@ -61,12 +62,13 @@ _WAYS_ON = (
 
 def record_of(arguments: Arguments, records: Sequence[Record]) -> RunRecord:
     """All that decides the adapter, but the base weights: those are known once their files are read."""
-    model, objective = vars(arguments.model), vars(arguments.objective)
-    data, training = vars(arguments.data), vars(arguments.training)
+    options, training = (
+        vars(arguments.model) | vars(arguments.data) | vars(arguments.objective),
+        vars(arguments.training),
+    )
     start = arguments.model.init_adapter
     record = {
-        **{name: value for name, value in {**model, **objective}.items() if name not in _SAME_RESULT},
-        **{name: data[name] for name in _DRAWING},
+        **{name: value for name, value in options.items() if name not in _SAME_RESULT},
         **{name: training[name] for name in _OPTIMIZATION},
         "loss_weights": dict(arguments.objective.resolve().weights),
         "init_adapter": sha256_of([adapter_file(Path(start))]) if start else None,
@@ -188,6 +190,24 @@ def damage(folder: Path, allowed: Collection[str] = ()) -> list[str]:
 # ---- where a run begins ----
 
 
+def check_named(arguments: Arguments) -> None:
+    """Refuse ``--resume_from_checkpoint DIR`` where there is none, before data is read.
+
+    Raises:
+        ModelError: there is no checkpoint.
+    """
+    folder = named_folder(arguments)
+    if folder is not None and not (folder / "trainer_state.json").is_file() and read_manifest(folder) is None:
+        raise ModelError(f"--resume_from_checkpoint {folder}: no checkpoint there; 'auto' takes the run's last one")
+
+
+def named_folder(arguments: Arguments) -> Path | None:
+    """The folder that ``--resume_from_checkpoint`` names, if it names one."""
+    option = arguments.training.resume_from_checkpoint or "false"
+    named = arguments.training.do_train and option.lower() not in ("auto", "true", "false")
+    return Path(option).expanduser() if named else None
+
+
 def find_checkpoint(arguments: Arguments, record: RunRecord) -> Path | None:
     """Where the run goes on: a complete checkpoint of the same run, or ``final/`` of one that is finished; or nowhere.
 
@@ -202,8 +222,7 @@ def find_checkpoint(arguments: Arguments, record: RunRecord) -> Path | None:
     allowed, batch = set(run.allow_changed or ()), arguments.training.per_device_train_batch_size
     if unknown := allowed - {*record, "base_weights", NO_MANIFEST, NO_OPTIMIZER, PROCESSES}:
         raise DataError(f"--allow_changed {' '.join(sorted(unknown))}: nothing of that name decides a run's result")
-    if option not in ("auto", "true", "false"):
-        named = Path(str(arguments.training.resume_from_checkpoint)).expanduser()
+    if named := named_folder(arguments):
         return _named(named, output, record, allowed, batch, overwrite=run.overwrite_output_dir)
     there = _work(output)
     if not there or run.overwrite_output_dir:
@@ -247,8 +266,6 @@ def _named(
     folder: Path, output: Path, record: RunRecord, allowed: Collection[str], batch: int, *, overwrite: bool
 ) -> Path:
     inside = folder.resolve().parent == output.resolve()
-    if not (folder / "trainer_state.json").is_file() and read_manifest(folder) is None:
-        raise ModelError(f"--resume_from_checkpoint {folder}: no checkpoint there; 'auto' takes the run's last one")
     if lines := damage(folder, allowed):
         ways = f"--allow_changed {NO_MANIFEST} takes a checkpoint without one as it is; 'auto' takes the last whole one"
         raise ModelError(f"--resume_from_checkpoint {folder} is incomplete: {'; '.join(lines)}. {ways}")

@@ -25,10 +25,10 @@ from listwise_preference.data.pairs import (
     read_exclusions,
 )
 from listwise_preference.data.ranked_images import Drawing, MaskedBox, masked_region
-from listwise_preference.errors import DataError, ImageError, ModelError
+from listwise_preference.errors import DataError, ImageError
 from listwise_preference.models.adapters import check_folders
 from listwise_preference.models.families import special_tokens
-from listwise_preference.training.checkpoints import find_checkpoint, folder_of_one_run, record_of
+from listwise_preference.training.checkpoints import check_named, find_checkpoint, folder_of_one_run, record_of
 from listwise_preference.training.options import Arguments, parse
 from listwise_preference.training.stopping import StopRequests
 
@@ -52,6 +52,7 @@ def train(arguments: Arguments) -> None:
     """
     start = arguments.model.init_adapter
     check_folders(arguments.model.model_name_or_path, Path(start) if start else None)
+    check_named(arguments)
     training, evaluation = read_data(arguments)
     record, checkpoint = None, None
     with ExitStack() as held:

@@ -122,7 +122,7 @@ class ListwiseTrainer(Trainer):
         policy_BA = completion_logps(model, inputs)
         outcome = compare(self.objective, policy_BA, reference_BA, inputs["lengths"])
         if model.training:
-            self._step.append(_Counted.of(inputs["record"], outcome, metrics(self.objective, outcome)))
+            self._step.append(_Counted.of(inputs["record"], outcome, metrics(self.objective, outcome, self._rounding)))
         loss = outcome.loss_B.mean().float()
         return (loss, (policy_BA, reference_BA, inputs["lengths"])) if return_outputs else loss
 
@@ -151,10 +151,6 @@ class ListwiseTrainer(Trainer):
 
     # ---- metrics ----
 
-    def _count(self, outcome: Outcome) -> None:
-        for name, value_B in metrics(self.objective, outcome, self._rounding).items():
-            self._sums[name] = self._sums.get(name, torch.zeros((), device=value_B.device)) + value_B.sum()
-        self._record_count += len(outcome.loss_B)
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The gradient's norm, asked for once a step, before the optimizer moves: here each step is judged."""
         norm = super()._get_grad_norm(model, grad_norm)
@@ -195,14 +191,17 @@ class ListwiseTrainer(Trainer):
             f" ({self.args.learning_rate:g}) is too high, the base is not finite, or float16 overflows where bfloat16"
             " does not. --on_nonfinite skip leaves out a few such steps"
         )
+
     def adapter_norms(self) -> dict[str, float]:
         """The norm of each trained parameter; nothing where they are sharded."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return {}
         model: Any = self.model
         return {name: p.detach().norm().item() for name, p in model.named_parameters() if p.requires_grad}
+
     def refuse_nonfinite_adapter(self) -> None:
         """Raise UserError where the adapter, which is about to be saved, has a value that is no finite number."""
+        model: Any = self.model
         trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         parts = {name: p.to_local() if isinstance(p, DTensor) else p for name, p in trained.items()}
         if wrong := [name for name, part in parts.items() if not part.isfinite().all()]:
