@@ -295,7 +295,7 @@ def test_an_unchanged_run_computes_no_reference_again_and_a_changed_one_does(
     assert computed() == 8
     assert computed("--learning_rate", "1e-4", "--beta", "0.2") == 0
     assert computed("--visual_prompt", "none") == 8
-    assert computed("--max_completion_length", "20") == 8
+    assert computed("--max_completion_length", "40") == 8
     assert computed("--dtype", "bfloat16") == 8
     changed = sample_pairs(8)
     changed[3]["rejected"] += " Indeed."
