@@ -60,7 +60,7 @@ class ListwiseTrainer(Trainer):
     Args:
         objective: what is optimized.
         run: what ``run.json`` holds, for checkpoints and the model card.
-        stop: what may ask for the end of the run.
+        stop: what may ask for the end of the run, if anything.
         on_nonfinite: "stop" at a step whose loss or gradient is no number, or "skip" it.
         reference: "base" is the model with the adapter off, "init_adapter" with it as it is now.
         trainer_arguments: as of :class:`transformers.Trainer`.
@@ -74,7 +74,7 @@ class ListwiseTrainer(Trainer):
         *,
         objective: Objective,
         run: Mapping[str, Any],
-        stop: StopRequests,
+        stop: StopRequests | None = None,
         on_nonfinite: Literal["stop", "skip"] = "stop",
         reference: Literal["base", "init_adapter"] = "base",
         **trainer_arguments: Any,
@@ -84,7 +84,8 @@ class ListwiseTrainer(Trainer):
         if self.pop_callback(ProgressCallback):
             self.add_callback(ProgressBar())
         self.add_callback(StepLines())
-        self.add_callback(_StopAtStep(stop, self))
+        if stop is not None:
+            self.add_callback(_StopAtStep(stop, self))
         self.run: Mapping[str, Any] = run
         self.objective: Objective = objective
         weights: Any = self.model
