@@ -3,6 +3,7 @@
 python asset/make_ranked_list.py runs/lists/sample.jsonl [ID]
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -20,7 +21,11 @@ HEIGHT, GAP, CAPTION = 220, 12, 34
 
 def main() -> None:
     """Write asset/ranked_list.png."""
-    lists, wanted = Path(sys.argv[1]), (sys.argv[2:] or ["coffee-cup"])[0]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lists", type=Path, help="image lists of data/sample")
+    parser.add_argument("id", nargs="?", default="coffee-cup", help="of the record that is drawn (default: coffee-cup)")
+    given = parser.parse_args()
+    lists, wanted = given.lists, given.id
     records = load_records(SAMPLE / "pairs.json", SAMPLE, BoxLists(lists, Drawing())).records
     record = next(record for record in records if record.pair.id == wanted)
     images = [image.resize((round(image.width * HEIGHT / image.height), HEIGHT)) for image in record.images.load()]

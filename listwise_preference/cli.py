@@ -80,7 +80,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 
 # Share of equal letters from which on an unknown option is taken as a misspelled one: learnin_rate has 0.96 of
 # learning_rate, but rpo_alpha 0.74 of lora_alpha.
-_NEAR = 0.85
+_NEAR = 0.8
 
 
 class Parser(argparse.ArgumentParser):

@@ -253,8 +253,11 @@ def test_a_broken_adapter_is_refused_by_name(
 
 def test_an_adapter_of_another_model_or_none_is_refused(small_checkpoints: dict[str, Path], tmp_path: Path) -> None:
     save_adapter(small_checkpoints["idefics2"], tmp_path / "idefics2")
-    with pytest.raises(ModelError, match="not a whole adapter"):
+    with pytest.raises(ModelError, match="not a whole adapter") as refused:
         load_adapter(fresh(small_checkpoints["llava"]), tmp_path / "idefics2")
+    said = str(refused.value).splitlines()
+    assert len(said) <= 12 and f"it was trained on {small_checkpoints['idefics2']}" in said[0]
+    assert any(line.startswith("    and ") and line.endswith(" more") for line in said)
     with pytest.raises(ModelError, match="holds no adapter"):
         load_adapter(fresh(small_checkpoints["llava"]), tmp_path / "nothing")
 

@@ -208,7 +208,8 @@ def _check_folders(folders: tuple[Path, ...]) -> None:
         if not folder.is_dir():
             raise DataError(
                 f"--ranked_image_folders: no folder {folder}; put the ranked images there (data/README.md says where"
-                " the paper's come from), or draw them from boxes with --image_lists"
+                " the paper's come from). For pairs of your own there are two ways: make lists with python"
+                " make_image_lists.py and give --image_lists, or train without lists: --objective dpo, or mdpo"
             )
 
 

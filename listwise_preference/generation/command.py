@@ -26,11 +26,14 @@ from listwise_preference.cli import Parser, count, is_main_process, parse_option
 from listwise_preference.data.ranked_images import open_image
 from listwise_preference.errors import DataError, ModelError
 from listwise_preference.files import sha256_of
+from listwise_preference.generation.own_questions import OWN
 from listwise_preference.generation.questions import Questions, read_questions
 from listwise_preference.generation.response_files import ResponseFiles
 from listwise_preference.models.adapters import check_folders
 from listwise_preference.models.families import special_tokens
+from listwise_preference.models.hub import check_model
 from listwise_preference.scoring.benchmarks import BENCHMARKS
+from listwise_preference.scoring.interface import QuestionFormat
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -49,12 +52,16 @@ _FREE_AT_DEFAULT = {"text_only_questions": True, "system_prompt": None, "load_in
 _BY_CONTENT = ("model_name_or_path", "model_revision", "adapter")
 
 
+def _question_formats() -> dict[str, QuestionFormat]:
+    return {name: one.questions for name, one in BENCHMARKS.items() if one.questions} | {"own": OWN}
+
+
 def parse(recipe: Mapping[str, Any], argv: Sequence[str] | None = None) -> Namespace:
     """The options of a run: the recipe's < those of ``--config FILE`` < the command line's.
 
     Exits with code 2 and one line on a wrong one.
     """
-    benchmarks = {name: one.questions for name, one in BENCHMARKS.items() if one.questions}
+    benchmarks = _question_formats()
     files = ", ".join(form.files for form in benchmarks.values())
     parser, switch = Parser(sys.modules["__main__"].__doc__), BooleanOptionalAction
     add = parser.group("what is asked")
@@ -125,17 +132,18 @@ def main(recipe: Mapping[str, Any] = {}, argv: Sequence[str] | None = None) -> N
 
 
 def _run(options: Namespace, is_main: bool) -> None:
-    form = BENCHMARKS[options.benchmark].questions
-    assert form is not None  # --benchmark offers no others
+    form = _question_formats()[options.benchmark]
     adapter = None if options.adapter == "none" else Path(options.adapter)
     asked = None
     if is_main:
+        _check_places(options, adapter, form)
         check_folders(options.model_name_or_path, adapter)
         asked = read_questions(
             form, options.questions, options.image_root, options.on_bad_record, options.text_only_questions
         )
         for problem in asked.dropped:
             logger.warning(f"left out: {problem}")
+        check_model(options.model_name_or_path, options.model_revision)
 
     # Nothing is wrong with options, folders, questions and images: now the heavy part.
     import torch
@@ -237,6 +245,7 @@ def _ask(options: Namespace) -> None:
     if options.serve is not None and not all(map(find_spec, ("starlette", "uvicorn"))):
         raise ModelError("--serve needs packages that are not installed: pip install starlette uvicorn")
     check_folders(options.model_name_or_path, None if options.adapter == "none" else Path(options.adapter))
+    check_model(options.model_name_or_path, options.model_revision)
 
     from listwise_preference.generation.ask import run
     from listwise_preference.generation.engine import Decoding
@@ -249,6 +258,22 @@ def _ask(options: Namespace) -> None:
         system_prompt=options.system_prompt,
     )
     run(options, file, question, decoding)
+
+
+def _check_places(options: Namespace, adapter: Path | None, form: QuestionFormat) -> None:
+    """Say of all that is missing at once where it comes from.
+
+    Raises:
+        DataError: the adapter's folder, the questions file or the images' folder is not there.
+    """
+    missing = []
+    if adapter is not None and not adapter.is_dir():
+        trained = "training leaves it there as OUTPUT_DIR/final; checkpoints/README.md says where the paper's come from"
+        missing.append(f"--adapter {adapter}: no such folder; {trained}; --adapter none asks the base model")
+    if not options.questions.is_file():
+        missing.append(f"--questions {options.questions}: no such file; {form.source}")
+    if missing:
+        raise DataError("\n  ".join(["not everything is in place:", *missing]) if len(missing) > 1 else missing[0])
 
 
 def ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

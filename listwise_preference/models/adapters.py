@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_EXAMPLES = 2  # of the keys of each kind, in a message
 _PREFIX = "base_model.model."  # of all names in an adapter's file
 
 
@@ -114,7 +115,7 @@ def _with_layers(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
 
 
 def check_folders(model: str, adapter: Path | None) -> None:
-    """Refuse missing folders before torch is imported.
+    """Refuse missing folders before torch is imported; ``hub.check_model`` says of a name whether the hub has it.
 
     Raises:
         ModelError: ``model`` can be no name on the hub and is no folder, or ``adapter`` holds no adapter.
@@ -175,6 +176,7 @@ def load_adapter(
 
     file = adapter_file(folder)
     as_saved = PeftConfig.from_pretrained(str(folder))
+    trained_on = as_saved.base_model_name_or_path  # peft writes this model's name over it
     saved = load_file(file)
     modules = {name for name, _ in model.named_modules() if name}
     layout = _layout_of(saved, modules, family_of(model.config.model_type))
@@ -216,7 +218,8 @@ def load_adapter(
     if len(tensors) + len(copies) != len(saved):
         problems.append("  two keys of the file name the same parameter")
     if problems:
-        raise ModelError("\n".join([f"{file} is not a whole adapter for this model:", *problems]))
+        whose = f"; it was trained on {trained_on}" if trained_on else ""
+        raise ModelError("\n".join([f"{file} is not a whole adapter for this model{whose}:", *problems]))
     set_peft_model_state_dict(adapted, tensors)
     loaded = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     changed = {key for key, tensor in tensors.items() if not _same_values(loaded[key], tensor)}
@@ -393,7 +396,10 @@ def untie(adapted: PeftModel) -> bool:
 
 
 def _key_report(what: str, keys: set[str]) -> list[str]:
-    return [f"  {len(keys)} of the {what}:", *(f"    {key}" for key in sorted(keys))] if keys else []
+    if not keys:
+        return []
+    more = [f"    and {len(keys) - _EXAMPLES} more"] if len(keys) > _EXAMPLES else []
+    return [f"  {len(keys)} of the {what}:", *(f"    {key}" for key in sorted(keys)[:_EXAMPLES]), *more]
 
 
 def _about_equal(weights: Tensor | None, copy: Tensor) -> bool:

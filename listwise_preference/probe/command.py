@@ -22,6 +22,7 @@ from listwise_preference.files import sha256_of
 from listwise_preference.image_lists.detectors.annotations import Annotations
 from listwise_preference.models.adapters import check_folders
 from listwise_preference.models.families import special_tokens
+from listwise_preference.models.hub import check_model
 from listwise_preference.probe import beaf_pairs
 from listwise_preference.probe.measure import (
     CONDITIONS,
@@ -85,6 +86,7 @@ def score_awareness(args: Namespace) -> Result:
     adapter = None if args.adapter == "none" else Path(args.adapter)
     records, probes, notes = _read(args)
     check_folders(args.model_name_or_path, adapter)
+    check_model(args.model_name_or_path, args.model_revision)
     measurements, model = _probe(args, adapter, probes)
     summary = summarize(measurements, resamples=args.bootstrap, seed=args.seed)
     if summary.images == 1:

@@ -185,6 +185,8 @@ AMBER = Benchmark(
         _read_question,
         lambda record, response: {"id": record["id"], "response": response},
         decided=first_word_decided,
+        source="git clone https://github.com/junyangwang0410/AMBER data/AMBER; its README links to the images, for"
+        " data/AMBER/image",
     ),
     metrics=metrics_of_sums,
 )

@@ -213,6 +213,7 @@ BEAF = Benchmark(
         "beaf_qna.json",
         _read_question,
         lambda record, response: {"id": record["id"], "answer": response},
+        source="github.com/postech-ami/BEAF has questions and images",
     ),
     metrics=metrics,
 )

@@ -174,6 +174,12 @@ DASH_B = Benchmark(
         Column("harm. mean", "harmonic_mean", scale=100),
     ),
     # No early stop: a yes anywhere in the response counts.
-    questions=QuestionFormat("dash_benchmark_neg.json", _read_question, _write_response, records=read_lists),
+    questions=QuestionFormat(
+        "dash_benchmark_neg.json",
+        _read_question,
+        _write_response,
+        records=read_lists,
+        source="github.com/YanNeu/DASH-B has its lists and images",
+    ),
     metrics=metrics,
 )

@@ -392,6 +392,7 @@ HALLUSIONBENCH = Benchmark(
         "HallusionBench.json",
         _read_question,
         lambda record, response: {**record, "model_prediction": response},
+        source="github.com/tianyi-lab/HallusionBench has questions and images",
     ),
     metrics=_for_intervals,
 )

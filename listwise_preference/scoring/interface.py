@@ -23,6 +23,7 @@ class QuestionFormat:
 
     Attributes:
         files: names of the official questions files, for the help text.
+        source: where they and their images come from, for a user who has none.
         read: question, image (None: it is asked without one), and whether yes or no is asked for, of a record; the
             folder is the one that image names are relative to. Raises BadRecord.
         write: the official record of the response to a question's record.
@@ -38,6 +39,7 @@ class QuestionFormat:
     json_lines: bool = False
     decided: Callable[[str], bool] | None = None
     records: Callable[[Path], list[Record]] = read_records
+    source: str = ""
 
 
 class BadRecord(Exception):

@@ -227,6 +227,7 @@ MMHAL = Benchmark(
         "mmhal-bench_answer_template.json",
         _read_question,
         lambda record, response: {**record, "model_answer": response},
+        source="huggingface.co/datasets/Shengcao1006/MMHal-Bench has questions and images",
     ),
     metrics=lambda sums: metrics(sums, [name[9:] for name in sums if name.startswith("score of ")]),
 )

@@ -539,7 +539,13 @@ OBJECT_HALBENCH = Benchmark(
     score=_score_object_halbench,
     table=table,
     columns=_COLUMNS,
-    questions=QuestionFormat("obj_halbench_300_with_image.jsonl", _read_question, _write_answer, json_lines=True),
+    questions=QuestionFormat(
+        "obj_halbench_300_with_image.jsonl",
+        _read_question,
+        _write_answer,
+        json_lines=True,
+        source="github.com/RLHF-V/RLAIF-V has the questions with their images, in eval/data",
+    ),
     metrics=metrics,
 )
 CHAIR = Benchmark(

@@ -252,6 +252,13 @@ POPE = Benchmark(
         Column("accuracy relabelled", "relabelled.accuracy", scale=100),
         Column("F1 relabelled", "relabelled.f1", scale=100),
     ),
-    questions=QuestionFormat("coco_pope_random.json", _read_question, _write_answer, json_lines=True, decided=decided),
+    questions=QuestionFormat(
+        "coco_pope_random.json",
+        _read_question,
+        _write_answer,
+        json_lines=True,
+        decided=decided,
+        source="github.com/AoiDragon/POPE has the questions; the images are COCO's val2014",
+    ),
     metrics=_metrics_of_both,
 )

@@ -28,6 +28,7 @@ from listwise_preference.data.ranked_images import Drawing, MaskedBox, masked_re
 from listwise_preference.errors import DataError, ImageError
 from listwise_preference.models.adapters import check_folders
 from listwise_preference.models.families import special_tokens
+from listwise_preference.models.hub import check_model, check_upload
 from listwise_preference.training.checkpoints import check_named, find_checkpoint, folder_of_one_run, record_of
 from listwise_preference.training.options import Arguments, parse
 from listwise_preference.training.stopping import StopRequests
@@ -53,7 +54,10 @@ def train(arguments: Arguments) -> None:
     start = arguments.model.init_adapter
     check_folders(arguments.model.model_name_or_path, Path(start) if start else None)
     check_named(arguments)
+    if arguments.training.do_train and arguments.training.push_to_hub:
+        check_upload(arguments.training.hub_token, f"{arguments.training.output_dir}/final")
     training, evaluation = read_data(arguments)
+    check_model(arguments.model.model_name_or_path, arguments.model.model_revision)
     record, checkpoint = None, None
     with ExitStack() as held:
         stop = held.enter_context(StopRequests(arguments))
@@ -109,7 +113,11 @@ def read_data(arguments: Arguments) -> tuple[Sequence[Record], Sequence[Record]]
         elif data.ranked_image_folders:
             source = Folders(tuple(Path(folder) for folder in data.ranked_image_folders))
         else:
-            raise DataError("the list term needs ranked images: give --ranked_image_folders or --image_lists")
+            raise DataError(
+                "the list term needs ranked images, and there are two ways on: make lists with"
+                f" python make_image_lists.py --pairs {pairs} --image_root {data.image_root} --output lists.jsonl and"
+                " train with --image_lists lists.jsonl; or train without lists: --objective dpo, or mdpo"
+            )
         records = load_records(
             Path(pairs),
             Path(data.image_root),

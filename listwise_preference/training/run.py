@@ -21,6 +21,7 @@ import PIL
 import torch
 import transformers
 from accelerate.utils import broadcast_object_list
+from huggingface_hub.errors import HfHubHTTPError
 from peft import PeftModel
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -130,7 +131,17 @@ class Run:
         # The commit is behind the name of a model on the hub; a folder is known by its content alone.
         policy.peft_config["default"].revision = self.base_weights.partition("@")[2] or None
         self.description = self._describe(policy)
-        self.trainer = ListwiseTrainer(
+        try:
+            self.trainer = self._trainer(policy)
+        except HfHubHTTPError as error:  # --push_to_hub makes the repository
+            raise ModelError(f"--push_to_hub: {' '.join(str(error).split())}") from error
+
+        if self.family.ragged_rows is None:
+            self._prove_rows(base)
+        self.description["row_layout"] = "ragged" if self.ragged else "unpacked"
+
+    def _trainer(self, policy: PeftModel) -> ListwiseTrainer:
+        return ListwiseTrainer(
             objective=self.objective,
             reference=self.arguments.objective.reference,
             run=self.description,
@@ -143,10 +154,6 @@ class Run:
             eval_dataset=self.eval_set,
             processing_class=self.processor,
         )
-
-        if self.family.ragged_rows is None:
-            self._prove_rows(base)
-        self.description["row_layout"] = "ragged" if self.ragged else "unpacked"
 
     # ---- what it is made of ----
 
@@ -486,9 +493,20 @@ class Run:
     def finish(self) -> None:
         """Upload what was asked for, and let the other processes go."""
         if self.args.do_train and self.args.push_to_hub:
-            self.trainer.push_to_hub()
+            self._upload()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+    def _upload(self) -> None:
+        final = self.output / "final"
+        try:
+            self.trainer.push_to_hub()
+        except Exception as error:  # of the hub's client, and of the libraries below it; the adapter is safe
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(
+                f"the adapter is in {final}, and its upload failed: {reason}; try again with: hf upload"
+                f" {self.args.hub_model_id or 'NAME'} {final}"
+            ) from error
 
 
 def _alike(dataset: ListwiseDataset, cut: int) -> str:
