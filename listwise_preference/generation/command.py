@@ -151,7 +151,7 @@ def _run(options: Namespace, is_main: bool) -> None:
     from accelerate.utils import broadcast_object_list
 
     from listwise_preference.generation.any_model import response_generator
-    from listwise_preference.generation.engine import Decoding, plan, prove_adapter
+    from listwise_preference.generation.engine import Decoding, of_checkpoint, plan, prove_adapter
     from listwise_preference.models import adapters, loading
 
     # The first process done waits for the last, however long that one takes.
@@ -190,6 +190,7 @@ def _run(options: Namespace, is_main: bool) -> None:
             attn_implementation=options.attn_implementation,
             device=state.device,
             load_in_4bit=options.load_in_4bit,
+            generation_config=of_checkpoint(loading.read_generation_config(name, revision)),
             load_in_8bit=options.load_in_8bit,
         ).eval()
         decoding = Decoding(
@@ -303,7 +304,7 @@ def _run_record(options: Namespace, adapter: Path | None, asked: Questions) -> d
     name, revision = options.model_name_or_path, options.model_revision
     loading.load_config(name, revision)  # a wrong name gives a clear message
     processor = loading.load_processor(name, revision)
-    decoding = decoding_record(processor, loading.load_generation_config(name, revision), options.temperature)
+    decoding = decoding_record(processor, loading.read_generation_config(name, revision), options.temperature)
     if decoding["not_used"]:
         logger.info(f"of the checkpoint's generation_config.json not used: {', '.join(sorted(decoding['not_used']))}")
     images = sorted({question.image for question in asked.questions if question.image is not None})

@@ -16,7 +16,7 @@ Shapes: P image, R row (one question), T token, S token behind the shared beginn
 """
 
 import gc
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -74,20 +74,28 @@ class Decoding:
 
 def end_ids(processor: ProcessorMixin, chat: ChatFormat, configured: GenerationConfig) -> list[int]:
     """What ends a response: the end tokens of template, tokenizer and checkpoint."""
-    of_checkpoint = configured.eos_token_id
+    own = configured.eos_token_id
     tokenizer = processor.tokenizer
     ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(chat.end_token)}
-    return sorted((ends | set(of_checkpoint if isinstance(of_checkpoint, list) else [of_checkpoint])) - {None})
+    return sorted((ends | set(own if isinstance(own, list) else [own])) - {None})
 
 
-def decoding_record(processor: ProcessorMixin, configured: GenerationConfig, temperature: float) -> dict[str, Any]:
+def of_checkpoint(content: Mapping[str, Any]) -> GenerationConfig:
+    """What generation takes from a checkpoint's generation_config.json: its end tokens and its padding."""
+    return GenerationConfig(eos_token_id=content.get("eos_token_id"), pad_token_id=content.get("pad_token_id"))
+
+
+def decoding_record(processor: ProcessorMixin, content: Mapping[str, Any], temperature: float) -> dict[str, Any]:
     """What decides how tokens are chosen besides the options, and what the checkpoint asks for and does not get."""
-    ends = processor.tokenizer.convert_ids_to_tokens(end_ids(processor, ChatFormat(processor), configured))
-    not_used = configured.to_diff_dict()
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config"):
-        not_used.pop(name, None)
+    ends = end_ids(processor, ChatFormat(processor), of_checkpoint(content))
+    used = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config")
     drawn = {"top_k": TOP_K, "top_p": 1.0} if temperature > 0 else {}
-    return {"strategy": "sampling" if drawn else "greedy", **drawn, "end_tokens": ends, "not_used": not_used}
+    return {
+        "strategy": "sampling" if drawn else "greedy",
+        **drawn,
+        "end_tokens": processor.tokenizer.convert_ids_to_tokens(ends),
+        "not_used": {name: value for name, value in content.items() if name not in used},
+    }
 
 
 @dataclass(frozen=True)

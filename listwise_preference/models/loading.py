@@ -134,12 +134,17 @@ def _processor_class(config: PreTrainedConfig) -> Any:
     return type(own.__name__, (own, _WithoutVideos), {"__module__": own.__module__})
 
 
-def load_generation_config(name_or_path: str, revision: str | None = None) -> GenerationConfig:
-    """The checkpoint's generation_config.json; an empty one where there is none to read, as for the model itself."""
+def read_generation_config(name_or_path: str, revision: str | None = None) -> dict[str, Any]:
+    """What is in the checkpoint's generation_config.json, nothing where there is none.
+
+    As it stands: transformers refuses settings that contradict each other, which decide nothing here.
+    """
+    file = "generation_config.json"
     try:
-        return GenerationConfig.from_pretrained(name_or_path, revision=revision or "main")
+        content, _ = PreTrainedConfig.get_config_dict(name_or_path, revision=revision, _configuration_file=file)
     except OSError:
-        return GenerationConfig()
+        return {}
+    return dict(content)
 
 
 def load_base_model(
@@ -151,6 +156,7 @@ def load_base_model(
     device: torch.device | None = None,
     load_in_4bit: bool = False,
     load_in_8bit: bool = False,
+    generation_config: GenerationConfig | None = None,
 ) -> PreTrainedModel:
     """The checkpoint's weights, from safetensors only.
 
@@ -158,6 +164,7 @@ def load_base_model(
         device: where they are put; ``None`` leaves them on the CPU.
         load_in_4bit: quantize the linear layers to NF4 while loading, ``dtype`` being that of the computation.
         load_in_8bit: quantize them to 8 bits.
+        generation_config: instead of the checkpoint's own.
 
     Raises:
         ModelError: no safetensors weights, or an attention implementation or a package that is not there.
@@ -180,6 +187,7 @@ def load_base_model(
             attn_implementation=_or_eager(attn_implementation),
             device_map=None if device is None else {"": device},
             quantization_config=quantization,
+            generation_config=generation_config,
             use_safetensors=True,
         )
     except (OSError, ValueError, ImportError) as error:
