@@ -130,9 +130,15 @@ def listed(numbers: Iterable[int]) -> str:
     return ", ".join(shown)
 
 
-def path_key(path: str) -> str:
-    """Equal for ways to write one path: with ``./``, with backslashes, with composed or decomposed letters."""
-    return os.path.normpath(unicodedata.normalize("NFC", path).replace("\\", "/")).replace(os.sep, "/")
+def path_key(path: str, root: Path | None = None) -> str:
+    """Equal for ways to write one path: with ``./``, with backslashes, with composed or decomposed letters.
+
+    With a ``root``, absolute paths below it are as those that are relative to it.
+    """
+    key = os.path.normpath(unicodedata.normalize("NFC", path).replace("\\", "/")).replace(os.sep, "/")
+    if root is None or not os.path.isabs(key):  # noqa: PTH117 - thousands of times
+        return key
+    return key.removeprefix(path_key(os.path.abspath(root)).rstrip("/") + "/")  # noqa: PTH100
 
 
 def find_file(path: Path) -> Path:

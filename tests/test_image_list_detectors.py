@@ -188,6 +188,23 @@ def test_a_bare_name_answers_in_coco_and_only_where_it_is_clear(tmp_path: Path) 
     assert ask(lines, "cat", img_path="./7.png") == {"cat": Box(10, 10, 30, 40)}
 
 
+def test_absolute_and_relative_names_of_an_image_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pairs and in annotations, either way round, the root being absolute or relative."""
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "images"
+    file = tmp_path / "boxes.jsonl"
+    rows = [row("cat", img_path=str(root / "x" / "7.png")), row("dog", img_path=".//x//8.png")]
+    file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    pairs = ["x/7.png", f"{root}/./x/8.png"]
+    for image_root in (root, Path("images")):
+        detector = Annotations(file, pairs, image_root=image_root)
+        assert detector.report(pairs) == ""
+        assert ask(detector, "cat", img_path=pairs[0]) == {"cat": Box(10, 10, 30, 40)}
+        assert ask(detector, "dog", img_path=pairs[1]) == {"dog": Box(10, 10, 30, 40)}
+    with pytest.raises(DataError, match="for none of the 2 images"):
+        Annotations(file, pairs, image_root=tmp_path / "elsewhere").report([f"{root}/x/9.png", "x/9.png"])
+
+
 def test_a_coco_annotation_of_a_list_of_images_is_said(tmp_path: Path) -> None:
     content = {
         "images": [{"id": 7, "file_name": "7.png"}],

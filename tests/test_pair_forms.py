@@ -123,7 +123,7 @@ def test_every_form_is_the_same_pair(tmp_path: Path, root: Path, form: str) -> N
         (FORMS["LLaVA-RLHF, the second is better"] | {"preference": 0}, '"preference" is 0, neither 1 nor 2'),
         (FORMS["POVID"] | {"rejected_conversations": [human("Who?"), gpt("B")]}, "are different"),
         (FORMS["LLaMA-Factory, Alpaca"] | {"history": [["a", "b"]]}, '"history" has earlier turns'),
-        (FORMS["RLAIF-V"] | {"image": "https://example.com/a.png"}, "is the web address https://example.com/a.png"),
+        (FORMS["RLAIF-V"] | {"image": "https://example.com/a.png"}, "is https://example.com/a.png; download the image"),
         (FORMS["RLAIF-V"] | {"image": "data:image/png;base64,not base64"}, "is not base64 of an image"),
     ],
 )  # fmt: skip

@@ -119,6 +119,29 @@ def test_a_path_of_another_system_finds_its_image(tmp_path: Path) -> None:
         assert find_file(missing) == missing
 
 
+def test_absolute_and_relative_names_of_an_image_match(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In pairs and in lists, either way round and with ./ and doubled slashes, the root being absolute or relative."""
+    monkeypatch.chdir(tmp_path)
+    names = ["a.png", str(root / "b.png"), "./c.png"]
+    listed = [str(root / "a.png"), ".//b.png", f"{root}//./c.png"]
+    pairs = write_json(tmp_path / "p.json", [pair(name) for name in names])
+    lists = write_lines(
+        tmp_path / "l.jsonl", *({"img_path": name, "box": [0, 0, 3, number]} for number, name in enumerate(listed, 1))
+    )
+    for image_root in (root, root.relative_to(tmp_path)):
+        loaded = load_records(pairs, image_root, BoxLists(lists, FIVE)).records
+        assert [one.images.box.bottom for one in loaded if isinstance(one.images, MaskedBox)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("address", ["https://host/a.png", "hf://datasets/some/set/a.png", "s3://bucket/a.png"])
+def test_an_image_that_is_elsewhere_is_refused_with_what_to_do(tmp_path: Path, root: Path, address: str) -> None:
+    pairs = write_json(tmp_path / "p.json", [pair(address)])
+    with pytest.raises(DataError, match=f"is {address}; download the image, and name the file below --image_root"):
+        load_records(pairs, root, ImageOnly())
+
+
 def test_missing_files_and_folders(tmp_path: Path, root: Path) -> None:
     good = write_json(tmp_path / "p.json", [pair()])
     assert refusal(tmp_path / "no.json", root, ImageOnly()).startswith(f"{tmp_path}/no.json: no such file")

@@ -99,7 +99,7 @@ def _check_list_path(candidate: Candidate, line: Row, image_root: Path) -> None:
 
 def _same_path(image_root: Path, one: str, other: Any) -> bool:
     def whole(path: str) -> str:
-        return path_key(os.path.join(image_root, path))  # noqa: PTH118 - thousands of times
+        return path_key(os.path.abspath(os.path.join(image_root, path)))  # noqa: PTH100, PTH118 - thousands of times
 
     return one == other or (isinstance(other, str) and whole(one) == whole(other))
 

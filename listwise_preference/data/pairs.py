@@ -7,6 +7,7 @@ of another kind or form (``sources``, ``forms``).
 import filecmp
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -283,8 +284,9 @@ def _read_img_path(value: dict[str, Any]) -> str:
         if embedded(path) is not None:
             raise BadRecord("image inside the record", f'"{key}" holds the image itself')
         path = path_of(path)
-        if isinstance(path, str) and path.startswith(("http://", "https://")):
-            raise BadRecord("image path missing or unclear", f'"{key}" is the web address {path}; fetch the image')
+        if isinstance(path, str) and re.match(r"[a-z][a-z0-9+.-]+://", path):
+            what = f'"{key}" is {path}; download the image, and name the file below --image_root'
+            raise BadRecord("image path missing or unclear", what)
         if not isinstance(path, str) or not path.strip():
             raise BadRecord("image path missing or unclear", f'"{key}" is {shown(path)}, not the path of one image')
         found[key] = path

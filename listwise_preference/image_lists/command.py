@@ -57,7 +57,7 @@ def _run(options: Options) -> None:
         _check_destinations(options, entries, store)
     excluded = _read_excluded(options, entries)
     chosen = DETECTORS[options.detector]
-    detector = None if chosen.model else chosen.load(options.detector_options, entries, options.dtype)
+    detector = None if chosen.model else chosen.load(options.for_detector, entries, options.dtype)
     if pair := next((entry.pair for entry in entries if entry.pair is not None), None):
         candidate_phrases(pair, options.rules.prefer)  # is the tagger there?
 
@@ -138,7 +138,7 @@ def _make(
     """
     if detector is None:
         entries = [entry for window in windows for entry in window]
-        detector = DETECTORS[options.detector].load(options.detector_options, entries, options.dtype)
+        detector = DETECTORS[options.detector].load(options.for_detector, entries, options.dtype)
     verifier = None
     if options.verifier is not None:
         from listwise_preference.image_lists.verify import Verifier

@@ -53,6 +53,11 @@ class Options:
         """What --export writes."""
         return None if self.export is None else self.output.with_name(f"{self.output.stem}.{self.export}.json")
 
+    @property
+    def for_detector(self) -> dict[str, Any]:
+        """The chosen detector's own options, and where the images are."""
+        return {**self.detector_options, "image_root": self.image_root}
+
     def input_files(self) -> dict[str, Path]:
         """The files that are read, by option."""
         given = {"pairs": self.pairs, "exclude": self.exclude, **self.detector_options}

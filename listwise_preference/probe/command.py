@@ -144,7 +144,7 @@ def _read(args: Namespace) -> tuple[Records, Sequence[Probe], list[str]]:
     annotations = None
     if args.annotations:
         paths = [record.pair.img_path for record in records.records]
-        annotations = Annotations(args.annotations, paths)
+        annotations = Annotations(args.annotations, paths, image_root=args.image_root)
         if said := annotations.report(paths):
             notes.append(said)
     probes = plan(records.records, seed=args.seed, annotations=annotations, removed_root=args.removed_root)

@@ -38,14 +38,25 @@ class Annotations:
         img_paths: all images that will be asked for, as the pairs have them.
         sizes: (width, height) of those that can be read, EXIF-transposed: boxes on them, and on images whose size the
             file tells, are checked at once and show what the file's numbers are.
+        image_root: what relative paths are relative to, in the pairs and in the file; absolute ones below it are as
+            those.
 
     Raises:
         DataError: the file cannot be read, has neither form, or its numbers may be several things.
     """
 
-    def __init__(self, file: Path, img_paths: Iterable[str] = (), sizes: Mapping[str, Size] | None = None) -> None:
+    def __init__(
+        self,
+        file: Path,
+        img_paths: Iterable[str] = (),
+        sizes: Mapping[str, Size] | None = None,
+        image_root: Path | None = None,
+    ) -> None:
         self.file = file
+        self._root = image_root
         self._read = read_box_file(file)
+        for name in [name for name in self._read.images if path_key(name, image_root) != name]:
+            self._read.images[path_key(name, image_root)] += self._read.images.pop(name)
         self._sizes = sizes or {}
         self._names = self._by_name()
         self._same_name = Counter(posixpath.basename(path) for path in set(map(self._key, img_paths)))
@@ -148,7 +159,7 @@ class Annotations:
         return found
 
     def _key(self, img_path: str) -> str:
-        key = path_key(img_path)
+        key = path_key(img_path, self._root)
         return posixpath.splitext(key)[0] if self._read.by_stem else key
 
     def _by_name(self) -> dict[str, list[FileImage]]:
@@ -186,7 +197,8 @@ def _load(options: Mapping[str, Any], entries: Sequence[Entry], dtype: str) -> A
     paths = {entry.img_path: entry.path for entry in entries if entry.img_path and entry.path and entry.path.exists()}
     with ThreadPoolExecutor(8) as pool:
         sizes = {name: size for name, size in zip(paths, pool.map(_size, paths.values()), strict=True) if size}
-    annotations = Annotations(options["annotations"], (entry.img_path for entry in entries if entry.img_path), sizes)
+    names = (entry.img_path for entry in entries if entry.img_path)
+    annotations = Annotations(options["annotations"], names, sizes, options.get("image_root"))
     readable = (entry.pair.img_path for entry in entries if entry.pair and entry.path and entry.path.exists())
     if report := annotations.report(readable):
         logger.info(report)
