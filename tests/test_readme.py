@@ -152,6 +152,7 @@ def test_every_link_and_path_leads_somewhere(document: Path) -> None:
 
 PROGRAMS = {
     "lpoi.py": ["lpoi.py"],
+    "make_pairs.py": ["make_pairs.py"],
     "make_image_lists.py": ["make_image_lists.py"],
     "generate.py": ["generate.py"],
     "demo.py": ["demo.py"],

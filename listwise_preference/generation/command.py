@@ -128,11 +128,20 @@ def main(recipe: Mapping[str, Any] = {}, argv: Sequence[str] | None = None) -> N
     if options.ask is not None:
         run_program(lambda: _ask(options))
         return
-    run_program(lambda: _run(options, is_main_process()), stopped="stopped; the same command resumes from here")
-
-
-def _run(options: Namespace, is_main: bool) -> None:
     form = _question_formats()[options.benchmark]
+    run_program(lambda: respond(options, form), stopped="stopped; the same command resumes from here")
+
+
+def respond(options: Namespace, form: QuestionFormat) -> None:
+    """Respond to the questions of ``options.questions``, which has this form; a finished run is left as it is.
+
+    Args:
+        options: as :func:`parse` makes them.
+
+    Raises:
+        DataError, ModelError: options, questions or images cannot be used, or ``options.output`` is of another run.
+    """
+    is_main = is_main_process()
     adapter = None if options.adapter == "none" else Path(options.adapter)
     asked = None
     if is_main:

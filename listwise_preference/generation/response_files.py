@@ -66,7 +66,8 @@ class ResponseFiles(ResumableOutput):
         :meth:`begin`."""
         items = self.items()
         cut = {kind: _count_cut(asked.questions, items, kind == "yes_no") for kind in ("free_text", "yes_no")}
-        write_json(self.record, {**self._run, "answers_cut": cut})
+        numbers = [question.number for question in asked.questions if items[question.number]["cut"]]
+        write_json(self.record, {**self._run, "answers_cut": cut, "numbers_cut": numbers})
         if self.output.exists():
             self.output.replace(self.output.with_name(f"{self.output.name}.old"))
         write_responses(form, ((one, items[one.number]["answer"]) for one in asked.questions), self.output)

@@ -256,13 +256,13 @@ def _what_decides(options: Options, entries: Sequence[Entry]) -> dict[str, Any]:
         "--verifier": options.verifier,
     }
     for name, value in options.detector_options.items():
-        decides[f"--{name}"] = _content(value) if isinstance(value, Path) else value
+        decides[f"--{name}"] = content_of(value) if isinstance(value, Path) else value
     if model is not None:
-        decides[f"--{model}"] = _weights(options.detector_options[model])
+        decides[f"--{model}"] = weights_of(options.detector_options[model])
         decides["--detector_batch_size"] = rules.detector_batch_size
     if options.verifier is not None:
         decides |= {
-            "--verifier": _weights(options.verifier),
+            "--verifier": weights_of(options.verifier),
             "--verify_threshold": rules.verify_threshold,
             "--verifier_batch_size": rules.verifier_batch_size,
             "--max_candidates": rules.max_candidates,
@@ -275,7 +275,8 @@ def _what_decides(options: Options, entries: Sequence[Entry]) -> dict[str, Any]:
     return decides
 
 
-def _weights(model: str) -> str:
+def weights_of(model: str) -> str:
+    """A hash of a checkpoint's weights; raises ModelError."""
     from listwise_preference.models.loading import weights_identity
 
     try:
@@ -284,7 +285,7 @@ def _weights(model: str) -> str:
         raise ModelError(f"cannot load {model}: {error}") from error
 
 
-def _content(path: Path) -> str:
+def content_of(path: Path) -> str:
     """A hash of a file's content; of a folder's text files, images aside, with their names."""
     if not path.is_dir():
         return _sha256(path.read_bytes())

@@ -59,6 +59,7 @@ class Annotations:
             self._read.images[path_key(name, image_root)] += self._read.images.pop(name)
         self._sizes = sizes or {}
         self._names = self._by_name()
+        self._labels = {box.label for images in self._read.images.values() for image in images for box in image.boxes}
         self._same_name = Counter(posixpath.basename(path) for path in set(map(self._key, img_paths)))
         asked = {image.name: size for path, size in self._sizes.items() for image in self._find(path)}
         boxes = [
@@ -118,6 +119,10 @@ class Annotations:
     def summary(self) -> Record:
         """What summary.json says of the file."""
         return {"annotations": {"left_out": self._read.left_out.as_record(), "noted": self._read.noted.as_record()}}
+
+    def knows(self, img_path: str, phrase: str) -> bool:
+        """Whether an object without a box is not in the image: the file has the image, and somewhere such a label."""
+        return bool(self._find(img_path)) and any(match(phrase, label) is not None for label in self._labels)
 
     def prepare(self, queries: Sequence[Query]) -> list[tuple[Query, Size]]:
         """Nothing to do ahead of time."""
@@ -224,4 +229,5 @@ ENTRY = DetectorEntry(
     },
     load=_load,
     summary=Annotations.summary,
+    knows=Annotations.knows,
 )

@@ -66,6 +66,8 @@ class DetectorEntry:
             decide the lists: a :class:`~pathlib.Path` is a file that is read and counts by its content.
         summary: what summary.json says of the detector's own input, given the detector.
         model: the option that names its checkpoint. It is loaded after all checks; a detector without one before them.
+        knows: given the detector, an image's path and a phrase, whether nothing found means that nothing is there.
+            None: always.
     """
 
     help: str
@@ -73,6 +75,7 @@ class DetectorEntry:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     model: str | None = None
     summary: Callable[[Any], Record] | None = None
+    knows: Callable[[Any, str, str], bool] | None = None
 
 
 @dataclass(frozen=True)
