@@ -18,8 +18,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeAlias, Union, get_args, get_origin, get_type_hints
 
-from listwise_preference.errors import DataError, Stopped, UserError
-from listwise_preference.files import read_text
+from listwise_preference.errors import DataError, Stopped, UserError, shortened
+from listwise_preference.files import parse_json, parse_yaml, read_text
 
 logger = logging.getLogger("listwise_preference")
 
@@ -119,7 +119,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 and one line."""
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n" if is_main_process() else None)
+        self.exit(2, f"{self.prog}: error: {shortened(message)} (see --help)\n" if is_main_process() else None)
 
     def group(self, title: str, description: str | None = None) -> Callable[..., argparse.Action]:
         """``add_argument`` of a new group."""
@@ -161,14 +161,10 @@ def _is_option(token: str, name: str) -> bool:
 
 def _file_options(parser: Parser, file: Path, names: set[str]) -> list[str]:
     """A YAML mapping as command-line tokens, so that both are checked by the same rules."""
-    import yaml
-
     try:
-        content = yaml.safe_load(read_text(file))
+        content = parse_yaml(read_text(file), file)
     except DataError as error:
         parser.error(f"--config {error}")
-    except (yaml.YAMLError, RecursionError) as error:
-        parser.error(f"--config {file} is not YAML: {' '.join(str(error).split())}")
     if not isinstance(content, dict):
         parser.error(f"--config {file} must hold option: value lines")
     actions = {action.dest: action for action in parser._actions}
@@ -290,9 +286,9 @@ def json_or_file(text: str) -> str:
     """A JSON object, checked, or the name of a file, unchanged."""
     if text.startswith("{"):
         try:
-            json.loads(text)
-        except json.JSONDecodeError as error:
-            raise argparse.ArgumentTypeError(f"{text}: not valid JSON: {error.msg}") from None
+            parse_json(text, text)
+        except DataError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
     return text
 
 

@@ -3,9 +3,31 @@
 ``str(error)`` is the message as the user reads it: the file, the record, what is wrong and what to do.
 """
 
+_LONGEST_LINE, _LONGEST_MESSAGE = 800, 2_000  # characters
+
+
+def shortened(message: str) -> str:
+    """A message of at most 2,000 characters: lines, and then the whole, lose their middle.
+
+    The start names file and record, the end says what to do; between them a file may have put anything.
+    """
+    lines = "\n".join(_cut(line, _LONGEST_LINE) for line in message.split("\n"))
+    return _cut(lines, _LONGEST_MESSAGE)
+
+
+def _cut(text: str, longest: int) -> str:
+    if len(text) <= longest:
+        return text
+    gap = " ... "
+    end = (longest - len(gap)) // 3
+    return text[: longest - len(gap) - end] + gap + text[-end:]
+
 
 class UserError(Exception):
     """An error that the user can correct."""
+
+    def __str__(self) -> str:
+        return shortened(super().__str__())
 
 
 class DataError(UserError):

@@ -10,8 +10,9 @@ import functools
 import hashlib
 import json
 import os
+import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from typing import Any
 from listwise_preference.errors import DataError
 
 Record = dict[str, Any]
+
+DEEPEST, MOST_DIGITS = 100, 100  # levels of nesting, and digits of a number, of what is read
+LARGEST_YAML = 1_000_000  # characters
+_MANY_DIGITS = re.compile(rf"[0-9]{{{MOST_DIGITS + 1}}}")
 
 LISTED = 20  # how many numbers, or runs of numbers, one message names
 
@@ -42,6 +47,8 @@ def read_text(file: Path) -> str:
         DataError: the file is missing, cannot be read or is not UTF-8.
     """
     try:
+        if not file.is_file() and file.exists():  # opened, a named pipe would wait for a writer
+            raise DataError(f"{file}: {'a folder' if file.is_dir() else 'not a file that ends, but a pipe or device'}")
         return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{file}: no such file") from None
@@ -49,21 +56,121 @@ def read_text(file: Path) -> str:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    except ValueError as error:  # a name that no file can have
+        raise DataError(f"{str(file)!r}: cannot be read: {error}") from error
 
 
-def parse_json(text: str, file: Path, first_line: int = 1) -> Any:
+def parse_json(text: str, file: Path | str, first_line: int = 1) -> Any:
     """The value of a JSON text that begins on ``first_line`` of ``file``.
+
+    What JSON allows and nothing here can mean is refused, so that no reader has to think of it: more than 100 levels
+    of nesting, and numbers of more than 100 digits.
 
     Raises:
         DataError: with line and column where it is not JSON.
     """
     try:
-        return json.loads(text)
+        value = json.loads(text, parse_int=_whole_number if _MANY_DIGITS.search(text) else None)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise DataError(f"{file}: line {line}, column {error.colno}: not valid JSON: {error.msg}") from None
     except RecursionError:
         raise DataError(f"{file}: line {first_line}: nested too deeply") from None
+    except ValueError as error:
+        raise DataError(f"{file}: line {first_line}: {error}") from None
+    if text.count("[") + text.count("{") > DEEPEST and _is_deep(value):
+        raise DataError(f"{file}: line {first_line}: nested too deeply: more than {DEEPEST} levels")
+    return value
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits):,} digits; at most {MOST_DIGITS} are read")
+    return int(digits)
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether lists and mappings are nested more than DEEPEST levels."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(DEEPEST):
+        if not level:
+            return False
+        level = [
+            child
+            for one in level
+            for child in (one.values() if isinstance(one, dict) else one)
+            if isinstance(child, dict | list)
+        ]
+    return bool(level)
+
+
+@contextlib.contextmanager
+def expecting(form: str, file: Path | str) -> Iterator[None]:
+    """For a reader that takes a file's form as given: where it is another one, one message names the file and the form.
+
+    Raises:
+        DataError: what the file holds is missing something, or of another type.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise DataError(f"{file}: not {form} ({type(error).__name__}: {error})") from error
+
+
+def below(root: Path, path: str) -> Path | None:
+    """The path under ``root``; None where it leads out of it.
+
+    By names alone, so that a link inside the root may lead to another disk.
+    """
+    # Text, not Path: this is done a million times.
+    whole = os.path.normpath(os.path.join(root, path))  # noqa: PTH118
+    if "\\" in path and not os.path.exists(whole):  # noqa: PTH110
+        whole = os.path.normpath(os.path.join(root, path.replace("\\", "/")))  # noqa: PTH118
+    above = os.path.join(os.path.abspath(root), "")  # noqa: PTH100, PTH118 - resolve() would follow links
+    if not os.path.join(os.path.abspath(whole), "").startswith(above):  # noqa: PTH100, PTH118
+        return None
+    return find_file(Path(whole))
+
+
+def parse_yaml(text: str, file: Path | str) -> Any:
+    """The value of a YAML text of options or names: no tags that make objects, and bounded as JSON is.
+
+    Raises:
+        DataError: where it is not YAML, has aliases, or is larger than a million characters.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Without aliases: a few lines of them unfold to any size."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.events.AliasEvent):
+                raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1}: aliases (*name) are not read")
+            return super().compose_node(parent, index)
+
+    if len(text) > LARGEST_YAML:
+        raise DataError(f"{file}: {len(text):,} characters; YAML is read up to {LARGEST_YAML:,}")
+    try:
+        value = yaml.load(text, Loader=Loader)
+    except RecursionError:
+        raise DataError(f"{file}: nested too deeply") from None
+    except yaml.YAMLError as error:
+        raise DataError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+    except Exception as error:  # of the values: dates that are none, numbers of too many digits, keys that are lists
+        raise DataError(f"{file}: not YAML that can be read: {error}") from None
+    if _is_deep(value):
+        raise DataError(f"{file}: nested too deeply: more than {DEEPEST} levels")
+    _refuse_many_digits(value, file)
+    return value
+
+
+def _refuse_many_digits(value: Any, file: Path | str) -> None:
+    """YAML spells whole numbers in several ways, so that only the value shows them."""
+    if isinstance(value, dict | list):
+        for one in [*value, *value.values()] if isinstance(value, dict) else value:
+            _refuse_many_digits(one, file)
+    elif isinstance(value, int) and abs(value) >= 10**MOST_DIGITS:
+        raise DataError(f"{file}: a number of more than {MOST_DIGITS} digits")
 
 
 def read_json(file: Path) -> Any:
@@ -99,7 +206,7 @@ def _is_json_lines(text: str) -> bool:
     """Whether the first line that is not blank is a JSON object by itself."""
     try:
         return isinstance(json.loads(text.lstrip().split("\n", 1)[0]), dict)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return False
 
 
@@ -189,7 +296,8 @@ def write_atomic(file: Path, content: str | bytes) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as stream:
-            stream.write(content.encode("utf-8") if isinstance(content, str) else content)
+            # Half a surrogate pair, which JSON can spell, becomes a question mark: no work is lost for it.
+            stream.write(content.encode("utf-8", "replace") if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(file)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from listwise_preference.errors import DataError
-from listwise_preference.files import Record, cut_partial_line, json_line, read_json, write_json
+from listwise_preference.files import Record, cut_partial_line, json_line, parse_json, read_json, write_json
 
 logger = logging.getLogger("listwise_preference")
 
@@ -59,8 +59,8 @@ class ResumableStore:
     def _items(self, file: Path) -> Iterator[Record]:
         for line in file.read_bytes().split(b"\n")[:-1]:
             try:
-                item = json.loads(line)
-            except ValueError:
+                item = parse_json(line.decode("utf-8"), file)
+            except (ValueError, DataError):
                 continue
             if isinstance(item, dict) and isinstance(item.get(self._key), int | str):
                 yield item
@@ -126,7 +126,7 @@ class ResumableOutput(ResumableStore):
             begun = self._begun()
             self._refuse_other(begun.get("run"), run)
             replaces = self.replaces
-            if others := differences(begun.get("versions") or {}, versions or {}):
+            if others := _differences(begun.get("versions", {}), versions or {}):
                 logger.warning(f"{self.output} is resumed under other versions: {'; '.join(others)}")
         elif self.output.exists():
             self._refuse_other(self.made(), run)
@@ -139,12 +139,17 @@ class ResumableOutput(ResumableStore):
 
     def _begun(self) -> Record:
         begun = read_json(self._run_file) if self._run_file.exists() else {}
-        return begun if isinstance(begun, dict) else {}
+        return {name: value for name, value in begun.items() if value is not None} if isinstance(begun, dict) else {}
 
     def _refuse_other(self, made: Any, run: Mapping[str, Any]) -> None:
-        if lines := differences(made if isinstance(made, dict) else {}, json.loads(json.dumps(run))):
+        if lines := _differences(made, json.loads(json.dumps(run))):
             what = "\n".join(f"  {line}" for line in lines)
             raise DataError(f"{self.output} was made with other options or from other inputs:\n{what}\n{WAYS_ON}")
+
+
+def _differences(earlier: Any, now: Mapping[str, Any]) -> list[str]:
+    """As :func:`differences`; what is no mapping was changed by someone, and records nothing."""
+    return differences(earlier if isinstance(earlier, dict) else {}, now)
 
 
 def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

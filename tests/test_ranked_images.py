@@ -352,7 +352,7 @@ def test_unusable_images_name_file_and_cause(tmp_path: Path) -> None:
     causes = {
         "missing.png": "no such file",
         "empty.png": "the file is empty",
-        "text.jpg": "not an image in a format that Pillow reads",
+        "text.jpg": "not an image in a format that is read",
         "bomb.png": "too large: at most 89,478,485 pixels",
         "": "Is a directory",
     }

@@ -11,7 +11,7 @@ import pytest
 from listwise_preference.errors import DataError
 from listwise_preference.scoring.judge import Judge
 
-from .scoring_data import Served, chat_server
+from .scoring_data import Score, Served, chat_server
 
 
 def ask(url: str, cache: Path, **settings: Any) -> str:
@@ -43,12 +43,63 @@ def test_a_reply_of_1_mb_is_taken_and_a_larger_one_is_not(tmp_path: Path) -> Non
     around = len(json.dumps({"model": "m", "choices": [{"message": {"role": "assistant", "content": ""}}]}))
     with chat_server(lambda _: (200, "a" * (1_000_000 - around))) as (url, _):
         assert len(ask(url, tmp_path)) == 1_000_000 - around
-    with (
-        chat_server(lambda _: (200, "a" * (1_000_001 - around))) as (url, requests),
-        pytest.raises(DataError, match=r"no reply after 2 tries.*larger than 1,000,000 bytes"),
-    ):
-        ask(url, tmp_path, retries=1)
+    with chat_server(lambda _: (200, "a" * (1_000_001 - around))) as (url, requests):
+        assert ask(url, tmp_path, retries=1) == ""
     assert len(requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        (b"<html>", "not valid JSON"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"choices": []}', "no choices"),
+        (b'{"choices": 3}', "no choices"),
+        (b"7", "no choices"),
+        (b'{"choices": [{"message": {"content": ' + b"9" * 5_000 + b"}}]}", "digits"),
+        (b"x" * 1_000_001, "larger than 1,000,000 bytes"),
+    ],
+)
+def test_bad_replies_are_asked_again_then_counted_and_not_kept(tmp_path: Path, bad: bytes, why: str) -> None:
+    """Of 8 prompts one never gets a reply: its text is empty, which no scorer can parse, and the others count."""
+
+    def answer(request: dict[str, Any]) -> Served:
+        asked = request["messages"][0]["content"]
+        return (200, bad) if asked == "3" else (200, f"reply {asked}")
+
+    with chat_server(answer) as (url, requests):
+        judge = Judge(url, "m", tmp_path, retries=2, first_wait_s=0.001)
+        expected = [f"reply {n}" if n != 3 else "" for n in range(8)]
+        assert judge.replies([str(n) for n in range(8)]) == expected
+        assert len(requests) == 7 + 3  # the bad one three times
+        assert (judge.served, judge.unusable) == (7, 1)
+        assert judge.describe()["prompts_without_usable_reply"] == 1
+        assert len(list(tmp_path.iterdir())) == 7
+    with chat_server(lambda _: (200, bad)) as (url, requests), pytest.raises(DataError, match=why) as refusal:
+        Judge(url, "m", tmp_path, retries=0).replies([str(n) for n in range(8)])
+    assert "no usable reply to 5 prompts" in str(refusal.value)
+    assert len(str(refusal.value)) < 1000
+
+
+def test_a_judges_bad_reply_is_an_unparsed_one(tmp_path: Path, score: Score) -> None:
+    """score.py mmhal goes on, and counts it as the official program counts a reply without a rating: 0."""
+    template = [
+        {"question_type": "attribute", "question": f"What is {n}?", "gt_answer": "A dog.", "model_answer": "A cat.",
+         "image_content": ["dog"], "image_id": str(n)}
+        for n in range(3)
+    ]  # fmt: skip
+    answers = tmp_path / "answers.json"
+    answers.write_text(json.dumps(template))
+
+    def answer(request: dict[str, Any]) -> Served:
+        return (200, b"<html>") if "What is 1?" in request["messages"][0]["content"] else (200, "Rating: 6")
+
+    with chat_server(answer) as (url, _):
+        result = score("mmhal", str(answers), "--judge_base_url", url, "--judge_model", "m", "--partial",
+                       "--judge_cache", str(tmp_path / "cache"), "--judge_retries", "0").result  # fmt: skip
+    assert result["counts"] == {"answers": 3, "unparsed": 1}
+    assert result["score"] == pytest.approx(4)  # (6 + 0 + 6) / 3
 
 
 def test_judge_gives_up_with_the_servers_words(tmp_path: Path) -> None:
@@ -78,16 +129,17 @@ def test_nobody_at_the_endpoint_is_one_message(tmp_path: Path) -> None:
         ask(url, tmp_path, retries=1)
 
 
-@pytest.mark.parametrize("status", [301, 302, 307, 308])
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_no_redirect_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
     with (
         chat_server(lambda _: (200, "fine")) as (elsewhere, there),
-        chat_server(lambda _: (status, "moved", {"Location": f"{elsewhere}/chat/completions"})) as (url, requests),
-        pytest.raises(DataError, match=r"a redirect to .*, which is not followed"),
+        chat_server(lambda _: (status, "moved", {"Location": f"{elsewhere}/secret-key"})) as (url, requests),
+        pytest.raises(DataError, match=r"a redirect to .*, which is not followed") as refusal,
     ):
         ask(url, tmp_path)
     assert (len(requests), len(there)) == (1, 0)
+    assert "secret-key" not in str(refusal.value)
 
 
 def test_the_key_goes_to_the_endpoint_and_nowhere_else(
@@ -110,6 +162,14 @@ def test_the_key_goes_to_the_endpoint_and_nowhere_else(
     assert len(files) == 1
     assert caplog.text  # the client does log
     assert "secret-key" not in "".join([*files, caplog.text, str(refusal.value)])
+
+
+def test_a_key_that_the_server_sends_back_is_in_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
+    with chat_server(lambda request: (200, request["headers"]["Authorization"])) as (url, _):
+        assert ask(url, tmp_path) == "Bearer (key)"
+    (kept,) = tmp_path.iterdir()
+    assert "secret-key" not in kept.read_text()
 
 
 def test_a_key_that_no_header_can_hold_is_refused_unseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

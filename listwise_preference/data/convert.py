@@ -6,7 +6,6 @@ the pairs. All that is left out is counted and said.
 """
 
 import hashlib
-import io
 import logging
 from argparse import Namespace
 from collections import Counter
@@ -15,13 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from listwise_preference.cli import Parser, count, run_program
 from listwise_preference.data.forms import IMAGE_TOKEN, embedded, translate
 from listwise_preference.data.pairs import check_differ, read_candidate
-from listwise_preference.data.ranked_images import open_image
+from listwise_preference.data.ranked_images import FORMATS, image_kind, open_image
 from listwise_preference.data.sources import find_sources, iterate_rows
 from listwise_preference.data.validation import BadRecord, Candidate, report
 from listwise_preference.errors import DataError, ImageError
@@ -200,11 +198,10 @@ def _write_image(content: bytes, images: Path, image_root: Path, converted: Conv
             f"records hold their images, which would be written to {images}: not under --image_root {image_root}; write"
             " --to under it"
         ) from None
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            ending = {"JPEG": "jpg"}.get(str(image.format), str(image.format).lower())
-    except Exception as error:  # Pillow's decoders meet damaged files with many kinds of exceptions
-        raise BadRecord("image unreadable", f"the image in the record: {error}") from None
+    kind = image_kind(content)
+    if kind is None:
+        raise BadRecord("image unreadable", f"the image in the record is none of {', '.join(FORMATS)}, or too large")
+    ending = {"JPEG": "jpg"}.get(kind, kind.lower())
     name = f"{hashlib.sha256(content).hexdigest()[:20]}.{ending}"
     file = images / name
     if file not in converted.unpacked:

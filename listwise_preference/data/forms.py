@@ -6,7 +6,6 @@ checks the texts. docs/data_formats.md shows every form.
 
 import base64
 import binascii
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,8 @@ from itertools import combinations
 from typing import Any
 
 from listwise_preference.data.validation import BadRecord, shown
-from listwise_preference.files import Record
+from listwise_preference.errors import DataError
+from listwise_preference.files import Record, parse_json
 
 IMAGE_TOKEN = "<image>"  # where other programs' prompts have their image
 
@@ -135,8 +135,8 @@ def _two_outputs(value: Record) -> Translation:
 def _json_text(value: Record) -> Translation:
     """RLHF-V's: question and responses as JSON in one text."""
     try:
-        texts = json.loads(value["text"])
-    except (json.JSONDecodeError, RecursionError):
+        texts = parse_json(value["text"], "text")
+    except DataError:
         return Translation("prompt, chosen, rejected", [dict(value)])  # "text" is something else: what lacks is said
     if not isinstance(texts, dict):
         return Translation("prompt, chosen, rejected", [dict(value)])
@@ -201,7 +201,7 @@ def _number(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 
@@ -211,7 +211,7 @@ def _number(value: Any) -> float | None:
 
 def _messages(value: Record, key: str) -> list[tuple[str, str]]:
     """(role, text) of each message, in the spelling of ShareGPT or of OpenAI; images only in their count."""
-    given = value[key]
+    given = value.get(key)
     if not isinstance(given, list) or not given:
         raise BadRecord(_CONVERSATION, f'"{key}" is {shown(given)}, not a list of messages')
     return [_message(one, key) for one in given]

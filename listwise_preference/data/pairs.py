@@ -31,7 +31,7 @@ from listwise_preference.data.ranked_images import (
 from listwise_preference.data.sources import read_file_rows
 from listwise_preference.data.validation import ADVICE, EXAMPLES, BadRecord, Candidate, report, shown
 from listwise_preference.errors import DataError, ImageError
-from listwise_preference.files import find_file, read_json
+from listwise_preference.files import below, find_file, read_json
 
 logger = logging.getLogger("listwise_preference")
 
@@ -270,6 +270,8 @@ def _read_id(value: dict[str, Any]) -> str | int | None:
         return None
     if isinstance(record_id, bool) or not isinstance(record_id, str | int) or not str(record_id).strip():
         raise BadRecord("unusable id", f"id {shown(record_id)} is not a string or a whole number")
+    if not _is_utf8(str(record_id)):
+        raise BadRecord("unusable id", f"id {shown(record_id)} holds half of a character, which no file can hold")
     return record_id
 
 
@@ -289,6 +291,8 @@ def _read_img_path(value: dict[str, Any]) -> str:
             raise BadRecord("image path missing or unclear", what)
         if not isinstance(path, str) or not path.strip():
             raise BadRecord("image path missing or unclear", f'"{key}" is {shown(path)}, not the path of one image')
+        if "\0" in path or not _is_utf8(path):
+            raise BadRecord("image path missing or unclear", f'"{key}" is {shown(path)}, which no file can be called')
         found[key] = path
     if not found:
         raise BadRecord("image path missing or unclear", 'no "img_path"')
@@ -299,15 +303,10 @@ def _read_img_path(value: dict[str, Any]) -> str:
 
 
 def _below(image_root: Path, img_path: str) -> Path:
-    """The image's path. By names alone, so that a link inside the root may lead to another disk."""
-    # Text, not Path: this is done thousands of times.
-    path = os.path.normpath(os.path.join(image_root, img_path))  # noqa: PTH118
-    if "\\" in img_path and not os.path.exists(path):  # noqa: PTH110
-        path = os.path.normpath(os.path.join(image_root, img_path.replace("\\", "/")))  # noqa: PTH118
-    root = os.path.join(os.path.abspath(image_root), "")  # noqa: PTH100, PTH118 - resolve() would follow links
-    if not os.path.join(os.path.abspath(path), "").startswith(root):  # noqa: PTH100, PTH118
+    path = below(image_root, img_path)
+    if path is None:
         raise BadRecord("image outside the image root", f"{img_path} is not under {image_root}")
-    return find_file(Path(path))
+    return path
 
 
 def _read_texts(value: dict[str, Any]) -> tuple[str, str, str]:
@@ -381,12 +380,19 @@ def _text(value: Any, key: str) -> str:
         raise BadRecord("text missing or unusable", f'"{key}" is {shown(value)}, not text')
     if not value.strip():
         raise BadRecord("text missing or unusable", f'"{key}" is blank')
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        half = value[error.start].encode("ascii", "backslashreplace").decode()
-        raise BadRecord("text missing or unusable", f'"{key}" holds {half}, half of a character') from None
+    if not _is_utf8(value):
+        half = next(letter for letter in value if not _is_utf8(letter)).encode("ascii", "backslashreplace").decode()
+        raise BadRecord("text missing or unusable", f'"{key}" holds {half}, half of a character')
     return value
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether it can be written: JSON can spell halves of surrogate pairs, UTF-8 cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_texts(texts: tuple[str, str, str], placeholders: tuple[str, ...]) -> None:

@@ -6,12 +6,15 @@ says otherwise, and marks the masked part with the outline of a red ellipse; lev
 before ``load()``.
 """
 
+import io
 import math
 import os
 import random
+import stat
 import struct
 import warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
@@ -25,6 +28,11 @@ Fill = Literal["black", "mean", "blur"]
 
 # Larger images are refused. It is the size above which Pillow warns: 256 MiB as RGB, and a list holds several copies.
 MAX_PIXELS = 1024**3 // 4 // 3
+# What Pillow may try on a file. Others of its formats hand the file to another program (EPS to Ghostscript) or follow
+# what stands in it; no data set has its photographs in them.
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+if find_spec("PIL.AvifImagePlugin"):  # since Pillow 11.3
+    FORMATS += ("AVIF",)
 # The limit above stands in for Pillow's warning, which would only repeat it.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
@@ -33,6 +41,10 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 _RULES = "ranked images, rules 1"
 
 _RED = (255, 0, 0)
+
+
+class _NoFile(ValueError):
+    """Neither a file nor a folder."""
 
 
 class _TooLarge(ValueError):
@@ -100,7 +112,8 @@ def open_image(path: Path) -> Image.Image:
         ImageError: the file is missing, empty, not an image, damaged or larger than ``MAX_PIXELS``.
     """
     try:
-        with Image.open(path) as file:
+        _check_kind(path)
+        with Image.open(path, formats=FORMATS) as file:
             _check_pixels(file)
             ImageOps.exif_transpose(file, in_place=True)  # a large image is copied once less
             image = _to_rgb(file)
@@ -117,7 +130,8 @@ def transposed_size(path: Path) -> tuple[int, int]:
         ImageError: as in ``open_image``, as far as the header shows it.
     """
     try:
-        with Image.open(path) as file:
+        _check_kind(path)
+        with Image.open(path, formats=FORMATS) as file:
             _check_pixels(file)
             if file.format == "TIFF":  # Pillow has already turned the size of a TIFF
                 return file.size
@@ -129,6 +143,16 @@ def transposed_size(path: Path) -> tuple[int, int]:
     except Exception as error:
         raise ImageError(f"{path}: {_cause(path, error)}") from error
     return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+
+
+def image_kind(content: bytes) -> str | None:
+    """The format of an image that is not in a file yet, as Pillow calls it; None where it is none of ``FORMATS``."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            _check_pixels(image)
+            return image.format
+    except Exception:  # Pillow's decoders meet damaged files with many kinds of exceptions
+        return None
 
 
 def masked_region(box: Box, level: int, drawing: Drawing) -> Box | None:
@@ -307,6 +331,12 @@ def _fill(image: Image.Image, region: Box, fill: Fill) -> Image.Image:
             return own.filter(ImageFilter.GaussianBlur(max(size) / 8))
 
 
+def _check_kind(path: Path) -> None:
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opened, a named pipe would wait for a writer
+        raise _NoFile("not a file that ends, but a pipe or device")
+
+
 def _check_pixels(file: Image.Image) -> None:
     if file.width * file.height > MAX_PIXELS:
         raise _TooLarge(f"{file.width} x {file.height} pixels, {_TOO_LARGE}")
@@ -360,10 +390,11 @@ def _cause(path: Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, UnidentifiedImageError):
-        return "the file is empty" if path.stat().st_size == 0 else "not an image in a format that Pillow reads"
+        other = f"not an image in a format that is read: {', '.join(FORMATS)}"
+        return "the file is empty" if path.stat().st_size == 0 else other
     if isinstance(error, Image.DecompressionBombError):  # Pillow's own, at twice the limit
         return _TOO_LARGE
-    if isinstance(error, _TooLarge):
+    if isinstance(error, _TooLarge | _NoFile):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

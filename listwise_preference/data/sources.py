@@ -6,7 +6,6 @@ one type: "007" becomes 7, and "null" nothing. A cell of CSV stays the text it i
 
 import csv
 import io
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from listwise_preference.errors import DataError
-from listwise_preference.files import Row, read_rows, read_text
+from listwise_preference.files import Row, parse_json, read_rows, read_text
 
 _ENDINGS = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 # Beside the records of a folder, and not records themselves.
@@ -83,10 +82,12 @@ def read_file_rows(file: Path) -> list[Row]:
 
 def _kind(file: Path) -> str:
     try:
+        if not file.is_file():
+            return "json"  # whose reader says what is wrong
         with file.open("rb") as stream:
             start = stream.read(1024)
     except OSError:
-        return "json"  # whose reader says what is wrong
+        return "json"
     if start.startswith(b"PAR1"):
         return "parquet"
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -138,8 +139,8 @@ def _cell(name: str, cell: str) -> Any:
     if not cell.startswith(("[", "{")):
         return cell
     try:
-        value = json.loads(cell)
-    except (json.JSONDecodeError, RecursionError):
+        value = parse_json(cell, name)
+    except DataError:
         return cell
     first = value[0] if isinstance(value, list) and value else value
     messages = isinstance(first, dict) and ({"role", "content"} <= set(first) or {"from", "value"} <= set(first))

@@ -4,6 +4,7 @@ The form of a benchmark's files is in its module in ``listwise_preference.scorin
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +15,9 @@ from typing import Literal
 from tqdm import tqdm
 
 from listwise_preference.data.ranked_images import open_image
+from listwise_preference.data.validation import shown
 from listwise_preference.errors import DataError, ImageError
-from listwise_preference.files import Record, find_file, json_line, write_atomic
+from listwise_preference.files import Record, below, find_file, json_line, write_atomic
 from listwise_preference.scoring.interface import BadRecord, QuestionFormat
 
 # Opening an image waits for the disk and lets other threads run while it decodes.
@@ -64,6 +66,7 @@ def read_questions(
     for number, record in enumerate(records, start=1):
         try:
             text, image, yes_no = form.read(record, image_root)
+            _check(record, image, image_root)
         except BadRecord as bad:
             problems.append(f"record {number}: {bad}")
         else:
@@ -92,6 +95,14 @@ def read_questions(
             )
         )
     return Questions(questions, tuple(problems))
+
+
+def _check(record: Record, image: Path | None, image_root: Path) -> None:
+    """What no benchmark's own reader looks at; raises BadRecord."""
+    if isinstance(record.get("id"), list | dict):
+        raise BadRecord(f'"id" is {shown(record["id"])}, neither a number nor text')
+    if image is not None and below(image_root, os.path.relpath(image, image_root)) is None:
+        raise BadRecord(f"{image} is not under --image_root {image_root}")
 
 
 def _questions(count: int) -> str:

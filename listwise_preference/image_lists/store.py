@@ -4,13 +4,13 @@
 again.
 """
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from listwise_preference.errors import DataError
-from listwise_preference.files import Record, json_line, read_text, write_atomic, write_json
+from listwise_preference.files import Record, json_line, parse_json, read_json, read_text, write_atomic, write_json
 from listwise_preference.store import WAYS_ON, ResumableOutput
 
 
@@ -44,9 +44,9 @@ class ListStore(ResumableOutput):
     def _read(self, summary: Path) -> Record:
         """The content of a summary of this output; empty if it is none, or another's."""
         try:
-            content = json.loads(summary.read_text(encoding="utf-8"))
+            content = read_json(summary)
             return content if content["output"] == self.output.name and isinstance(content["run"], dict) else {}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (DataError, KeyError, TypeError):
             return {}
 
     def made(self) -> Mapping[str, Any] | None:
@@ -72,8 +72,8 @@ class ListStore(ResumableOutput):
                 raise self._changed(f"{len(rows) + bool(rest)} lines for {len(self.ids)} records")
             for number, row in enumerate(rows, start=1):
                 try:
-                    lines[number] = json.loads(row)
-                except ValueError:
+                    lines[number] = parse_json(row, self.output, number)
+                except DataError:
                     raise self._changed(f"line {number} is not JSON") from None
                 if not self._is_of(number, lines[number]):
                     raise self._changed(f"line {number} is not that of record {self.ids[number - 1]}")
@@ -88,14 +88,21 @@ class ListStore(ResumableOutput):
 
     def measured(self) -> tuple[int, float]:
         """Records in the parts, and the seconds that they took, those of the busiest process."""
-        parts = [[item.get("seconds", 0.0) for item in items] for items in self.items_by_process()]
+        parts = [[_seconds(item.get("seconds")) for item in items] for items in self.items_by_process()]
         return sum(map(len, parts)), max(map(sum, parts), default=0.0)
 
     def earlier_speed(self) -> Record:
         """``speed`` in the summary of the existing output, empty when there is none or a new one is begun."""
         if not self.output.exists() or self.replaces:
             return {}
-        return self._read(self.summary).get("speed", {})
+        speed = self._read(self.summary).get("speed")
+        if not isinstance(speed, dict):
+            return {}
+        records = speed.get("records_computed")
+        return speed | {
+            "records_computed": records if type(records) is int else 0,
+            "seconds": _seconds(speed.get("seconds")),
+        }
 
     def finish(self, lines: Sequence[Record], run: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
         """Write summary and output, each whole or not at all, and remove the parts. One process calls it."""
@@ -109,3 +116,8 @@ class ListStore(ResumableOutput):
 
     def _changed(self, what: str) -> DataError:
         return DataError(f"{self.output}: {what}: it was changed since it was made. Restore it, or: {WAYS_ON}")
+
+
+def _seconds(value: Any) -> float:
+    """Nothing where it is no time: it decides nothing."""
+    return float(value) if type(value) in (int, float) and 0 <= value < math.inf else 0.0

@@ -6,12 +6,13 @@ import copy
 import math
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from listwise_preference.errors import ModelError
-from listwise_preference.files import sha256_of
+from listwise_preference.data.validation import shown
+from listwise_preference.errors import DataError, ModelError
+from listwise_preference.files import read_json, sha256_of
 from listwise_preference.models.families import Family, family_of
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def check_folders(model: str, adapter: Path | None) -> None:
     if (model.startswith(("/", ".", "~")) or model.count("/") > 1 or beside_others) and not path.is_dir():
         raise ModelError(f"cannot load the model {model}: no such folder")
     if adapter is not None:
-        adapter_file(adapter)
+        check_adapter(adapter)
 
 
 def adapter_file(folder: Path) -> Path:
@@ -141,6 +142,89 @@ def adapter_file(folder: Path) -> Path:
             " (weights are read from safetensors only)"
         )
     return file
+
+
+_Check = Callable[[Any], bool]
+_IS_WHOLE: _Check = lambda value: type(value) is int and 0 < value < 10**6  # noqa: E731 - a table reads better
+_IS_NUMBER: _Check = lambda value: type(value) in (int, float) and abs(value) < 10**9  # noqa: E731
+_IS_TRUTH: _Check = lambda value: isinstance(value, bool)  # noqa: E731
+_IS_TEXT: _Check = lambda value: isinstance(value, str)  # noqa: E731
+_IS_NAMES: _Check = lambda value: _IS_TEXT(value) or (isinstance(value, list) and all(map(_IS_TEXT, value)))  # noqa: E731
+_IS_PATTERNS: _Check = lambda value: (  # noqa: E731
+    isinstance(value, dict) and all(map(_IS_WHOLE, value.values())) and all(map(_is_expression, value))
+)
+# What a LoRA's config says of its layers; null is allowed where peft's default is null.
+_CONFIG: dict[str, tuple[str, _Check]] = {
+    "r": ("a whole number above 0", _IS_WHOLE),
+    "lora_alpha": ("a number", _IS_NUMBER),
+    "lora_dropout": ("a number from 0 to 1", lambda value: _IS_NUMBER(value) and 0 <= value <= 1),
+    "rank_pattern": ("names of layers with whole numbers", _IS_PATTERNS),
+    "alpha_pattern": ("names of layers with whole numbers", _IS_PATTERNS),
+    "bias": ("none, all or lora_only", lambda value: value in ("none", "all", "lora_only")),
+    "use_rslora": ("true or false", _IS_TRUTH),
+    "use_dora": ("true or false", _IS_TRUTH),
+    "fan_in_fan_out": ("true or false", _IS_TRUTH),
+    "inference_mode": ("true or false", _IS_TRUTH),
+    "init_lora_weights": ("true, false or text", lambda value: _IS_TRUTH(value) or _IS_TEXT(value)),
+}
+_CONFIG_OR_NULL: dict[str, tuple[str, _Check]] = {
+    "target_modules": ("text or a list of texts", lambda value: _IS_NAMES(value) and bool(value)),
+    "exclude_modules": ("text or a list of texts", _IS_NAMES),
+    "modules_to_save": ("a list of texts", lambda value: isinstance(value, list) and _IS_NAMES(value)),
+    "task_type": ("text", _IS_TEXT),
+    "base_model_name_or_path": ("text", _IS_TEXT),
+    "revision": ("text", _IS_TEXT),
+    "layers_pattern": ("text or a list of texts", _IS_NAMES),
+}
+
+
+def _is_expression(text: str) -> bool:
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
+
+
+def check_adapter(folder: Path) -> None:
+    """Refuse a damaged adapter before its base model is loaded. Needs no torch.
+
+    Raises:
+        ModelError: there is none; its config is no adapter's, or an entry of it is of the wrong kind; its weights' file
+            is cut, or its header damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file, config_file = adapter_file(folder), folder / "adapter_config.json"
+    try:
+        config = read_json(config_file)
+    except DataError as error:
+        raise ModelError(str(error)) from error
+    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
+        raise ModelError(f'{config_file}: not the config of an adapter: no text under "peft_type"')
+    if config["peft_type"] == "LORA":
+        for name, (wanted, check) in {**_CONFIG, **_CONFIG_OR_NULL}.items():
+            value = config.get(name)
+            if name in config and not (value is None and name in _CONFIG_OR_NULL) and not check(value):
+                raise ModelError(f'{config_file}: "{name}" is {shown(value)}; it must be {wanted}')
+            if isinstance(value, str) and name.endswith("_modules") and not _is_expression(value):
+                raise ModelError(f'{config_file}: "{name}" is {shown(value)}, not a regular expression')
+    try:
+        with safe_open(str(file), framework="numpy") as weights:
+            if not list(weights.keys()):
+                raise ModelError(f"{file}: no weights in it")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"{file}: damaged, or no safetensors: {error}; copy it again") from error
+
+
+def read_config(folder: Path) -> PeftConfig:
+    """The adapter's config as peft has it; raises ModelError where peft cannot read it."""
+    from peft import PeftConfig
+
+    try:
+        return PeftConfig.from_pretrained(str(folder))
+    except Exception as error:  # whatever a wrong entry does in it
+        raise ModelError(f"{folder / 'adapter_config.json'}: peft cannot read it: {error}") from error
 
 
 def identity(folder: Path) -> str:
@@ -171,11 +255,12 @@ def load_adapter(
         ModelError: no adapter there; or tensors that are left over, missing, or of another shape, each named; or a
             scale that cannot be known; or changed base weights where they are the reference.
     """
-    from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
 
+    check_adapter(folder)
     file = adapter_file(folder)
-    as_saved = PeftConfig.from_pretrained(str(folder))
+    as_saved = read_config(folder)
     trained_on = as_saved.base_model_name_or_path  # peft writes this model's name over it
     saved = load_file(file)
     modules = {name for name, _ in model.named_modules() if name}
@@ -188,7 +273,7 @@ def load_adapter(
     base_before = _checksums(model) if base_is_reference and model.device.type != "meta" else {}
     try:
         adapted = _with_layers(model, config)
-    except ValueError as error:
+    except Exception as error:  # of whatever its config says of layers and their shapes
         raise ModelError(f"{folder}: the adapter does not fit this model: {error}") from error
     if model.device.type == "meta":
         return adapted  # a model without weights has its shape alone

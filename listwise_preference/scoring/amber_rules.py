@@ -8,11 +8,13 @@ strings "Yes" and "No" count; F1 is made from precision and recall as printed.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from listwise_preference.data.validation import shown
 from listwise_preference.english.text import English, english
 from listwise_preference.english.tokens import token_spans
 from listwise_preference.errors import DataError
-from listwise_preference.files import Record, listed, read_json, read_text
+from listwise_preference.files import Record, expecting, listed, read_json, read_text
 from listwise_preference.scoring.answers import (
     Answer,
     Problems,
@@ -87,25 +89,46 @@ def load_amber(folder: Path) -> Amber:
             "https://github.com/junyangwang0410/AMBER with --data"
         )
     query_files = [data / "query" / "query_all.json", data / "query_all.json"]
-    queries = {query["id"]: query for path in query_files if path.is_file() for query in read_json(path)}
-    questions = {}
-    for record in read_json(data / "annotations.json"):
-        query = queries.get(record["id"], {})
-        questions[record["id"]] = Question(
-            record["id"],
+    with expecting("AMBER's data", data):
+        queries = {query["id"]: query for path in query_files if path.is_file() for query in read_json(path)}
+        questions = {}
+        for record in read_json(data / "annotations.json"):
+            query = queries.get(record["id"], {})
             # "relation" and "discriminative-relation" are one kind, as in the official program.
-            KIND_OF_TYPE.get(record["type"], "relation"),
-            record["truth"],
-            record.get("hallu", ()),
-            query.get("image"),
-            query.get("query"),
-        )
-    if wrong := [one.id for one in questions.values() if one.kind != "generative" and one.truth not in ("yes", "no")]:
-        raise DataError(f'{data / "annotations.json"}: "truth" is neither "yes" nor "no" for id {listed(wrong)}')
-    association = read_json(data / "relation.json")
+            kind = KIND_OF_TYPE.get(record["type"], "relation")
+            if kind == "generative":
+                record = record | {name: [_text(one) for one in _list(record[name])] for name in ("truth", "hallu")}
+            else:
+                _text(record["truth"])
+            questions[int(record["id"])] = Question(
+                record["id"],
+                kind,
+                record["truth"],
+                record.get("hallu", ()),
+                None if query.get("image") is None else _text(query["image"]),
+                None if query.get("query") is None else _text(query["query"]),
+            )
+        if wrong := [
+            one.id for one in questions.values() if one.kind != "generative" and one.truth not in ("yes", "no")
+        ]:
+            raise DataError(f'{data / "annotations.json"}: "truth" is neither "yes" nor "no" for id {listed(wrong)}')
+        association = {word: [_text(one) for one in _list(words)] for word, words in
+                       read_json(data / "relation.json").items()}  # fmt: skip
     safe_words = frozenset(read_text(data / "safe_words.txt").removesuffix("\n").split("\n"))
     vocabulary = frozenset(association) | {word for words in association.values() for word in words}
     return Amber(questions, association, safe_words, vocabulary)
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{shown(value)} is not a list")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{shown(value)} is not text")
+    return value
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from listwise_preference.cli import Subcommands
+from listwise_preference.data.validation import shown
 from listwise_preference.errors import DataError
-from listwise_preference.files import read_json, write_atomic
+from listwise_preference.files import expecting, read_json, write_atomic
 from listwise_preference.pages import charts
 from listwise_preference.scoring.benchmarks import BENCHMARKS
 from listwise_preference.scoring.bootstrap import flatten
@@ -74,9 +75,21 @@ def paper_rows(benchmark: str, models: Sequence[str]) -> list[Row]:
 def read_result(path: Path) -> dict[str, Any]:
     """A scores file; DataError where it is something else."""
     result = read_json(path)
-    if not isinstance(result, dict) or result.get("benchmark") not in BENCHMARKS:
+    if not isinstance(result, dict) or not isinstance(name := result.get("benchmark"), str) or name not in BENCHMARKS:
         raise DataError(f"{path}: not a scores file; write one with: python score.py ... --output scores.json")
+    check_result(result, path)
     return result
+
+
+def check_result(result: Mapping[str, Any], path: Path) -> None:
+    """Raises DataError where a scores file was changed so that it cannot be shown."""
+    with expecting("a scores file as score.py writes it", path):
+        for name, kind in (("protocol", dict), ("counts", dict), ("bootstrap", dict | None), ("notes", list)):
+            if name in result and not isinstance(result[name], kind):
+                raise TypeError(f'"{name}" is {shown(result[name])}')
+        if result["benchmark"] in BENCHMARKS:
+            row, columns = run_row("", result), BENCHMARKS[result["benchmark"]].columns
+            [cell(row, column) for column in columns]
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:

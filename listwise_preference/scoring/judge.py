@@ -1,11 +1,13 @@
 """A language model behind an OpenAI-compatible endpoint: asked once for each prompt, remembered on disk.
 
 What it asks and what it takes is bounded: no redirect is followed, so that the key goes to the given host alone; a
-reply is at most 1 MB; the key is neither kept nor shown.
+reply is at most 1 MB; the key is neither kept nor shown. A reply that is none (not JSON, not UTF-8, too large, without
+a text) is asked for again; where none of the tries brings one the prompt's reply is empty, is not kept, and is counted.
 """
 
 import hashlib
 import json
+import logging
 import os
 import random
 import re
@@ -20,10 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 from listwise_preference.cli import Parser, count, positive
 from listwise_preference.errors import DataError
-from listwise_preference.files import read_text, write_atomic
+from listwise_preference.files import parse_json, read_json, read_text, write_atomic
 
 if TYPE_CHECKING:
     import httpx2
+
+logger = logging.getLogger("listwise_preference")
 
 API_KEY_VARIABLE = "OPENAI_API_KEY"
 
@@ -31,6 +35,9 @@ API_KEY_VARIABLE = "OPENAI_API_KEY"
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _LONGEST_WAIT_S = 60.0
 _LARGEST_REPLY = 1_000_000  # bytes
+# So many prompts without one usable reply to any: it is not a judge that answers there.
+_HOPELESS = 5
+_SECRET = 8  # characters of the shortest key that is one
 
 
 def add_judge_options(parser: Parser) -> None:
@@ -62,12 +69,16 @@ class _Failed(Exception):
         self.wait_s = wait_s
 
 
+class _Unusable(_Failed):
+    """The server did answer, and what it sent is no reply."""
+
+
 @dataclass
 class Judge:
     """Chat completions of one model at one endpoint, temperature 0 unless asked otherwise.
 
-    ``served`` and ``cached`` count the replies that came from the endpoint and from disk. The key is read
-    from OPENAI_API_KEY and is sent only where it is set.
+    ``served`` and ``cached`` count the replies that came from the endpoint and from disk, ``unusable`` the prompts
+    that no try brought a reply to. The key is read from OPENAI_API_KEY and is sent only where it is set.
 
     Raises:
         DataError: the endpoint or the key cannot be used, the folder cannot be written, or httpx2 is missing.
@@ -82,6 +93,7 @@ class Judge:
     workers: int = 1
     served: int = 0
     cached: int = 0
+    unusable: int = 0
     _random: random.Random = field(default_factory=lambda: random.Random(0))
     _writing: threading.Lock = field(default_factory=threading.Lock)
 
@@ -111,7 +123,7 @@ class Judge:
             ) from error
 
     def replies(self, prompts: Sequence[str], temperature: float = 0.0, attempt: int = 0) -> list[str]:
-        """One reply for each prompt, in order; a progress bar counts them.
+        """One reply for each prompt, in order, empty where nothing usable came; a progress bar counts them.
 
         ``attempt`` tells apart the replies to the same prompt asked again.
         """
@@ -128,13 +140,16 @@ class Judge:
         ):
             asked = [pool.submit(self._reply, client, prompt, temperature, attempt) for prompt in prompts]
             try:
-                return [future.result() for future in tqdm(asked, desc=self.model, unit="reply", disable=None)]
+                replies = [future.result() for future in tqdm(asked, desc=self.model, unit="reply", disable=None)]
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+        if without := replies.count(None):
+            logger.warning(f"{self.base_url}: {without} of {len(prompts)} prompts got no usable reply in all tries")
+        return [reply or "" for reply in replies]
 
-    def _reply(self, client: "httpx2.Client", prompt: str, temperature: float, attempt: int) -> str:
-        """The reply's text, from disk where the same request was answered before."""
+    def _reply(self, client: "httpx2.Client", prompt: str, temperature: float, attempt: int) -> str | None:
+        """The reply's text, from disk where the same request was answered before; None where none is usable."""
         messages = [{"role": "user", "content": prompt}]
         body = {"model": self.model, "messages": messages, "temperature": temperature}
         identity = json.dumps({"endpoint": self.base_url, "attempt": attempt, **body}, sort_keys=True)
@@ -143,38 +158,41 @@ class Judge:
             with self._writing:
                 self.cached += 1
             return kept
-        response = self._ask(client, body)
         try:
-            # A model that was kept from answering sends null. Half a surrogate pair cannot be written.
-            text = str(response["choices"][0]["message"]["content"] or "").encode("utf-8", "replace").decode()
-        except (KeyError, IndexError, TypeError) as error:
-            raise DataError(
-                f"{self.base_url}: the reply has no choices[0].message.content: {json.dumps(response)[:300]}"
-            ) from error
-        kept_as = {"request": body, "served_by": response.get("model"), "reply": text}
+            text, served_by = self._ask(client, body)
+        except _Unusable as trouble:
+            with self._writing:
+                self.unusable += 1
+                if self.unusable >= _HOPELESS and not self.served + self.cached:
+                    raise DataError(f"{self.base_url}: no usable reply to {self.unusable} prompts: {trouble}") from None
+            return None
+        kept_as = {"request": body, "served_by": served_by, "reply": text}
         with self._writing:  # two of the same prompts write the same file
             write_atomic(file, json.dumps(kept_as, indent=1))
             self.served += 1
         return text
 
-    def _ask(self, client: "httpx2.Client", body: Mapping[str, Any]) -> Any:
-        trouble = ""
+    def _ask(self, client: "httpx2.Client", body: Mapping[str, Any]) -> tuple[str, Any]:
+        """The text, and the model that the endpoint names."""
+        last = _Failed("")
         for attempt in range(self.retries + 1):
             wait_s = min(_LONGEST_WAIT_S, self.first_wait_s * 2**attempt) * self._random.uniform(0.5, 1.0)
             try:
                 return self._try(client, body)
             except _Failed as failed:
-                trouble = str(failed)
+                last = failed
                 if failed.wait_s is not None:
                     wait_s = min(_LONGEST_WAIT_S, failed.wait_s)
             if attempt < self.retries:
                 time.sleep(wait_s)
+        if isinstance(last, _Unusable):
+            raise last
         raise DataError(
-            f"{self.base_url}: no reply after {self.retries + 1} tries; the last said: {trouble}. "
+            f"{self.base_url}: no reply after {self.retries + 1} tries; the last said: {last}. "
             "The replies so far are kept: run the same command again to go on."
         )
 
-    def _try(self, client: "httpx2.Client", body: Mapping[str, Any]) -> Any:
+    def _try(self, client: "httpx2.Client", body: Mapping[str, Any]) -> tuple[str, Any]:
         import httpx2
 
         content, end = bytearray(), time.monotonic() + self.timeout_s
@@ -183,29 +201,28 @@ class Judge:
                 for part in response.iter_raw():
                     content += part
                     if len(content) > _LARGEST_REPLY:
-                        raise _Failed(f"the reply is larger than {_LARGEST_REPLY:,} bytes")
+                        raise _Unusable(f"the reply is larger than {_LARGEST_REPLY:,} bytes")
                     if time.monotonic() > end:
                         raise _Failed(f"the reply was not whole after {self.timeout_s:g} s")
         except httpx2.HTTPError as error:  # no connection, or broken, or too slow
             raise _Failed(str(error) or type(error).__name__) from error
         if response.is_success:
-            try:
-                return json.loads(content.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                raise _Failed("the reply is not UTF-8") from error
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise _Failed("the reply is not JSON") from error
-        said = content.decode("utf-8", "replace").strip()
-        if self._key:
-            said = said.replace(self._key, "(key)")
+            text, served_by = _text_in(bytes(content))
+            return self._without_key(text), served_by
+        said = self._without_key(content.decode("utf-8", "replace").strip())
         trouble = f"HTTP {response.status_code}: {said[:300] or response.reason_phrase}"
         if response.status_code not in _PASSING:
             where = ""
             if response.is_redirect:
-                where = f" (a redirect to {response.headers.get('Location', '?')[:300]}, which is not followed)"
+                location = self._without_key(response.headers.get("Location", "?"))
+                where = f" (a redirect to {location[:300]}, which is not followed)"
             raise DataError(f"{self.base_url}: refused the request with {trouble}{where}")
         wait = response.headers.get("Retry-After", "")
         raise _Failed(trouble, float(wait) if wait.isdecimal() and wait.isascii() else None)
+
+    def _without_key(self, text: str) -> str:
+        """For files and messages: a server may send back what it got. Short keys are words, like EMPTY."""
+        return text.replace(self._key, "(key)") if len(self._key) >= _SECRET else text
 
     def describe(self) -> dict[str, Any]:
         """For the result: who judged, and how many replies came from where."""
@@ -214,14 +231,32 @@ class Judge:
             "base_url": self.base_url,
             "replies_served": self.served,
             "replies_from_cache": self.cached,
+            "prompts_without_usable_reply": self.unusable,
         }
+
+
+def _text_in(content: bytes) -> tuple[str, Any]:
+    """The reply's text and model in what an endpoint sent; raises _Unusable where it is no reply."""
+    try:
+        reply = parse_json(content.decode("utf-8"), "the reply")
+        text = reply["choices"][0]["message"]["content"]
+    except UnicodeDecodeError as error:
+        raise _Unusable("the reply is not UTF-8") from error
+    except DataError as error:
+        raise _Unusable(str(error)) from error
+    except (KeyError, IndexError, TypeError) as error:
+        said = content.decode("utf-8")[:300]
+        raise _Unusable(f"the reply has no choices[0].message.content: {said}") from error
+    # A model that was kept from answering sends null. Half a surrogate pair cannot be written.
+    served_by = reply.get("model")
+    return str(text or "").encode("utf-8", "replace").decode(), served_by if isinstance(served_by, str) else None
 
 
 def _kept_reply(file: Path) -> str | None:
     """The reply in a file of the cache; None where there is none or it is damaged, by a full disk, say."""
     try:
-        reply = json.loads(file.read_text(encoding="utf-8"))["reply"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        reply = read_json(file)["reply"]
+    except (DataError, LookupError, TypeError):
         return None
     return reply if isinstance(reply, str) else None
 

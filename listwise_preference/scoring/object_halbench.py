@@ -7,7 +7,6 @@ by a synonym table ("words"), or what a language model extracts from it ("extrac
 """
 
 import base64
-import binascii
 import json
 import re
 import sys
@@ -18,9 +17,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from listwise_preference.cli import Parser
+from listwise_preference.data.ranked_images import image_kind
 from listwise_preference.english.text import English, english
 from listwise_preference.errors import DataError
-from listwise_preference.files import Record, listed, parse_json, read_json, read_records, read_text, write_atomic
+from listwise_preference.files import (
+    Record,
+    expecting,
+    listed,
+    parse_json,
+    read_json,
+    read_records,
+    read_text,
+    write_atomic,
+)
 from listwise_preference.scoring.answers import Problems, first_of_each, first_text
 from listwise_preference.scoring.interface import (
     BadRecord,
@@ -195,7 +204,8 @@ def _chairs_own_records(path: Path) -> list[Record]:
     """The records of CHAIR's own {"imgToEval": {key: record}}; none of another file."""
     text = read_text(path)
     whole = parse_json(text, path) if '"imgToEval"' in text else None
-    return list(whole.get("imgToEval", {}).values()) if isinstance(whole, dict) else []
+    records = whole.get("imgToEval") if isinstance(whole, dict) else None
+    return [one for one in records.values() if isinstance(one, dict)] if isinstance(records, dict) else []
 
 
 # ---- what is in the images ----
@@ -228,7 +238,7 @@ def true_objects(
     for instances_path, captions_path in _annotation_files(folder):
         if len(objects) == len(wanted):
             break
-        try:
+        with expecting("COCO's instances and captions", folder):
             instances, captions = read_json(instances_path), read_json(captions_path)["annotations"]
             for image in instances["images"]:
                 if image["id"] in wanted:
@@ -237,14 +247,12 @@ def true_objects(
             boxes = instances["annotations"]
             named = [(one["image_id"], category[one["category_id"]]) for one in boxes if one["image_id"] in objects]
             captioned = [(one["image_id"], one["caption"]) for one in captions if one["image_id"] in objects]
-        except KeyError as error:
-            raise DataError(f"{folder}: not COCO's instances and captions: no {error}") from error
-        for image_id, name in named:
-            if name not in table.object_of:
-                raise DataError(f"{table.source}: no line for COCO's object {name!r}")
-            objects[image_id].add(table.object_of[name])
-        for image_id, caption in captioned:
-            objects[image_id].update(caption_mentions(caption, table, words, lemmas).objects)
+            for image_id, name in named:
+                if name not in table.object_of:
+                    raise DataError(f"{table.source}: no line for COCO's object {name!r}")
+                objects[image_id].add(table.object_of[name])
+            for image_id, caption in captioned:
+                objects[image_id].update(caption_mentions(caption, table, words, lemmas).objects)
     return objects, wanted - set(objects)
 
 
@@ -259,8 +267,8 @@ def parse_objects(reply: str) -> list[str] | None:
     block = re.search(r"```json\n(.*?)\n```", reply, re.DOTALL)
     for candidate in (block[1] if block else None, (reply.strip().split("\n") or [""])[-1]):
         try:
-            value = json.loads(candidate) if candidate else None
-        except json.JSONDecodeError:
+            value = parse_json(candidate, "the reply") if candidate else None
+        except DataError:
             continue
         if isinstance(value, list):
             return [str(item) for item in value]
@@ -431,9 +439,13 @@ def _read_question(record: Record, image_root: Path) -> tuple[str, Path, bool]:
     path = image_root / f"{image_id:012d}.jpg"
     if not path.is_file():
         try:
-            write_atomic(path, base64.b64decode(image, validate=True))
-        except binascii.Error as error:
+            content = base64.b64decode(image, validate=True)
+        except ValueError as error:
             raise BadRecord(f'"image" is neither a file name nor an image in base64: {error}') from error
+        # The name is made of a number: it cannot lead out of the folder. What is written there must be an image.
+        if image_kind(content) is None:
+            raise BadRecord('"image" is base64 of something that is no image')
+        write_atomic(path, content)
     return question, path, False
 
 

@@ -67,21 +67,21 @@ def check(records: Sequence[Record], questions: Sequence[Record]) -> tuple[list[
     A record that repeats its question's text or id is checked against the question at its place.
     """
     sentences = []
-    said = [record.get("question_id") for record in records]
-    asked = Counter(question.get("question_id") for question in questions)
-    if all(count == 1 for count in asked.values()) and None not in said:
+    without_id = any(record.get("question_id") is None for record in records)
+    said, asked = list(map(_id, records)), Counter(map(_id, questions))
+    if all(count == 1 for count in asked.values()) and not without_id:
         records, again = first_of_each(records, [f"question_id {one}" for one in said])
         if again:
             sentences.append(again)
     at_their_place: list[Record | None] = list(questions[: len(records)])
     if len(records) != len(questions):
         sentences.append(f"{len(records)} responses for {len(questions)} questions")
-        if None in said or any(asked[id_] > 1 for id_ in said):
+        if without_id or any(asked[id_] > 1 for id_ in said):
             # Behind a gap every response would be compared with its neighbour's question.
             sentences.append("no question_id in the responses that would say which are missing")
             return [], Problems(tuple(sentences), len(questions), len(questions))
-        by_id = {question.get("question_id"): question for question in questions}
-        at_their_place = [by_id.get(record["question_id"]) for record in records]
+        by_id = {_id(question): question for question in questions}
+        at_their_place = [by_id.get(_id(record)) for record in records]
     textless, strange, pairs = [], [], []
     for number, (record, question) in enumerate(zip(records, at_their_place, strict=True), start=1):
         says_id = record.get("question_id")
@@ -105,6 +105,11 @@ def check(records: Sequence[Record], questions: Sequence[Record]) -> tuple[list[
     return pairs, Problems(tuple(sentences), len(questions) - len(pairs), len(questions))
 
 
+def _id(record: Record) -> str:
+    """As text: 7 and "7" are two."""
+    return json.dumps(record.get("question_id"))
+
+
 def relabel(
     pairs: Sequence[tuple[Record, Record]], questions: Sequence[Record], corrected: Sequence[Record]
 ) -> list[tuple[Record, Record]]:
@@ -112,23 +117,20 @@ def relabel(
 
     Raises DataError where the corrected questions are not among these.
     """
-    by_id = {question.get("question_id"): question for question in questions}
+    by_id = {_id(question): question for question in questions}
     strange = [
         number
         for number, one in enumerate(corrected, start=1)
-        if "label" not in one
-        or any(one.get(key) != by_id.get(one.get("question_id"), {}).get(key) for key in ("image", "text"))
+        if "label" not in one or any(one.get(key) != by_id.get(_id(one), {}).get(key) for key in ("image", "text"))
     ]
     if strange:
         raise DataError(
             "--relabelled is of other questions than --questions (random, popular and adversarial have a file each): "
             f"record {listed(strange)}"
         )
-    labels = {one["question_id"]: one["label"] for one in corrected}
+    labels = {_id(one): one["label"] for one in corrected}
     return [
-        (record, {**question, "label": labels[question["question_id"]]})
-        for record, question in pairs
-        if question.get("question_id") in labels
+        (record, {**question, "label": labels[_id(question)]}) for record, question in pairs if _id(question) in labels
     ]
 
 

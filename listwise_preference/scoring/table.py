@@ -19,7 +19,16 @@ from listwise_preference.errors import DataError
 from listwise_preference.files import read_json, write_atomic
 from listwise_preference.scoring.benchmarks import BENCHMARKS
 from listwise_preference.scoring.bootstrap import flatten, paired_bootstrap
-from listwise_preference.scoring.compare import PAPER, PAPER_KEYS, Row, cell, paper_rows, protocol_differences, run_row
+from listwise_preference.scoring.compare import (
+    PAPER,
+    PAPER_KEYS,
+    Row,
+    cell,
+    check_result,
+    paper_rows,
+    protocol_differences,
+    run_row,
+)
 from listwise_preference.scoring.interface import Column
 from listwise_preference.scoring.result import Result, read_counts
 
@@ -96,6 +105,7 @@ def collect(paths: Sequence[Path], names: Sequence[str] | None) -> tuple[Runs, l
         result = read_json(path)
         if not isinstance(result, dict) or not isinstance(result.get("benchmark"), str):
             raise DataError(f"{path}: not a scores file; write one with: python score.py ... --output scores.json")
+        check_result(result, path)
         if result["benchmark"] not in BENCHMARKS:
             left_out.append(f"{path}: left out, {result['benchmark']} has no columns in this table.")
             continue

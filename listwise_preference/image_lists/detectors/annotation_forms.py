@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from xml.etree import ElementTree
 
 from listwise_preference.errors import DataError
-from listwise_preference.files import parse_json, path_key, read_text
+from listwise_preference.files import parse_json, parse_yaml, path_key, read_text
 from listwise_preference.image_lists.detectors.box_files import (
     BoxFile,
     FileBox,
@@ -246,11 +246,9 @@ def _not_labels(places: Sequence[Path]) -> list[Path]:
 
 
 def _yaml_names(file: Path) -> list[str]:
-    import yaml
-
     try:
-        content = yaml.safe_load(read_text(file))
-    except yaml.YAMLError:
+        content = parse_yaml(read_text(file), file)
+    except DataError:  # of another program
         return []
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict) and all(isinstance(key, int) for key in names):
@@ -368,12 +366,13 @@ def _annotated(task: Mapping[str, Any], where: str, found: BoxFile) -> list[Mapp
     if len(valid) > 1:
         found.noted.add("tasks with several annotations, of which one is taken", where)
     chosen = next((one for one in valid if one.get("ground_truth")), valid[0] if valid else {})
-    regions: dict[Any, dict[str, Any]] = {}
+    regions: dict[str, dict[str, Any]] = {}
     for number, one in enumerate(chosen.get("result") or ()):
         if isinstance(one, dict) and isinstance(one.get("value"), dict):
             # A region and its labels may be two entries of one id.
             whole = {name: one[name] for name in ("original_width", "original_height") if name in one}
-            regions[one.get("id", number)] = regions.get(one.get("id", number), {}) | whole | one["value"]
+            key = str(one.get("id", number))
+            regions[key] = regions.get(key, {}) | whole | one["value"]
     return [one for one in regions.values() if _is_region(one)]
 
 
