@@ -7,7 +7,8 @@ import pytest
 
 from listwise_preference.data.pairs import Pair
 from listwise_preference.english.singular import singular
-from listwise_preference.image_lists.english.critical_object import Phrase, candidate_phrases
+from listwise_preference.image_lists.detectors.labels import match
+from listwise_preference.image_lists.english.critical_object import Phrase, candidate_phrases, denied_objects
 
 ROOT = Path(__file__).parents[1]
 
@@ -312,3 +313,57 @@ def test_the_sample_lists_hide_something_that_is_among_the_candidates() -> None:
             assert any(text.endswith(f" {singular(by_hand['phrase'])}") for text in candidates)
             missed.add(by_hand["id"])
     assert missed == {"rocket-tower", "pan-counter"}
+
+
+# ---- verbs that the tagger takes for nouns; what is denied ----
+
+
+@pytest.mark.parametrize(
+    ("text", "whole", "shorter"),
+    [
+        ("Dogs bark.", "dogs bark", "dog"),
+        ("Two women talk.", "women talk", "woman"),
+        ("A horse gallops.", "horse gallop", "horse"),
+        ("The bus stops.", "bus stop", "bus"),  # the place, if there is one
+        ("The bus stop is empty.", "bus stop", None),  # a stop, as its number and the verb behind it say
+        ("Wine glasses are on the table.", "wine glass", None),
+        ("A wine glass stands on the table.", "wine glass", None),
+    ],
+)
+def test_a_phrase_has_a_shorter_form_where_its_last_word_may_be_a_verb(
+    text: str, whole: str, shorter: str | None
+) -> None:
+    phrase = candidate_phrases(Pair(1, "a.jpg", "What is it?", text, "x"))[0]
+    assert phrase.text == whole
+    assert (phrase.shorter and phrase.shorter.text) == shorter
+
+
+def read_sentences() -> list[tuple[str, set[str], set[str]]]:
+    """(sentence, objects that are there, objects that are denied) of a list written before the rule."""
+    lines = (Path(__file__).parent / "data" / "sentences.txt").read_text(encoding="utf-8").splitlines()
+    parts = [line.split("|") for line in lines if not line.startswith("#")]
+    return [
+        (sentence.strip(), *({name.strip() for name in names.split(",")} - {""} for names in (there, denied)))
+        for sentence, there, denied in parts
+    ]
+
+
+def test_of_212_sentences_201_name_all_their_objects_and_none_a_denied_one() -> None:
+    """Asked as a detector with the true boxes would be: the whole phrase, then its shorter form. 120 without those."""
+    whole = with_shorter = 0
+    sentences = read_sentences()
+    for sentence, there, denied in sentences:
+        pair = Pair(1, "a.jpg", "Describe the image.", sentence, "x")
+        phrases = candidate_phrases(pair)
+        named = [{name for name in there if match(phrase.text, name) is not None} for phrase in phrases]
+        second = [
+            found or {name for name in there if phrase.shorter and match(phrase.shorter.text, name) is not None}
+            for phrase, found in zip(phrases, named, strict=True)
+        ]
+        whole += set().union(*named) == there
+        with_shorter += set().union(*second) == there
+        assert not denied & {phrase.text for phrase in phrases}, sentence
+        assert not denied & {phrase.shorter.text for phrase in phrases if phrase.shorter}, sentence
+        assert denied <= denied_objects(pair), sentence
+        assert not there & denied_objects(pair), sentence
+    assert (len(sentences), whole, with_shorter) == (212, 120, 201)

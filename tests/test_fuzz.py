@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from listwise_preference.cli import Parser, add_options, count, parse_options
 from listwise_preference.data.convert import convert
 from listwise_preference.data.pairs import BoxLists, ImageOnly, load_records, read_entries, read_exclusions
-from listwise_preference.data.ranked_images import Drawing
-from listwise_preference.errors import UserError
+from listwise_preference.data.ranked_images import Drawing, open_image, transposed_size
+from listwise_preference.errors import DataError, ImageError, ModelError, UserError
+from listwise_preference.files import parse_yaml, read_json
 from listwise_preference.generation.questions import read_questions
 from listwise_preference.generation.response_files import ResponseFiles
 from listwise_preference.image_lists.detectors.annotations import Annotations
@@ -244,6 +245,8 @@ ADAPTER = {
     "exclude_modules": None, "bias": "none", "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None,
     "use_rslora": False, "init_lora_weights": True, "inference_mode": True, "base_model_name_or_path": "m",
 }  # fmt: skip
+LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
+WEIGHTS = save({f"{LAYER}.lora_A.weight": np.ones((4, 8), "f"), f"{LAYER}.lora_B.weight": np.ones((8, 4), "f")})
 REPLY = {"model": "m", "choices": [{"message": {"role": "assistant", "content": "Rating: 3"}}]}
 
 
@@ -392,6 +395,7 @@ READERS = {
     "lists, summary": Reader(
         "summary.json", {"output": "lists.jsonl", "run": {"version": "1"}, "speed": {"seconds": 1}}, read_list_store
     ),
+    "adapter's weights": Reader("adapter/adapter_model.safetensors", WEIGHTS, read_adapter),
     "adapter's config": Reader(
         "adapter/adapter_config.json",
         ADAPTER,
@@ -486,9 +490,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for place, run in (("responses.json", {"model": "m"}), ("lists.jsonl", {"version": "1"})):
         whole[f"{place}.parts/run.json"] = {"run": run, "replaces": False}
         (folder / f"{place}.parts").mkdir()
-    layer = "base_model.model.model.layers.0.self_attn.q_proj"
-    save_file({f"{layer}.lora_A.weight": np.ones((4, 8), "f"), f"{layer}.lora_B.weight": np.ones((8, 4), "f")},
-              folder / "adapter" / "adapter_model.safetensors")  # fmt: skip
+    (folder / "adapter" / "adapter_model.safetensors").write_bytes(WEIGHTS)
     whole["adapter/adapter_config.json"] = ADAPTER
     (folder / "yolo" / "data.yaml").write_text("names: [dog, cat]\n")
     (folder / "yolo" / "a.txt").write_text("0 0.5 0.5 0.2 0.3\n")
@@ -507,16 +509,17 @@ def test_a_changed_file_is_read_or_refused_in_one_message(
     file.parent.mkdir(exist_ok=True)
     caplog.set_level(logging.CRITICAL, "listwise_preference")
     whole = file.read_bytes() if file.is_file() else None
-    sound = reader.seed if isinstance(reader.seed, str) else json.dumps(reader.seed)
-    if reader.lines:
-        sound = "\n".join(map(json.dumps, reader.seed))
+    seed = reader.seed
+    if not isinstance(seed, str | bytes):
+        seed = "\n".join(map(json.dumps, seed)) if reader.lines else json.dumps(seed)
+    sound = seed.encode() if isinstance(seed, str) else seed
     try:
-        file.write_text(sound)
+        file.write_bytes(sound)
         reader.read(folder, file)  # or the rest would prove nothing
 
         for _ in range(INPUTS):
-            if isinstance(reader.seed, str):
-                content = change_bytes(reader.seed.encode(), draw)
+            if isinstance(reader.seed, str | bytes):
+                content = change_bytes(sound, draw)
             else:
                 content = changed_json(reader.seed, draw, reader.lines)
             file.parent.mkdir(exist_ok=True)
@@ -534,3 +537,98 @@ def test_a_changed_file_is_read_or_refused_in_one_message(
             file.parent.mkdir(exist_ok=True)
             file.write_bytes(whole)
         capsys.readouterr()
+
+
+# ---- what the one place for reading refuses, one by one ----
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("[" * 101 + "]" * 101, "line 1: nested too deeply: more than 100 levels"),
+        ("[" * 100_000, "line 1: nested too deeply"),
+        ("[" + "9" * 101 + "]", "line 1: a number of 101 digits; at most 100 are read"),
+        ("[" + "9" * 5_000 + "]", "line 1: a number of 5,000 digits"),
+    ],
+)
+def test_json_that_nothing_can_mean_is_refused_by_line(tmp_path: Path, content: str, says: str) -> None:
+    (tmp_path / "f.json").write_text(content)
+    with pytest.raises(DataError) as refusal:
+        read_json(tmp_path / "f.json")
+    assert f"{tmp_path / 'f.json'}: {says}" in str(refusal.value)
+
+
+def test_100_levels_and_100_digits_are_read(tmp_path: Path) -> None:
+    (tmp_path / "f.json").write_text("[" * 99 + "[" + "9" * 100 + "]" + "]" * 99)
+    value = read_json(tmp_path / "f.json")
+    for _ in range(100):
+        (value,) = value
+    assert value == 10**100 - 1
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("a: &x [1]\nb: *x", "line 2: aliases (*name) are not read"),
+        ("a: !!python/object/apply:print [1]", "could not determine a constructor"),
+        ("a: 2001-99-99", "month must be in 1..12"),
+        ("a: 0x" + "f" * 100, "a number of more than 100 digits"),
+        ("a: " + "b" * 1_000_000, "YAML is read up to 1,000,000"),
+        ("a: " + "[" * 150 + "]" * 150, "nested too deeply"),
+    ],
+)
+def test_yaml_is_values_alone_and_bounded(content: str, says: str) -> None:
+    with pytest.raises(DataError, match=r"^options.yaml: ") as refusal:
+        parse_yaml(content, "options.yaml")
+    assert says in str(refusal.value)
+
+
+def test_a_named_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    """Nobody writes into it: whoever opened it would wait for good."""
+    pipe = tmp_path / "pairs.json"
+    os.mkfifo(pipe)
+    with pytest.raises(DataError, match=r"pairs.json: not a file that ends, but a pipe or device"):
+        load_records(pipe, tmp_path, ImageOnly())
+    with pytest.raises(ImageError, match=r"not a file that ends"):
+        open_image(pipe)
+    with pytest.raises(ImageError, match=r"not a file that ends"):
+        transposed_size(pipe)
+    with pytest.raises(DataError, match=r"not a file that ends"):
+        Annotations(pipe)
+
+
+def test_an_id_that_no_file_can_hold_is_refused_at_the_door(tmp_path: Path) -> None:
+    """It would end training in its middle, where a crop is drawn by the id's bytes."""
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    (tmp_path / "p.json").write_text(json.dumps([{**PAIR, "id": "\ud83d"}, {**PAIR, "img_path": "a\ud83d.png"}]))
+    with pytest.raises(DataError) as refusal:
+        load_records(tmp_path / "p.json", tmp_path, ImageOnly())
+    assert "record 1: id" in str(refusal.value) and "half of a character" in str(refusal.value)
+    assert 'record 2: "img_path" is' in str(refusal.value)
+    str(refusal.value).encode("utf-8")
+
+
+def test_messages_keep_their_start_and_end_in_2000_characters() -> None:
+    said = str(
+        DataError("file: " + "x" * 10_000 + " do this\n" + "\n".join(f"line {n}" for n in range(1_000)) + "\nlast")
+    )
+    assert len(said) <= LONGEST
+    first = said.split("\n")[0]
+    assert first.startswith("file: xxx") and first.endswith("xxx do this") and len(first) == 800
+    assert said.endswith("line 999\nlast")
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [({"r": "4"}, '"r" is "4"; it must be a whole number above 0'),
+     ({"target_modules": "("}, "not a regular expression"), ({"lora_alpha": None}, '"lora_alpha" is null; it must be a number'), ({"peft_type": 3}, "peft_type")],
+)  # fmt: skip
+def test_a_wrong_adapter_is_named_before_anything_is_loaded(folder: Path, setting: dict[str, Any], says: str) -> None:
+    config = folder / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(ADAPTER | setting))
+    try:
+        with pytest.raises(ModelError) as refusal:
+            check_folders("no/such-model", folder / "adapter")
+    finally:
+        config.write_text(json.dumps(ADAPTER))
+    assert str(refusal.value).startswith(f"{config}: ") and says in str(refusal.value)

@@ -170,7 +170,7 @@ def test_coco_instances_are_read_by_file_name_without_crowds(tmp_path: Path) -> 
     assert ask(detector, "cat", "table", img_path="train2017/000007.png") == {"cat": Box(10, 6, 31, 16)}
     report = detector.report(["000007.png"])
     assert "2 annotations cannot be used and are left out" in report
-    assert "names an image or a category that is not in the file: 1, e.g. annotation 3" in report
+    assert "names an image that is not in the file: 1, e.g. annotation 3" in report
     assert "iscrowd 1, a region of many objects" in report and "1, e.g. annotation 2" in report
 
 
@@ -213,7 +213,7 @@ def test_a_coco_annotation_of_a_list_of_images_is_said(tmp_path: Path) -> None:
     }
     (tmp_path / "instances.json").write_text(json.dumps(content))
     report = Annotations(tmp_path / "instances.json").report(["7.png"])
-    assert "names an image or a category that is not in the file: 1, e.g. annotation 1" in report
+    assert "names an image that is not in the file: 1, e.g. annotation 1" in report
 
 
 def read_coco(
@@ -349,6 +349,98 @@ def test_boxes_that_are_none_or_outside_are_counted_and_boxes_past_the_edge_cut(
     assert detector.summary()["annotations"]["noted"] == {
         "boxes past the edge, cut to their image": {"count": 1, "example": "annotation 8, [60, 20, 60, 10] on a.png"}
     }
+
+
+def test_boxes_dragged_over_a_corner_are_put_right(tmp_path: Path) -> None:
+    """The object fills [10, 10, 30, 40]: dragged from its lower right corner, in COCO's numbers and in corners."""
+    detector = read_coco(tmp_path, [[30, 40, -20, -30], [30, 10, -20, 30], [10, 40, 20, "-30"]])
+    assert found(detector) == [Box(10, 10, 30, 40)] * 3
+    put_right = "corners in reverse order, or a negative width or height, put right"
+    assert detector.summary()["annotations"]["noted"][put_right]["count"] == 3
+    others = [row("dog", box) for box in CORNERS]
+    detector = annotations(tmp_path, *others, row("cat", [30, 40, 10, 10]), row("cup", [30, 10, 10, 40]))
+    assert ask(detector, "cat", "cup") == {"cat": Box(10, 10, 30, 40), "cup": Box(10, 10, 30, 40)}
+
+
+# The mask of [10, 10, 30, 40] on 100 x 50 pixels, column by column: 10 columns and 10 pixels of nothing, then in 20
+# columns 30 pixels, 20 of nothing between them.
+RUNS = [10 * 50 + 10, *([30, 20] * 19), 30, 10 + 70 * 50]
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [[10, 10, 30, 10, 30, 40, 10, 40]],
+        [[10, 10, 20, 10, 15, 30], ["30", "40", 20, 20, 12, 12]],  # two parts
+        {"size": [50, 100], "counts": RUNS},
+        {"size": [50, 100], "counts": f"n?n0d0{'0' * 37}R]3"},  # as pycocotools 2.0.11 writes it
+    ],
+    ids=["polygon", "two polygons", "run lengths", "compressed run lengths"],
+)
+def test_a_segmentation_alone_gives_its_box(tmp_path: Path, segmentation: Any) -> None:
+    for bbox in ({}, {"bbox": None}, {"bbox": []}):
+        detector = read_coco(tmp_path, [{"segmentation": segmentation, **bbox}])
+        assert found(detector) == [Box(10, 10, 30, 40)]
+        assert "taken as the box around their segmentation: 1, e.g. annotation 1" in detector.report(["a.png"])
+
+
+def test_a_compressed_mask_of_pycocotools_is_read(tmp_path: Path) -> None:
+    """pycocotools 2.0.11: encode of a 4 x 3 mask (height, width) with the lower two of the second column set."""
+    detector = read_coco(tmp_path, [{"segmentation": {"size": [4, 3], "counts": "624"}}], sizes={"a.png": (3, 4)},
+                         images=[{"id": 7, "file_name": "a.png", "width": 3, "height": 4}])  # fmt: skip
+    answer = detector.boxes("a.png", (3, 4))
+    assert isinstance(answer, list) and [one.box for one in answer] == [Box(1, 2, 2, 4)]
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "reason"),
+    [
+        ([[1, 2, 3]], "holds something that is no point"),
+        ([[1, 2, math.nan, 4]], "holds something that is no point"),
+        ({"size": [50, 100], "counts": [1, 2]}, "do not fill the mask's size"),
+        ({"size": [50, 100], "counts": [5000]}, "its mask is empty"),
+        ({"size": [50, 100], "counts": "~~"}, "neither polygons nor run lengths"),
+        ("mask", "neither polygons nor run lengths"),
+    ],
+)
+def test_a_segmentation_that_is_none_is_counted_by_reason(tmp_path: Path, segmentation: Any, reason: str) -> None:
+    detector = read_coco(tmp_path, [CAT, {"segmentation": segmentation}])
+    assert found(detector) == [Box(10, 10, 30, 40)]
+    assert reason in detector.lost() and "1, e.g. annotation 2" in detector.lost()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("/home/me/set/images/{}.png", "images/{}.png"),
+        ("set/images/{}.png", "images/{}.png"),
+        ("images/{}.png", "set/images/{}.png"),
+        ("old/images/{}.png", "new/images/{}.png"),
+        ("C:\\set\\{}.png", "images/{}.png"),
+    ],
+)
+def test_paths_with_another_beginning_meet_at_their_common_end(tmp_path: Path, theirs: str, ours: str) -> None:
+    rows = [row("cat", img_path=theirs.format(name)) for name in "ab"]
+    (tmp_path / "annotations.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    detector = Annotations(tmp_path / "annotations.jsonl", [ours.format(name) for name in "ab"])
+    for name in "ab":
+        assert ask(detector, "cat", img_path=ours.format(name)) == {"cat": Box(10, 10, 30, 40)}
+    assert "matched by their common end: 1" in detector.report([ours.format("a")])
+    assert ask(detector, "cat", img_path="elsewhere/a.png") == {}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (["train/1.png"], ["val/1.png"]),  # only the name is common: two splits may number their images alike
+        (["1.png"], ["train/1.png", "train/2.png", "val/1.png"]),  # which of the two?
+        (["a/x/1.png", "b/x/1.png", "b/x/2.png"], ["x/1.png", "x/2.png"]),
+    ],
+)
+def test_where_an_end_may_be_of_several_images_none_is_taken(tmp_path: Path, theirs: Any, ours: Any) -> None:
+    (tmp_path / "annotations.jsonl").write_text("\n".join(json.dumps(row("cat", img_path=path)) for path in theirs))
+    detector = Annotations(tmp_path / "annotations.jsonl", ours)
+    assert ask(detector, "cat", img_path=ours[0]) == {}
 
 
 CORNERS = [[10, 10, 30, 40], [60, 5, 95, 45], [50, 20, 70, 50], [70, 0, 100, 30], [40, 25, 90, 45], [55, 30, 60, 49]]

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import random
 import signal
@@ -128,6 +129,35 @@ def test_the_lists_stand_in_input_order_with_what_was_tried(tmp_path: Path) -> N
     assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "lists.jsonl").read_bytes()
 
 
+def test_verbs_taken_for_nouns_are_asked_again_without_and_denied_objects_are_never_masked(tmp_path: Path) -> None:
+    """A cat and a bus stop are annotated on one image, a bus on the other."""
+    here = [("images/cat.jpg", "cat", [20, 20, 120, 120]), ("images/cat.jpg", "bus stop", [150, 20, 250, 120]),
+            ("images/pan.jpg", "bus", [30, 30, 130, 130])]  # fmt: skip
+    rows = [dict(zip(("img_path", "label", "box"), one, strict=True)) for one in here]
+    (tmp_path / "boxes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    texts = [
+        ("images/cat.jpg", "The cats sleep."),
+        ("images/cat.jpg", "A bus stops."),  # the place is found first
+        ("images/pan.jpg", "A bus stops."),
+        ("images/cat.jpg", "There is no cat."),
+        ("images/pan.jpg", "There is no bus."),
+        ("images/pan.jpg", "There is no vehicle."),  # a bus is one
+    ]
+    pairs = write_json(tmp_path / "pairs.json", [pair(path, "What is it?", text) for path, text in texts])
+    main(options(tmp_path / "lists.jsonl", pairs, SAMPLE, "--annotations", tmp_path / "boxes.jsonl"))
+    lines = read(tmp_path / "lists.jsonl")
+    assert [(line["phrase"], line["source"], line["box"] and line["box"][0]) for line in lines] == [
+        ("cat", "chosen_first", 20),
+        ("bus stop", "chosen_first", 150),
+        ("bus", "chosen_first", 30),
+        ("bus stop", "detected", 150),
+        (None, None, None),
+        (None, None, None),
+    ]
+    assert [one["outcome"] for one in lines[2]["tried"]] == ["not_found", "taken"]
+    assert (lines[2]["tried"][0]["phrase"], lines[2]["surface"]) == ("bus stop", "bus")
+
+
 def test_what_the_boxes_file_leaves_out_is_in_the_summary_and_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -223,6 +253,27 @@ def test_every_bad_record_gets_a_verdict_and_nothing_else_is_lost(
     assert lines[11]["box"] == [10, 10, 40, 40]
     assert "box of no size: 1, e.g. record 5, [5, 5, 5, 20] on good.png" in said
     assert "error: record 1" in said and "5 more errors" in said
+
+
+def test_strict_stops_before_any_work_where_an_annotation_would_be_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs = write_json(tmp_path / "pairs.json", [pair("images/cat.jpg", "What is it?", "A cat."),
+                                                 pair("images/pan.jpg", "What is it?", "A pan.")])  # fmt: skip
+    cat = {"img_path": "images/cat.jpg", "label": "cat"}
+    rows = [cat | {"box": [20, 20, 120, 120]}, cat | {"box": [1, 2, math.nan, 4]}]
+    (tmp_path / "boxes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = options(tmp_path / "lists.jsonl", pairs, SAMPLE, "--annotations", tmp_path / "boxes.jsonl")
+    said = refusal([*arguments, "--strict"], capsys)
+    assert '"box" holds NaN or infinity: 1, e.g. record 2' in said
+    assert "images that the file does not have: 1, e.g. images/pan.jpg" in said
+    assert not (tmp_path / "lists.jsonl").exists()
+    with caplog.at_level("INFO", logger="listwise_preference"):
+        main(arguments)
+    assert "images that the file does not have: 1, e.g. images/pan.jpg" in caplog.messages[-1]  # the last word
+    summary = json.loads((tmp_path / "summary.json").read_text())["annotations"]
+    assert summary["images"]["images that the file does not have"] == {"count": 1, "example": "images/pan.jpg"}
+    assert summary["left_out"]['"box" holds NaN or infinity'] == {"count": 1, "example": "record 2"}
 
 
 def test_annotations_of_another_data_set_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

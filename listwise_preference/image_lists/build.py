@@ -22,7 +22,8 @@ from listwise_preference.data.ranked_images import Box, Drawing, open_image, ran
 from listwise_preference.errors import DataError, ImageError
 from listwise_preference.files import Record
 from listwise_preference.image_lists.detectors.detect import Detector, Failed, Found, Query, box_share, choose
-from listwise_preference.image_lists.english.critical_object import Phrase, candidate_phrases
+from listwise_preference.image_lists.detectors.labels import match
+from listwise_preference.image_lists.english.critical_object import Phrase, candidate_phrases, denied_objects
 from listwise_preference.image_lists.options import Rules
 from listwise_preference.image_lists.question import Check
 
@@ -64,6 +65,7 @@ class _Open:
     path: Path
     size: tuple[int, int]
     phrases: tuple[Phrase, ...]
+    denied: frozenset[str]
     candidates: deque[_Candidate] = field(default_factory=deque)
     tried: list[dict[str, Any]] = field(default_factory=list)
     boxes: set[Box] = field(default_factory=set)
@@ -128,7 +130,8 @@ class Builder:
                 self.finished(entry.number, error_line(entry, str(error)))
                 continue
             phrases = candidate_phrases(entry.pair, self.rules.prefer)
-            records.append(_Open(entry.number, entry.pair, entry.path, size, phrases))
+            denied = denied_objects(entry.pair)
+            records.append(_Open(entry.number, entry.pair, entry.path, size, phrases, denied))
         # Detectors compute images of one size together.
         records.sort(key=lambda record: (record.size, record.number))
 
@@ -146,41 +149,71 @@ class Builder:
 
     def _detect(self, records: list[_Open], pools: _Pools, anything: bool = False) -> list[_Open]:
         """Fill in the candidates; records whose image cannot be read or searched are finished and left out."""
-        to_ask = [record for record in records if anything or record.phrases]
-        gone: set[int] = set()
+        if anything:
+            answers = self._look([(record, ()) for record in records], pools)
+            for record in records:
+                if record.number in answers:
+                    self._add_anything(record, answers[record.number])
+            return [record for record in records if record.number in answers]
+        asked = [(record, tuple(phrase.text for phrase in record.phrases)) for record in records if record.phrases]
+        answers = self._look(asked, pools)
+        # Phrases that were not found, without a last word that can be a verb.
+        again = [
+            (record, tuple(phrase.shorter.text for phrase in missed if phrase.shorter))
+            for record, _ in asked
+            if record.number in answers and (missed := _shorter(record, answers[record.number]))
+        ]
+        shorter_answers = self._look(again, pools)
+        gone = {record.number for record, _ in asked} - set(answers)
+        gone |= {record.number for record, _ in again} - set(shorter_answers)
+        for record, _ in asked:
+            if record.number in gone:
+                continue
+            answer = answers[record.number]
+            missed = _shorter(record, answer)
+            for phrase in record.phrases:
+                self._add(record, answer, phrase)
+                if phrase in missed and phrase.shorter is not None:
+                    self._add(record, shorter_answers[record.number], phrase.shorter)
+        return [record for record in records if record.number not in gone]
 
-        def query(record: _Open, image: Image.Image) -> Query:
-            phrases = () if anything else tuple(phrase.text for phrase in record.phrases)
-            return Query(record.pair.img_path, image, phrases)
+    def _look(self, asked: list[tuple[_Open, tuple[str, ...]]], pools: _Pools) -> dict[int, list[Found]]:
+        """The detector's answers by record number, to phrases or, without any, to all it can name; the records of
+        which there is none are finished."""
+        phrases = {record.number: texts for record, texts in asked}
 
         def prepare(batch: list[_Open], images: list[Image.Image]) -> Any:
-            return self.detector.prepare(list(map(query, batch, images)))
+            return self.detector.prepare(
+                [Query(one.pair.img_path, image, phrases[one.number]) for one, image in zip(batch, images, strict=True)]
+            )
 
         def load(record: _Open) -> Image.Image:
             return open_image(record.path)
 
         batch_size, detect = self.rules.detector_batch_size, self.detector.detect
         model = _Model("detector", "waiting_to_detect", "detecting", batch_size, load, prepare, detect)
-        for record, answer in self._ask(to_ask, model, pools):
+        answers: dict[int, list[Found]] = {}
+        for record, answer in self._ask([record for record, _ in asked], model, pools):
             if isinstance(answer, Failed):
                 self._finish(record, "error", reason=answer.reason)
-                gone.add(record.number)
-            elif anything:
-                self._add_anything(record, answer)
             else:
-                for phrase in record.phrases:
-                    self._add(record, answer, phrase.text, phrase.source, phrase.surface)
-        return [record for record in records if record.number not in gone]
+                answers[record.number] = answer
+        return answers
 
     def _add_anything(self, record: _Open, answer: list[Found]) -> None:
         record.asked_for_anything = True
         labels = sorted({found.phrase for found in answer})
+        # What the texts say is not there is no object of theirs, whatever the detector takes for it.
+        labels = [one for one in labels if all(match(denied, one) is None for denied in record.denied)]
         # The paper takes a random one; seed and id decide which.
         random.Random(f"{self.rules.seed}/{record.pair.id}").shuffle(labels)
         for label in labels:
-            self._add(record, answer, label, "detected", None)
+            self._add_box(record, answer, label, "detected", None)
 
-    def _add(self, record: _Open, answer: list[Found], phrase: str, source: str, surface: str | None) -> None:
+    def _add(self, record: _Open, answer: list[Found], phrase: Phrase) -> None:
+        self._add_box(record, answer, phrase.text, phrase.source, phrase.surface)
+
+    def _add_box(self, record: _Open, answer: list[Found], phrase: str, source: str, surface: str | None) -> None:
         """The phrase's best box as the next candidate; one that was a candidate before is not tried again."""
         found = [one for one in answer if one.phrase == phrase]
         choice = choose(found, record.size, self.rules.min_box_share, self.rules.max_box_share)
@@ -287,6 +320,16 @@ class Builder:
             last = done
             yield from failed
             yield from zip(batch, answers, strict=True)
+
+
+def _shorter(record: _Open, answer: list[Found]) -> list[Phrase]:
+    """The phrases that the answer has nothing for and that have a shorter form which is not asked for anyway."""
+    found, asked = {one.phrase for one in answer}, {phrase.text for phrase in record.phrases}
+    return [
+        phrase
+        for phrase in record.phrases
+        if phrase.text not in found and phrase.shorter is not None and phrase.shorter.text not in asked
+    ]
 
 
 _NOTHING = dict.fromkeys(("box", "box_share", "phrase", "surface", "source", "score"))

@@ -58,6 +58,9 @@ def _run(options: Options) -> None:
     excluded = _read_excluded(options, entries)
     chosen = DETECTORS[options.detector]
     detector = None if chosen.model else chosen.load(options.for_detector, entries, options.dtype)
+    lost = chosen.lost(detector) if detector is not None and chosen.lost is not None else ""
+    if lost and options.strict:
+        raise DataError(f"--strict: {lost}")
     if pair := next((entry.pair for entry in entries if entry.pair is not None), None):
         candidate_phrases(pair, options.rules.prefer)  # is the tagger there?
 
@@ -83,6 +86,8 @@ def _run(options: Options) -> None:
         store.finish(lines, run, summary | made_by)
         draw_histogram(lines, store.histogram)
         _report(lines, summary, store)
+        if lost:
+            logger.info(lost)
         _write_results(options, entries, lines)
 
 

@@ -38,6 +38,7 @@ class Options:
     output: Path
     exclude: Path | None
     restart: bool
+    strict: bool
     detector: str
     detector_options: Mapping[str, Any]
     verifier: str | None
@@ -83,6 +84,9 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
         'page saves it, or a list of ids; they keep a line, with the verdict "excluded"')  # fmt: skip
     add("--restart", action="store_true", help="start again where --output was made with other options or "
         "from other inputs")  # fmt: skip
+
+    add("--strict", action="store_true", help="stop before any work where something of --annotations cannot be used: "
+        "an annotation, or an image without any")  # fmt: skip
 
     add = parser.group("object", "What in the image is masked.")
     add("--prefer", choices=get_args(Prefer), default=Rules.prefer, help="order: objects as the paper takes them, "

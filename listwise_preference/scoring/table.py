@@ -276,12 +276,15 @@ def page(table: Table) -> str:
     )
     notes = "\n".join(f"<p>{html.escape(note)}</p>" for note in table.notes)
     return (
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Scores</title><style>{_STYLE}</style>\n'
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8">{_POLICY}<title>Scores</title>'
+        f"<style>{_STYLE}</style>\n"
         f"<table>\n<thead><tr><th></th>{titles}</tr>\n<tr><th></th>{headings}</tr></thead>\n"
         f"<tbody>\n{rows}\n</tbody>\n</table>\n{notes}\n</html>"
     )
 
 
+# What the page may load: its own style, and nothing else.
+_POLICY = """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">"""
 FORMS = {".md": markdown, ".tex": latex, ".html": page}
 
 

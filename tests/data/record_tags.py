@@ -4,8 +4,8 @@
     PYTHONPATH=. nltk381/bin/python tests/data/record_tags.py FOLDER
 
 FOLDER has what `python -m nltk.downloader punkt_tab averaged_perceptron_tagger_eng` of a later NLTK fetches. The texts
-are the responses and captions beside this file, the sample's pairs and AMBER responses, and every string with a space
-in the tests that read English. Written is tags.json.gz; tests/english_data.py tells what is made of it.
+are the responses, captions and sentences beside this file, the sample's pairs and AMBER responses, and every string
+with a space in the tests that read English. Written is tags.json.gz; tests/english_data.py tells what is made of it.
 """
 
 import ast
@@ -122,7 +122,8 @@ def main() -> None:
     samples = [pair[key] for pair in json.loads((ROOT / "data/sample/pairs.json").read_text(encoding="utf-8"))
                for key in ("prompt", "chosen", "rejected")]  # fmt: skip
     amber = json.loads((ROOT / "data/sample/amber/answers.json").read_text(encoding="utf-8"))
-    strings = list(strings_of_the_tests())
+    lines = (HERE / "sentences.txt").read_text(encoding="utf-8").splitlines()
+    strings = [*strings_of_the_tests(), *(line.split(" | ")[0] for line in lines if not line.startswith("#"))]
     whole = [*descriptions, *strings, *(one["response"] for one in amber), *(f"a {name}" for name in sorted(names))]
     for text in whole:
         recorder.tags(recorder.tokens(text))

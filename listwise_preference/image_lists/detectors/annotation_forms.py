@@ -146,8 +146,11 @@ def _float(value: Any) -> float:
 
 
 def _read_xml(file: Path, found: BoxFile) -> None:
+    text = read_text(file)
+    if "<!ENTITY" in text:  # no tool writes them, and a few unfold to any size
+        raise DataError(f"--annotations {file}: entities of its own (<!ENTITY) are not read")
     try:
-        root = ElementTree.fromstring(read_text(file).encode())
+        root = ElementTree.fromstring(text.encode("utf-8", "replace"))
     except ElementTree.ParseError as error:
         raise DataError(f"--annotations {file}: not XML: {error}") from None
     if root.tag == "annotation":

@@ -58,9 +58,16 @@ class Annotations:
         for name in [name for name in self._read.images if path_key(name, image_root) != name]:
             self._read.images[path_key(name, image_root)] += self._read.images.pop(name)
         self._sizes = sizes or {}
+        self._without: dict[str, list[str]] = {}
         self._names = self._by_name()
         self._labels = {box.label for images in self._read.images.values() for image in images for box in image.boxes}
+        img_paths = set(img_paths)
+        self._moved = self._other_root(img_paths)
         self._same_name = Counter(posixpath.basename(path) for path in set(map(self._key, img_paths)))
+        if self._moved is not None:
+            there, here = self._moved
+            example = f"{there or '.'} is {here or '.'} in the pairs"
+            self._read.noted.add("image paths with another beginning, matched by their common end", example)
         asked = {image.name: size for path, size in self._sizes.items() for image in self._find(path)}
         boxes = [
             (image, box, image.size or asked.get(image.name))
@@ -94,6 +101,9 @@ class Annotations:
                 f" {known}; the pairs name {', '.join(paths[:_EXAMPLES])}. Is it of another data set?"
             )
         said = []
+        twice = [why for path in paths if (why := self._unclear(path, self._find(path, self._sizes.get(path))))]
+        of_no_boxes = {"images that the file does not have": missing, "images that may be several of the file": twice}
+        self._without = {what: which for what, which in of_no_boxes.items() if which}
         left_out = self._read.left_out
         if left_out.counts:
             said.append(f"{self.file}: {left_out.counts.total():,} annotations cannot be used and are left out:")
@@ -110,15 +120,28 @@ class Annotations:
                 f"  {len(unclear)} of them have a name that the file knows, but so have images in other folders:"
                 f" write the folder in file_name, e.g. {unclear[0]}"
             )
-        twice = [why for path in paths if (why := self._unclear(path, self._find(path, self._sizes.get(path))))]
         if twice:
             said.append(f"{self.file}: {len(twice)} images of the pairs may be several of the file, and are left out:")
             said += [f"  {why}" for why in twice[:_EXAMPLES]]
         return "\n".join(said)
 
+    def lost(self) -> str:
+        """What of the file is not used, by reason with examples; empty when all is. Call :meth:`report` before."""
+        lines = self._read.left_out.lines()
+        lines += [
+            f"  {what}: {len(paths):,}, e.g. {'; '.join(paths[:_EXAMPLES])}" for what, paths in self._without.items()
+        ]
+        return "\n".join([f"{self.file}: not used for boxes:", *lines]) if lines else ""
+
     def summary(self) -> Record:
         """What summary.json says of the file."""
-        return {"annotations": {"left_out": self._read.left_out.as_record(), "noted": self._read.noted.as_record()}}
+        return {
+            "annotations": {
+                "left_out": self._read.left_out.as_record(),
+                "noted": self._read.noted.as_record(),
+                "images": {what: {"count": len(paths), "example": paths[0]} for what, paths in self._without.items()},
+            }
+        }
 
     def knows(self, img_path: str, phrase: str) -> bool:
         """Whether an object without a box is not in the image: the file has the image, and somewhere such a label."""
@@ -167,6 +190,32 @@ class Annotations:
         key = path_key(img_path, self._root)
         return posixpath.splitext(key)[0] if self._read.by_stem else key
 
+    def _other_root(self, img_paths: Iterable[str]) -> tuple[str, str] | None:
+        """(beginning in the file, beginning in the pairs) where one takes the other's place; None where none does.
+
+        What follows must be more than a name, since two folders may each have a 0001.jpg; a name alone is enough below
+        an absolute path. One pair of beginnings holds for all images: the one that most of them have, where no other
+        pair of beginnings would find any of them as well.
+        """
+        if self._read.bare_names and not any("/" in key for key in self._read.images):
+            return None
+        by_name: dict[str, list[str]] = {}
+        for key in self._read.images:
+            by_name.setdefault(posixpath.basename(key), []).append(key)
+        claims: dict[tuple[str, str], tuple[set[str], set[str]]] = {}
+        for path in map(self._key, img_paths):
+            for key in () if path in self._read.images else by_name.get(posixpath.basename(path), []):
+                if beginnings := _beginnings(key, path):
+                    theirs, ours = claims.setdefault(beginnings, (set(), set()))
+                    theirs.add(key)
+                    ours.add(path)
+        if not claims:
+            return None
+        best = max(claims, key=lambda one: len(claims[one][1]))
+        others = [claim for beginnings, claim in claims.items() if beginnings != best]
+        unclear = any(claims[best][0] & theirs or claims[best][1] & ours for theirs, ours in others)
+        return None if unclear else best
+
     def _by_name(self) -> dict[str, list[FileImage]]:
         """The file's images by their names alone."""
         names: dict[str, list[FileImage]] = {}
@@ -180,6 +229,8 @@ class Annotations:
         key = self._key(img_path)
         name = posixpath.basename(key)
         images = self._read.images.get(key, [])
+        if not images and self._moved is not None and key.startswith(self._moved[1]):
+            images = self._read.images.get(self._moved[0] + key.removeprefix(self._moved[1]), [])
         if not images and self._read.bare_names and self._same_name[name] <= 1:
             images = self._names.get(name, [])
         found = [image for image in images if None in (size, image.size) or image.size == size]
@@ -196,6 +247,19 @@ class Annotations:
                 " it is unclear whose are meant. Write the folder in file_name"
             )
         return ""
+
+
+def _beginnings(there: str, here: str) -> tuple[str, str] | None:
+    """What two paths with the same end begin with; None where only the name is common and neither is absolute."""
+    theirs, ours = there.split("/"), here.split("/")
+    common = 0
+    while common < min(len(theirs), len(ours)) and theirs[-1 - common] == ours[-1 - common]:
+        common += 1
+    first, second = "/".join(theirs[:-common]), "/".join(ours[:-common])
+    is_root = not first or not second or there.startswith("/") or (theirs[0].endswith(":") and len(theirs[0]) == 2)
+    if common < 2 and not is_root:
+        return None
+    return (f"{first}/" if len(theirs) > common else ""), (f"{second}/" if len(ours) > common else "")
 
 
 def _load(options: Mapping[str, Any], entries: Sequence[Entry], dtype: str) -> Annotations:
@@ -230,4 +294,5 @@ ENTRY = DetectorEntry(
     load=_load,
     summary=Annotations.summary,
     knows=Annotations.knows,
+    lost=Annotations.lost,
 )

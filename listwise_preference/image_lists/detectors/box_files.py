@@ -8,7 +8,7 @@ box of CVAT. What can be meant in several is left out, counted by reason with an
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,11 +106,15 @@ class FileBox:
         if form.unit is None and in_shares(self.numbers):
             return None, "shares of 1 among boxes in pixels"
         left, top, right, bottom = edges = self._edges(form, size)
-        if right <= left or bottom <= top:
+        is_reversed = right < left or bottom < top
+        left, top, right, bottom = edges = min(left, right), min(top, bottom), max(left, right), max(top, bottom)
+        if right == left or bottom == top:
             return None, "box of no size"
         box = cut_box(*edges, size=size)
         if box is None or box.width * box.height < _INSIDE * (right - left) * (bottom - top):
             return None, "box with no pixel on its image, or with most of it outside"
+        if is_reversed:
+            return box, "corners in reverse order, or a negative width or height, put right"
         if self.turned or form.fits(self.numbers, size):
             return box, ""
         if Form(not form.corners, form.unit).fits(self.numbers, size):
@@ -180,6 +184,10 @@ def find_form(own: Form, boxes: Iterable[tuple[Numbers, Size]], file: Path) -> F
     rows = [(numbers, size) for numbers, size in boxes if any(form.fits(numbers, size) for form in forms)]
     # A box of no width or height is a slip in any form.
     against = [row for row in rows if not own.fits(*row) and not (own.corners and _is_empty(row[0]))]
+    # So are corners in reverse order, unless most boxes have them.
+    in_order = [row for row in against if not (own.corners and own.fits(_in_order(row[0]), row[1]))]
+    if 2 * (len(against) - len(in_order)) < len(rows):
+        against = in_order
     fitting = [form for form in forms if all(form.fits(*row) for row in rows)] if against else []
     in_pixels = [form for form in fitting if form.unit is None]
     if fitting and fitting[0].unit == 1:
@@ -205,6 +213,11 @@ def find_form(own: Form, boxes: Iterable[tuple[Numbers, Size]], file: Path) -> F
 def shown_numbers(numbers: Numbers) -> str:
     """For a message."""
     return f"[{', '.join(f'{number:g}' for number in numbers)}]"
+
+
+def _in_order(corners: Numbers) -> Numbers:
+    left, top, right, bottom = corners
+    return min(left, right), min(top, bottom), max(left, right), max(top, bottom)
 
 
 def _is_empty(corners: Numbers) -> bool:
@@ -278,8 +291,10 @@ class _Coco:
         if not isinstance(row, dict):
             return "not an object"
         image_id, category_id = _id(row.get("image_id")), _id(row.get("category_id"))
-        if image_id not in images or category_id not in labels:
-            return "names an image or a category that is not in the file"
+        if image_id not in images:
+            return "names an image that is not in the file"
+        if category_id not in labels:
+            return "names a category that is not in the file"
         image, label = images[image_id], labels[category_id]
         if crowd:
             return "iscrowd 1, a region of many objects (CVAT writes it for masks: set it to 0 where it is one object)"
@@ -287,9 +302,14 @@ class _Coco:
             return "image id used more than once"
         if label is None:
             return f"category id {category_id} has more than one name"
-        numbers = _numbers(row.get("bbox"))
+        if row.get("bbox") in (None, []) and row.get("segmentation") not in (None, []):
+            numbers = _around_segmentation(row["segmentation"])
+            if not isinstance(numbers, str):
+                self.found.noted.add("annotations without a bbox, taken as the box around their segmentation", where)
+        else:
+            numbers = _numbers(row.get("bbox"))
         if isinstance(numbers, str):
-            return f"bbox {numbers}"
+            return f"bbox {numbers}" if row.get("bbox") not in (None, []) else f"no bbox, and {numbers}"
         attributes = row.get("attributes")
         turned = _number(attributes.get("rotation") or 0) if isinstance(attributes, dict) else 0.0
         if turned is None or not math.isfinite(turned) or _number(row.get("rotation") or 0) != 0:
@@ -364,6 +384,66 @@ def _numbers(value: Any) -> Numbers | str:
     if not all(map(math.isfinite, (left, top, third, fourth))):
         return "holds NaN or infinity"
     return left, top, third, fourth
+
+
+def _around_segmentation(value: Any) -> Numbers | str:
+    """[left, top, width, height] around COCO's polygons or its run lengths, or why there is none."""
+    if isinstance(value, list):
+        polygons = [value] if value and not isinstance(value[0], list) else value
+        points = [_number(one) for polygon in polygons if isinstance(polygon, list) for one in polygon]
+        numbers = [one for one in points if one is not None and math.isfinite(one)]
+        if len(numbers) != len(points) or any(len(polygon) % 2 for polygon in polygons if isinstance(polygon, list)):
+            return "its segmentation holds something that is no point"
+        if not numbers:
+            return "no segmentation"
+        xs, ys = numbers[::2], numbers[1::2]
+        return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
+    size, counts = (value.get("size"), value.get("counts")) if isinstance(value, dict) else (None, None)
+    runs = _run_lengths(counts) if isinstance(counts, str) else counts
+    if not isinstance(size, list) or not isinstance(runs, list):
+        return "its segmentation is neither polygons nor run lengths"
+    if any(type(one) is not int or one < 0 for one in [*size, *runs]) or len(size) != 2 or sum(runs) != math.prod(size):
+        return "its run lengths do not fill the mask's size"
+    return _around_runs(runs, size[0])
+
+
+def _around_runs(runs: Sequence[int], height: int) -> Numbers | str:
+    """Around the ones of a mask: runs of zeros and ones in turn, down the columns one after another."""
+    lefts, tops, rights, bottoms = [], [], [], []
+    end = 0
+    for number, length in enumerate(runs):
+        start, end = end, end + length
+        if number % 2 and length:
+            first, last = start // height, (end - 1) // height
+            lefts.append(first)
+            rights.append(last + 1)
+            # A run that goes on in the next column touches the lower end of one and the upper of the other.
+            tops.append(start % height if first == last else 0)
+            bottoms.append((end - 1) % height + 1 if first == last else height)
+    if not lefts:
+        return "its mask is empty"
+    return min(lefts), min(tops), max(rights) - min(lefts), max(bottoms) - min(tops)
+
+
+def _run_lengths(text: str) -> list[int] | None:
+    """COCO's compressed run lengths (maskApi.c, rleFrString); None where it is none.
+
+    Five bits a character from "0" on, a sixth where more follow, the fifth of the last the sign; from the fourth number
+    on the difference from the last but one.
+    """
+    runs: list[int] = []
+    value, bits = 0, 0
+    for letter in text:
+        code = ord(letter) - 48
+        if not 0 <= code < 64 or bits > 40:
+            return None
+        value |= (code & 31) << bits
+        bits += 5
+        if not code & 32:
+            value -= (1 << bits) if code & 16 else 0
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value, bits = 0, 0
+    return runs if not bits else None
 
 
 def _id(value: Any) -> str:

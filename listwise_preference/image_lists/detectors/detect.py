@@ -65,6 +65,7 @@ class DetectorEntry:
         options: its own options, name -> settings of ``add_argument``. Those without a default must be given. All
             decide the lists: a :class:`~pathlib.Path` is a file that is read and counts by its content.
         summary: what summary.json says of the detector's own input, given the detector.
+        lost: what of that input is not used, for the end of the run and for --strict; empty when all is.
         model: the option that names its checkpoint. It is loaded after all checks; a detector without one before them.
         knows: given the detector, an image's path and a phrase, whether nothing found means that nothing is there.
             None: always.
@@ -76,6 +77,7 @@ class DetectorEntry:
     model: str | None = None
     summary: Callable[[Any], Record] | None = None
     knows: Callable[[Any, str, str], bool] | None = None
+    lost: Callable[[Any], str] | None = None
 
 
 @dataclass(frozen=True)

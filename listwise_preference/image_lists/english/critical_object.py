@@ -6,7 +6,7 @@ as an object is defined in ``noun_phrases``.
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from listwise_preference.data.pairs import Pair
@@ -30,6 +30,8 @@ class Phrase:
     text: str
     source: Source
     surface: str
+    # To ask for where this one is not found: its last word may be a verb.
+    shorter: "Phrase | None" = field(default=None, compare=False)
 
 
 def candidate_phrases(pair: Pair, prefer: Literal["order", "contrast"] = "order") -> tuple[Phrase, ...]:
@@ -58,11 +60,31 @@ def candidate_phrases(pair: Pair, prefer: Literal["order", "contrast"] = "order"
     for source, found in sources:
         for mention in found:
             if not mention.denied:
-                phrases.setdefault(mention.text, Phrase(mention.text, source, mention.surface))
+                phrases.setdefault(mention.text, _phrase(mention, source))
     if prefer == "contrast":
         telling = _named(chosen) - _named(mentions(pair.rejected))
         return tuple(sorted(phrases.values(), key=lambda phrase: phrase.text not in telling))
     return tuple(phrases.values())
+
+
+def denied_objects(pair: Pair) -> frozenset[str]:
+    """What the chosen response denies, and what the prompt does; without what either says is there.
+
+    Args:
+        pair: as for :func:`candidate_phrases`.
+    """
+    found = [
+        *mentions(pair.chosen),
+        *mentions(pair.prompt, asked_in_vain=_ANSWER_NO.match(pair.chosen) is not None),
+    ]
+    denied = [one for one in found if one.denied]
+    either = {one.text for one in denied} | {one.shorter.text for one in denied if one.shorter}
+    return frozenset(either - _named(found[: len(mentions(pair.chosen))]))
+
+
+def _phrase(mention: Mention, source: Source) -> Phrase:
+    shorter = None if mention.shorter is None else _phrase(mention.shorter, source)
+    return Phrase(mention.text, source, mention.surface, shorter)
 
 
 def _named(found: Iterable[Mention]) -> set[str]:

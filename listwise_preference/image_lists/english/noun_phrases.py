@@ -7,17 +7,21 @@
 - A last word that names nothing visible is cut off: "the kitchen area" is the kitchen, "a tennis match" is nothing.
 - Proper names are no objects, unless they are counted ("a Frisbee").
 - What a sentence says is not there is marked as denied.
+- The tagger takes many verbs for nouns ("dogs bark"). Where the last word of a phrase can be the verb of the words
+  before it, the phrase has a shorter form ("dog"), to be asked for where the whole is not found: "bus stops" are bus
+  stops where there are any, else a bus.
 
 Known misses:
 
 - A rare given name at the start of a sentence may pass for an object ("Sarah holds a kite"); landmarks are names
   ("the Eiffel Tower" is nothing).
-- A rarer verb that the tagger takes for a noun is offered as an object or joined to the noun before it, and a noun
-  taken for a verb is lost ("also pears in a basket").
+- A rarer verb that the tagger takes for a noun may be offered as an object, and a noun taken for a verb is lost ("also
+  pears in a basket").
 - A denial reaches the first object and the list it begins, not a clause: "no man is riding a horse" denies the man
   alone, and "the cat is not on the sofa" denies the sofa.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -32,6 +36,8 @@ from listwise_preference.image_lists.english.object_words import (
     NOT_MODIFIERS,
     NOT_VISIBLE,
     PORTIONS,
+    THINGS,
+    VERBS,
     VISIBLE_DESPITE_ENDING,
     words,
 )
@@ -58,9 +64,11 @@ class Mention:
     surface: str
     sentence: int
     denied: bool
+    shorter: "Mention | None" = None  # without a last word that can be a verb
 
 
-def mentions(text: str, asked_in_vain: bool = False) -> list[Mention]:
+@functools.lru_cache(maxsize=64)
+def mentions(text: str, asked_in_vain: bool = False) -> tuple[Mention, ...]:
     """The objects of a text by position; ``asked_in_vain`` denies what its yes-or-no questions ask for.
 
     Raises:
@@ -72,9 +80,23 @@ def mentions(text: str, asked_in_vain: bool = False) -> list[Mention]:
         if asked_in_vain and tokens[0].word in _QUESTION_VERBS:
             denied |= _denied_after(tokens, words("a an any there"))
         for start, end in _objects(tokens):
-            surface = text[tokens[start].start : tokens[end - 1].end]
-            found.append(Mention(_matching_form(tokens, start, end), surface, number, end - 1 in denied))
-    return found
+            without = _object(tokens, start, end - 1) if _may_end_in_verb(tokens, start, end) else None
+            shorter = _mention(text, tokens, *without, number, denied) if without else None
+            found.append(_mention(text, tokens, start, end, number, denied, shorter))
+    return tuple(found)
+
+
+def _mention(
+    text: str,
+    tokens: list[Token],
+    start: int,
+    end: int,
+    sentence: int,
+    denied: set[int],
+    shorter: Mention | None = None,
+) -> Mention:
+    surface = text[tokens[start].start : tokens[end - 1].end]
+    return Mention(_matching_form(tokens, start, end), surface, sentence, end - 1 in denied, shorter)
 
 
 # Nouns to objects
@@ -112,6 +134,20 @@ def _object(tokens: list[Token], start: int, end: int) -> tuple[int, int] | None
             break
         start += 1
     return (start, last) if start < last else None
+
+
+def _may_end_in_verb(tokens: list[Token], start: int, end: int) -> bool:
+    """Whether the last word of the phrase agrees with those before it as a verb does: "dogs bark", "a dog barks".
+
+    It does not where a verb follows ("wine glasses are ..."), nor where it is a common object and no common verb.
+    """
+    if end - start < 2 or _is_verb(tokens, end):
+        return False
+    subject, last = tokens[end - 2].word, tokens[end - 1].word
+    if singular(last) in THINGS and singular(last) not in VERBS:
+        return False
+    many = subject != singular(subject) or any(token.word == "and" for token in tokens[max(0, start - 4) : start])
+    return many == (last == singular(last))
 
 
 def _names_nothing(tokens: list[Token], i: int, cut: bool) -> bool:
