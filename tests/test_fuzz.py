@@ -621,7 +621,8 @@ def test_messages_keep_their_start_and_end_in_2000_characters() -> None:
 @pytest.mark.parametrize(
     ("setting", "says"),
     [({"r": "4"}, '"r" is "4"; it must be a whole number above 0'),
-     ({"target_modules": "("}, "not a regular expression"), ({"lora_alpha": None}, '"lora_alpha" is null; it must be a number'), ({"peft_type": 3}, "peft_type")],
+     ({"target_modules": "("}, "not a regular expression"),
+     ({"lora_alpha": None}, '"lora_alpha" is null; it must be a number'), ({"peft_type": 3}, "peft_type")],
 )  # fmt: skip
 def test_a_wrong_adapter_is_named_before_anything_is_loaded(folder: Path, setting: dict[str, Any], says: str) -> None:
     config = folder / "adapter" / "adapter_config.json"
