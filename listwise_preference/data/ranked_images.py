@@ -100,13 +100,17 @@ class Drawing:
             raise ValueError(f"fill is {self.fill!r}; choose {' or '.join(get_args(Fill))}")
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: Path, least: int | None = None) -> Image.Image:
     """The EXIF-transposed image in RGB, without metadata; of several frames the first.
 
     Transparent parts are laid on white: images with transparency are mostly made for white pages, and
     black is the default fill of a mask here. 16-bit grey is scaled to 8 bits, 65535 to 255. Wider integers
     are taken as 16-bit when they fit, floats as 0..1, 0..255 or 0..65535, whichever is the first that holds
     them; values outside these ranges are stretched from lowest to highest.
+
+    Args:
+        least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, which is faster, as long as no side that was this
+            many pixels or more gets fewer.
 
     Raises:
         ImageError: the file is missing, empty, not an image, damaged or larger than ``MAX_PIXELS``.
@@ -115,6 +119,8 @@ def open_image(path: Path) -> Image.Image:
         _check_kind(path)
         with Image.open(path, formats=FORMATS) as file:
             _check_pixels(file)
+            if least is not None:
+                file.draft("RGB", (min(least, file.width), min(least, file.height)))
             ImageOps.exif_transpose(file, in_place=True)  # a large image is copied once less
             image = _to_rgb(file)
     except Exception as error:  # Pillow's decoders meet damaged files with many kinds of exceptions

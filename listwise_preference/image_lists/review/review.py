@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from listwise_preference.data.pairs import Pair
-from listwise_preference.data.ranked_images import Box, Drawing, open_image, ranked_images
+from listwise_preference.data.ranked_images import Box, Drawing, open_image, ranked_images, transposed_size
 from listwise_preference.errors import ImageError
 from listwise_preference.files import Record
 from listwise_preference.pages.page import Page, javascript, link
@@ -25,8 +25,6 @@ from listwise_preference.pages.thumbnails import write_thumbnails
 _PAGE = Page(__package__, "review", "Ranked image lists", "lists.js", "REVIEW")
 # About the longer side of one small image.
 _SMALL = 256
-# Longer sides are brought below this before the list is drawn, which bounds the memory of the L copies.
-_DRAWN = 1600
 _QUALITY = 75
 
 
@@ -62,8 +60,8 @@ def check_review(folder: Path) -> None:
 def write_review(folder: Path, items: Sequence[ReviewItem], drawing: Drawing, title: str) -> Path:
     """Write the page and return its ``index.html``; an older page in the folder is replaced.
 
-    The lists are drawn by ``ranked_images`` and then made small. An image that cannot be read or does not hold
-    its box is shown as a placeholder with the reason.
+    The images are made small and the lists are drawn on them by ``ranked_images``. An image that cannot be read or does
+    not hold its box is shown as a placeholder with the reason.
 
     Raises:
         DataError: the folder holds something else, or cannot be made.
@@ -89,28 +87,27 @@ def _draw_strip(item: ReviewItem, drawing: Drawing, file: Path) -> Record:
     """
     if item.image is None:
         raise ImageError("no image is known for this record")
-    image = open_image(item.image)
-    share = None if item.box is None else item.box.width * item.box.height / (image.width * image.height)
-    images = (image,) if item.box is None else ranked_images(*_reduced(image, item.box), drawing)
-    width, height = _small_size(*images[0].size)
-    strip = Image.new("RGB", (width * len(images), height))
+    width, height = transposed_size(item.image)
+    if item.box is not None and not item.box.fits(width, height):
+        raise ValueError(f"{item.box} does not lie inside an image of {width} x {height} pixels")
+    share = None if item.box is None else item.box.width * item.box.height / (width * height)
+    # Made small first and drawn then: what is drawn scales with the image, and L large copies would take twice as long.
+    small = _small_size(width, height)
+    image = open_image(item.image, least=min(small)).resize(small, Image.Resampling.LANCZOS, reducing_gap=3)
+    images = (image,) if item.box is None else ranked_images(image, _scaled(item.box, (width, height), small), drawing)
+    strip = Image.new("RGB", (small[0] * len(images), small[1]))
     for level, drawn in enumerate(images):
-        strip.paste(drawn.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3), (level * width, 0))
+        strip.paste(drawn, (level * small[0], 0))
     # Colour at full resolution, or the thin red outline turns brown.
     strip.save(file, "JPEG", quality=_QUALITY, subsampling="4:4:4")
-    return {"images": len(images), "width": width, "height": height, "share": share}
+    return {"images": len(images), "width": small[0], "height": small[1], "share": share}
 
 
-def _reduced(image: Image.Image, box: Box) -> tuple[Image.Image, Box]:
-    """Both at 1/n of their size, rounded outwards; n is the smallest whole number that reaches _DRAWN.
-
-    Raises:
-        ValueError: the box does not lie inside the image.
-    """
-    n = math.ceil(max(image.size) / _DRAWN)
-    if n == 1 or not box.fits(*image.size):  # a box that does not fit is for ranked_images to refuse
-        return image, box
-    return image.reduce(n), Box(box.left // n, box.top // n, -(-box.right // n), -(-box.bottom // n))
+def _scaled(box: Box, size: tuple[int, int], small: tuple[int, int]) -> Box:
+    """The box on the image made small, of a pixel at least."""
+    across, down = small[0] / size[0], small[1] / size[1]
+    left, top = min(round(box.left * across), small[0] - 1), min(round(box.top * down), small[1] - 1)
+    return Box(left, top, max(left + 1, round(box.right * across)), max(top + 1, round(box.bottom * down)))
 
 
 def _small_size(width: int, height: int) -> tuple[int, int]:
