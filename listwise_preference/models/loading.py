@@ -180,7 +180,7 @@ def load_base_model(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True
         )
     try:
-        return AutoModelForImageTextToText.from_pretrained(
+        model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(
             name_or_path,
             revision=revision,
             dtype=dtype,
@@ -192,6 +192,22 @@ def load_base_model(
         )
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"cannot load the model {name_or_path}: {error}") from error
+    if load_in_4bit and model.device.type == "cpu":
+        _stay_differentiable(model)
+    return model
+
+
+def _stay_differentiable(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from packing 4-bit weights for inference on a CPU at the first pass without gradients.
+
+    Once packed there are no gradients through them, and training goes on without
+    (``findings/packed_4bit_layers_lose_gradients.sh``).
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def empty_model(

@@ -27,6 +27,7 @@ from listwise_preference.training.completion_logps import completion_logps
 logger = logging.getLogger("listwise_preference")
 
 GB = 10**9
+_SMALL_CARDS = (12, 16)  # GB, of cards without a row of hours
 # Memory in GB and dense bf16 TFLOP/s by the makers' data sheets.
 CARDS = {
     "RTX 4090": (24, 165),
@@ -269,7 +270,7 @@ def report(costs: Mapping[str, StepCost], work: Workload) -> str:
         flops = work.trained * own.total_flops(*training, *more) + once
         return _number(flops / (rate * 1e12 * EFFICIENCY) / 3600)
 
-    sizes = sorted({size for size, _ in CARDS.values()})
+    sizes = sorted({*_SMALL_CARDS, *(size for size, _ in CARDS.values())})
     memory = [["base", "checkpointed", "weights, adapter", "a record", *(f"on {size} GB" for size in sizes)]]
     for name, cost in costs.items():
         for every in (0, 4, 2, 1):
