@@ -98,7 +98,8 @@ def test_the_installed_demo_makes_the_same_by_commands_of_its_own(made: Made, tm
 @pytest.mark.slow
 def test_training_lowers_the_loss_from_that_of_equal_policies(made: Made) -> None:
     losses = [one["loss"] for one in read(made, "adapter/trainer_state.json")["log_history"] if "loss" in one]
-    assert losses[0] == pytest.approx(2 * 0.6931 + 4.7875, abs=1e-3)  # ln 2 + ln 2 + ln 5!
+    weight = command.LIST_WEIGHT
+    assert losses[0] == pytest.approx(2 * 0.6931 + weight * 4.7875, abs=1e-3)  # ln 2 + ln 2 + weight ln 5!
     assert losses[-1] < losses[0]
     assert f"loss {losses[0]:.2f} at first, {losses[-1]:.2f} at last" in made.printed
 
@@ -117,12 +118,34 @@ def test_the_pages_table_is_that_of_the_scores_files(made: Made, context: "Brows
             expected.append([f"{result[group][metric]:.1f}", f"{low:.1f} – {high:.1f}"])
             assert f"{expected[-1][0]} ({low:.1f} - {high:.1f})" in made.printed
     rows = page.locator("#table tbody tr")
-    shown = [
-        rows.nth(row).locator("td").nth(column).inner_text().split("\n")
-        for column in (0, 1)
-        for row in range(rows.count())
+    cells = [
+        [rows.nth(row).locator("td").nth(column).inner_text().split("\n") for row in range(rows.count())]
+        for column in range(3)
     ]
-    assert shown == expected
+    shown_f = [column.pop(2) for column in cells]  # which the scores files do not have
+    assert cells[0] + cells[1] == expected
+    values = [[float(cell[0]) for cell in column] for column in cells]
+    assert values[2] == pytest.approx([after - before for before, after in zip(*values[:2], strict=True)], abs=0.051)
+    for (chair, cover, *_), (f, interval) in zip(values[:2], shown_f[:2], strict=True):
+        assert float(f) == pytest.approx(2 * (100 - chair) * cover / (100 - chair + cover), abs=0.051)
+        low, high = map(float, interval.split(" – "))
+        assert low < float(f) < high
+    first = page.locator("main p").first.inner_text()
+    assert first == demo_page.outcome(demo_page.table(made.folder))
+
+
+def row(metric: str, base: str, trained: str, interval: tuple[str, str]) -> dict[str, Any]:
+    return {"metric": metric, "base": {"value": base}, "trained": {"value": trained}, "change": {"interval": interval}}
+
+
+def test_the_first_sentence_says_what_is_traded() -> None:
+    fewer, f = row("CHAIR", "15.1", "12.0", ("-4.6", "-1.1")), row("F", "86.2", "87.0", ("-0.2", "+1.9"))
+    kept, lost = row("Cover", "87.6", "87.0", ("-2.0", "+0.8")), row("Cover", "87.6", "71.0", ("-19.0", "-14.0"))
+    said = demo_page.outcome([fewer, kept, f])
+    assert said.endswith("about as many that are: CHAIR 15.1 to 12.0; Cover 87.6 to 87.0; F 86.2 to 87.0.")
+    assert demo_page.outcome([fewer, lost, f]).startswith("Training traded: ")
+    same = row("CHAIR", "15.1", "14.9", ("-1.6", "+1.1"))
+    assert "did not measurably change" in demo_page.outcome([same, kept, f])
 
 
 @pytest.mark.slow
@@ -135,7 +158,7 @@ def test_every_image_and_link_of_the_page_is_there(made: Made, context: "Browser
     assert page.locator("#answers-shown article").count() == UNSEEN
     wait_until(page, "[...document.images].every((image) => image.complete)")
     widths = page.evaluate("[...document.images].map((image) => [image.currentSrc.slice(-40), image.naturalWidth])")
-    pairs = min(6, len(read(made, "pairs/training.json")))
+    pairs = min(6, len(read(made, "pairs/training.jsonl")))
     lists = min(6, sum(line["box"] is not None for line in read(made, "lists/training.jsonl")))
     assert len(widths) == 16 + pairs + lists * 5 + UNSEEN + 2
     assert all(width > 0 for _, width in widths), widths
@@ -191,8 +214,10 @@ def test_ranking_is_the_mean_over_unseen_scenes(made: Made, context: "BrowserCon
 
 @pytest.mark.slow
 def test_a_command_of_the_page_does_the_same(made: Made, context: "BrowserContext", tmp_path: Path) -> None:
-    commands = opened(context, made.folder).locator('[data-step="lists"] code').all_inner_texts()
-    export, command = (" ".join(text.split()) for text in commands)
+    page = opened(context, made.folder)
+    export, _ = page.locator('[data-step="pairs"] code').all_inner_texts()
+    (text,) = page.locator('[data-step="lists"] code').all_inner_texts()
+    command = " ".join(text.split())
     again = tmp_path / "again.jsonl"
     command = command.replace(f"{made.folder}/lists/training.jsonl", str(again)).split(" --review")[0]
     shell = f"{export}; {command.replace('python', sys.executable, 1)}"

@@ -21,17 +21,22 @@ from listwise_preference.data.ranked_images import Box, Drawing, open_image, ran
 from listwise_preference.files import read_json, read_records
 from listwise_preference.pages.charts import DARK, LIGHT, Series, chart, lines
 from listwise_preference.pages.page import Page
+from listwise_preference.scoring import amber_rules
 from listwise_preference.scoring.benchmarks import BENCHMARKS
-from listwise_preference.scoring.compare import Row, read_result, run_row
+from listwise_preference.scoring.bootstrap import bootstrap, paired_bootstrap
+from listwise_preference.scoring.compare import read_result, run_row
+from listwise_preference.scoring.result import read_counts
 from listwise_preference.small_world.data import image_name, mentioned
 from listwise_preference.small_world.scenes import KINDS, Scene
 
 PAGE = Page(__package__, "demo", "LPOI in a small world", "demo_data.js", "DEMO")
 # As many as are shown, always the first ones.
 _SCENES, _PAIRS, _LISTS = 16, 6, 6
+_RESAMPLES = 1000
 _METRICS = {
     "generative.chair": "CHAIR",
     "generative.cover": "Cover",
+    "generative.f": "F",
     "generative.hal": "Hal",
     "generative.cog": "Cog",
     "discriminative.accuracy": "yes/no accuracy",
@@ -66,7 +71,9 @@ class Run:
     parameters: int
     training: Sequence[Scene]
     unseen: Sequence[Scene]
+    responses: int
     drawing: Drawing
+    list_weight: float
     steps: Sequence[Step]
     on_8b: str
 
@@ -89,7 +96,8 @@ def finish(folder: Path, run: Run) -> Path:
         "counts": {
             "training": len(run.training),
             "unseen": len(run.unseen),
-            "pairs": len(read_json(folder / "pairs" / "training.json")),
+            "pairs": len(_training_pairs(folder)),
+            "responses": run.responses,
             "lists": trained_on["data"]["training_records"],
             "ranked": len(records),
             "questions": len(read_json(folder / "answers" / "base.json")) - len(run.unseen),
@@ -98,10 +106,13 @@ def finish(folder: Path, run: Run) -> Path:
             "steps": settings["max_steps"],
             "batch": settings["per_device_train_batch_size"],
             "learning_rate": settings["learning_rate"],
+            "list_weight": run.list_weight,
+            "fill": run.drawing.fill,
             "loss": [history[0]["loss"], history[-1]["loss"]],
         },
         "steps": {step.name: asdict(step) for step in run.steps},
         "table": table(folder),
+        "outcome": outcome(table(folder)),
         "figures": {name: _draw(folder, name, panels) for name, panels in figures.items()},
         "scenes": [_scene(number, scene) for number, scene in enumerate(run.training[:_SCENES], start=1)],
         "pairs": [
@@ -109,8 +120,9 @@ def finish(folder: Path, run: Run) -> Path:
                 "image": f"training/image/{pair['img_path']}",
                 "chosen": _marked(pair["chosen"], run.training[pair["id"] - 1]),
                 "rejected": _marked(pair["rejected"], run.training[pair["id"] - 1]),
+                "reason": pair["reason"],
             }
-            for pair in read_json(folder / "pairs" / "training.json")[:_PAIRS]
+            for pair in _training_pairs(folder)[:_PAIRS]
         ],
         "lists": _lists(folder, run.drawing),
         "shares": shares,
@@ -130,9 +142,12 @@ def verdicts(lists: Path) -> dict[str, int]:
 
 
 def first_pair_lines(folder: Path) -> list[str]:
-    """The chosen and the rejected response of the first pair."""
-    pair = read_json(folder / "pairs" / "training.json")[0]
-    return [f"the first, on {pair['img_path']}:", f"  chosen    {pair['chosen']}", f"  rejected  {pair['rejected']}"]
+    """The chosen and the rejected response of the first pair, and the reason."""
+    pair = _training_pairs(folder)[0]
+    return [
+        f"the first, on {pair['img_path']}:",
+        *(f"  {key:8}  {pair[key]}" for key in ("chosen", "rejected", "reason")),
+    ]
 
 
 def first_answer_lines(folder: Path, unseen: Sequence[Scene]) -> list[str]:
@@ -153,17 +168,56 @@ def first_and_last_loss(folder: Path) -> tuple[float, float]:
 
 
 def table(folder: Path) -> list[dict[str, Any]]:
-    """Base and trained by metric, with 95 % intervals, as ``score.py compare`` reads the scores files."""
-    rows = [run_row(name, read_result(folder / "scores" / f"{name}.json")) for name in POLICIES]
-    better = {column.key: column.better for column in BENCHMARKS["amber"].columns}
+    """Base and trained by metric, with 95 % intervals, and the change with that of the same images drawn together."""
+    better = {column.key: column.better for column in BENCHMARKS["amber"].columns} | {"generative.f": "higher"}
+    numbers, intervals, counts = {}, {}, []
+    for name in POLICIES:
+        file = folder / "scores" / f"{name}.json"
+        row, images = run_row(name, read_result(file)), read_counts(file)
+        assert images is not None  # score.py writes them beside the scores
+        counts.append(images)
+        sums: Counter[str] = Counter()
+        for of_image in images.values():
+            sums.update(of_image)
+        f = float(_metrics(sums)["generative"]["f"])
+        # None would be a metric without a response; every scene is described, and every question answered.
+        numbers[name] = {key: value for key, value in row.values.items() if value is not None} | {"generative.f": f}
+        own = bootstrap(list(images.values()), _metrics, _RESAMPLES, 0)["intervals"]
+        intervals[name] = {**row.intervals, "generative.f": own["generative.f"]}
+    changes = paired_bootstrap(counts[0], counts[1], _metrics, _RESAMPLES, 0)
     return [
         {
-            "metric": name,
+            "metric": metric,
             "better": better[key],
-            **{row.name: _cell(row, key) for row in rows},
+            **{name: _cell(numbers[name][key], intervals[name][key]) for name in POLICIES},
+            "change": _cell(numbers["trained"][key] - numbers["base"][key], changes[key], sign="+"),
         }
-        for key, name in _METRICS.items()
+        for key, metric in _METRICS.items()
     ]
+
+
+def _metrics(sums: Mapping[str, float]) -> dict[str, Any]:
+    """AMBER's, and F, the harmonic mean of 100 - CHAIR and Cover."""
+    found = amber_rules.metrics_of_sums(sums)
+    of_descriptions = found["generative"]
+    precision, cover = 100 - of_descriptions["chair"], of_descriptions["cover"]
+    f = 2 * precision * cover / (precision + cover) if precision + cover else 0.0
+    return {**found, "generative": {**of_descriptions, "f": f}}
+
+
+def outcome(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What training did to the descriptions of unseen scenes, in a sentence that the intervals allow."""
+    changes = {row["metric"]: [float(edge) for edge in row["change"]["interval"]] for row in rows}
+    moved = "; ".join(f"{row['metric']} {row['base']['value']} to {row['trained']['value']}" for row in rows[:3])
+    if changes["CHAIR"][1] >= 0:
+        what = "In this run training did not measurably change how many things the model names that are not there"
+    elif changes["Cover"][1] < 0:
+        what = "Training traded: the model names fewer things that are not there, and fewer of those that are"
+    else:
+        what = (
+            "Trained on its own mistakes, the model names fewer things that are not there, and about as many that are"
+        )
+    return f"{what}: {moved}."
 
 
 def table_lines(folder: Path) -> list[str]:
@@ -173,14 +227,23 @@ def table_lines(folder: Path) -> list[str]:
     def shown(cell: Mapping[str, Any]) -> str:
         return f"{cell['value']:>5} ({' - '.join(cell['interval'])})"
 
-    return [f"{'':18}{'base':22}trained"] + [
-        f"{row['metric']:16}{shown(row['base']):22}{shown(row['trained']):22}{arrows[row['better']]}"
+    def change(cell: Mapping[str, Any]) -> str:
+        return f"{cell['value']:>5} ({' to '.join(cell['interval'])})"
+
+    return [f"{'':18}{'base':22}{'trained':22}change"] + [
+        f"{row['metric']:16}{shown(row['base']):22}{shown(row['trained']):22}{change(row['change']):24}"
+        f"{arrows[row['better']]}"
         for row in table(folder)
     ]
 
 
-def _cell(row: Row, key: str) -> dict[str, Any]:
-    return {"value": f"{row.values[key]:.1f}", "interval": [f"{edge:.1f}" for edge in row.intervals[key]]}
+def _cell(value: float, interval: Sequence[float], sign: str = "") -> dict[str, Any]:
+    value, *edges = (round(one, 1) + 0.0 for one in (value, *interval))  # no -0.0
+    return {"value": f"{value:{sign}.1f}", "interval": [f"{edge:{sign}.1f}" for edge in edges]}
+
+
+def _training_pairs(folder: Path) -> list[dict[str, Any]]:
+    return read_records(folder / "pairs" / "training.jsonl")
 
 
 # Charts
@@ -245,7 +308,7 @@ def _scene(number: int, scene: Scene) -> dict[str, Any]:
 
 
 def _lists(folder: Path, drawing: Drawing) -> list[dict[str, Any]]:
-    texts = {pair["id"]: pair["chosen"] for pair in read_json(folder / "pairs" / "training.json")}
+    texts = {pair["id"]: pair["chosen"] for pair in _training_pairs(folder)}
     listed = [line for line in read_records(folder / "lists" / "training.jsonl") if line["box"] is not None]
     return [
         {
