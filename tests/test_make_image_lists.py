@@ -634,13 +634,17 @@ def test_exports_have_the_form_of_each_trainer(tmp_path: Path) -> None:
         "rejected": {"from": "gpt", "value": "A green parrot."},
         "images": [cat],
     }
-    messages = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "A cat."}]
+    question = {"role": "user", "content": "<image>What is it?"}
+    cat_messages, parrot_messages = (
+        [question, {"role": "assistant", "content": text}] for text in ("A cat.", "A green parrot.")
+    )
     levels = [cat, *(str(images / share / "images" / "cat.png") for share in ("25", "50", "75", "100"))]
+    sides = [(parrot_messages, cat, cat), *((cat_messages, better, worse) for better, worse in pairwise(levels))]
     assert swift[:5] == [
-        {"messages": messages, "images": [cat], "rejected_response": "A green parrot."},
-        *({"messages": messages, "images": [better], "rejected_images": [worse]} for better, worse in pairwise(levels)),
+        {"messages": cat_messages, "images": [better], "rejected_messages": rejected, "rejected_images": [worse]}
+        for rejected, better, worse in sides
     ]
-    assert all(Path(path).is_file() for row in swift for path in row["images"] + row.get("rejected_images", []))
+    assert all(Path(path).is_file() for row in swift for path in row["images"] + row["rejected_images"])
     assert (len(trl), len(factory), len(swift)) == (3, 3, 15)
 
 
@@ -651,8 +655,8 @@ def test_ms_swift_gets_every_text_pair_and_the_image_pairs_of_the_lists_that_are
     line = ["--write_pictures", tmp_path / "pictures", "--list_size", "3", "--export", "ms-swift"]
     main(sample(tmp_path / "lists.jsonl", *line))
     rows = json.loads((tmp_path / "lists.ms-swift.json").read_text())
-    assert sum("rejected_response" in row for row in rows) == 31
-    assert sum("rejected_images" in row for row in rows) == 12 * 2
+    assert sum(row["images"] == row["rejected_images"] for row in rows) == 31
+    assert sum(row["messages"] == row["rejected_messages"] for row in rows) == 12 * 2
     assert "image pairs of 12 of 31 records" in caplog.text
 
 

@@ -172,15 +172,22 @@ def _llama_factory(record: Usable, levels: Sequence[str]) -> list[Record]:
 
 
 def _ms_swift(record: Usable, levels: Sequence[str]) -> list[Record]:
-    messages = [
-        {"role": "user", "content": f"<image>{record.pair.prompt}"},
-        {"role": "assistant", "content": record.pair.chosen},
-    ]
-    text_pair = {"messages": messages, "images": [levels[0]], "rejected_response": record.pair.rejected}
-    image_pairs = [
-        {"messages": messages, "images": [better], "rejected_images": [worse]} for better, worse in pairwise(levels)
-    ]
-    return [text_pair, *image_pairs]
+    """Whole conversations on both sides: with ``rejected_response`` in some rows ms-swift deletes those without it."""
+
+    def conversation(response: str) -> list[dict[str, str]]:
+        question = {"role": "user", "content": f"<image>{record.pair.prompt}"}
+        return [question, {"role": "assistant", "content": response}]
+
+    def row(rejected: str, better: str, worse: str) -> Record:
+        return {
+            "messages": conversation(record.pair.chosen),
+            "images": [better],
+            "rejected_messages": conversation(rejected),
+            "rejected_images": [worse],
+        }
+
+    text_pair = row(record.pair.rejected, levels[0], levels[0])
+    return [text_pair, *(row(record.pair.chosen, better, worse) for better, worse in pairwise(levels))]
 
 
 EXPORTS = {
