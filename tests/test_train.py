@@ -17,6 +17,7 @@ from listwise_preference.models.loading import load_base_model, load_processor
 from listwise_preference.training.command import main
 from listwise_preference.training.losses import TERMS, LossTerm
 
+from .asking import generate_responses
 from .conftest import ROOT, SAMPLE, Run, sample_pairs
 
 Train = Callable[..., Path]
@@ -562,6 +563,31 @@ def test_evaluation_after_each_epoch_is_logged(train_idefics2: Train) -> None:
     assert losses[1] < losses[0] < 6.17
     final = json.loads((folder / "eval_results.json").read_text())
     assert final["eval_loss"] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_sample_questions_are_answered_by_base_and_adapter_at_each_evaluation(
+    train: Train, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The base's response is what generate.py gives, at every evaluation; training goes on as without them."""
+    asked = [
+        {"image": "images/cat.jpg", "question": "What is it?"},
+        {"image": "images/pan.jpg", "question": "And this?"},
+    ]
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(json.dumps(one) + "\n" for one in asked))
+    options = ("--eval_strategy", "epoch", "--eval_share", "0.3", "--learning_rate", "2e-2", "--objective", "dpo")
+    folder = train("run", *options, "--sample_questions", str(questions))
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert [one["step"] for one in samples] == [2, 2, 4, 4]
+    printed = capsys.readouterr().out
+    assert "step 4, pan.jpg: And this?" in printed and f"  base     {samples[0]['base']}" in printed
+
+    own = tmp_path / "own.jsonl"
+    answers = generate_responses(checkpoint, "own", questions, SAMPLE, own, "--max_new_tokens", "128")
+    of_base = [json.loads(line)["response"] for line in answers.read_text().splitlines()]
+    assert [one["base"] for one in samples] == of_base * 2
+    assert [one["adapter"] for one in samples[2:]] != of_base
+    assert logged(folder) == logged(train("without", *options))
 
 
 def test_images_held_out_are_not_trained_on(train_idefics2: Train) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from listwise_preference.cli import is_main_process, run_program
+from listwise_preference.data.own_questions import read_own_questions
 from listwise_preference.data.pairs import (
     BoxLists,
     Crops,
@@ -57,6 +58,8 @@ def train(arguments: Arguments) -> None:
     if arguments.training.do_train and arguments.training.push_to_hub:
         check_upload(arguments.training.hub_token, f"{arguments.training.output_dir}/final")
     training, evaluation = read_data(arguments)
+    if arguments.data.sample_questions:
+        read_own_questions(Path(arguments.data.sample_questions), Path(arguments.data.image_root))
     check_model(arguments.model.model_name_or_path, arguments.model.model_revision)
     record, checkpoint = None, None
     with ExitStack() as held:

@@ -87,6 +87,11 @@ class DataArguments:
         'records of --pairs to leave out: JSON {"rejected": [ids]}, as the review page of image lists saves it, or'
         " a list of ids",
     )
+    sample_questions: str | None = option(
+        None,
+        "JSON or JSONL of {image, question}: what base and adapter respond is printed at each evaluation while training"
+        " (--eval_strategy), and kept in samples.jsonl",
+    )
     eval_pairs: str | None = option(None, "pairs to evaluate on, in the same form as --pairs")
     eval_image_lists: str | None = option(None, "image lists of --eval_pairs, if they are not in --image_lists")
     eval_share: float = option(0.0, "hold out this share of --pairs for evaluation, whole images at a time")
@@ -275,6 +280,12 @@ def _settle(parser: Parser, options: Namespace, explicit: frozenset[str]) -> Non
             options.dataloader_drop_last and (options.eval_pairs or options.eval_share)
         ),
         "--precompute_ref_batch_size must be 1 or more": (options.precompute_ref_batch_size or 1) < 1,
+        "--sample_questions needs --eval_strategy steps or epoch": (
+            options.sample_questions and (options.eval_strategy == "no" or not options.do_train)
+        ),
+        "--sample_questions: sharded models (--deepspeed, --fsdp) cannot be asked by one process": (
+            options.sample_questions and (options.deepspeed or options.fsdp)
+        ),
         "--estimate needs --do_train and --pairs": options.estimate and not options.do_train,
         "--ranked_image_folders needs two folders or more, best first": (
             options.ranked_image_folders and len(options.ranked_image_folders) < 2

@@ -119,6 +119,8 @@ OTHER_TRAINERS: dict[str, tuple[str, str]] = {
     "sync_ref_model": ("TRL", "no such thing here: the reference stays as it is"),
     "disable_dropout": ("TRL", "not needed: --lora_dropout 0 is the default"),
     # ---- the run ----
+    "generate_during_eval": ("TRL", "here: --sample_questions FILE"),
+    "predict_with_generate": ("LLaMA-Factory, ms-swift", "here: --sample_questions FILE"),
     "warmup_ratio": ("TRL, LLaMA-Factory, ms-swift", "here: --warmup_steps, a share of all steps where it is below 1"),
     "batch_size": ("others", "here: --per_device_train_batch_size"),
     "lr": ("others", "here: --learning_rate"),

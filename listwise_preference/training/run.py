@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from listwise_preference import __version__
+from listwise_preference.data.own_questions import read_own_questions
 from listwise_preference.data.pairs import Record
 from listwise_preference.errors import DataError, ModelError, Stopped, UserError
 from listwise_preference.files import sha256_of, write_json
@@ -40,6 +41,7 @@ from listwise_preference.training.checkpoints import RunRecord
 from listwise_preference.training.options import Arguments
 from listwise_preference.training.reference import ReferenceCache, record_keys
 from listwise_preference.training.row_proof import prove_rows
+from listwise_preference.training.samples import Samples
 from listwise_preference.training.stopping import StopRequests
 from listwise_preference.training.trainer import ListwiseTrainer, write_eval_records
 from listwise_preference.training.trainer_arguments import checkpointed_every, set_checkpointing
@@ -138,7 +140,16 @@ class Run:
 
         if self.family.ragged_rows is None:
             self._prove_rows(base)
+        if self.arguments.data.sample_questions:
+            self.trainer.add_callback(self._samples(policy))
         self.description["row_layout"] = "ragged" if self.ragged else "unpacked"
+
+    def _samples(self, policy: PeftModel) -> Samples:
+        data = self.arguments.data
+        questions = read_own_questions(Path(str(data.sample_questions)), Path(data.image_root))
+        chat = ChatFormat(self.processor, system_prompt=data.system_prompt)
+        file = self.output / "samples.jsonl"
+        return Samples(questions, policy, self.processor, chat, file, ragged=self.ragged)
 
     def _trainer(self, policy: PeftModel) -> ListwiseTrainer:
         return ListwiseTrainer(
