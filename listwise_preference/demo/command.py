@@ -43,8 +43,9 @@ RESPONSES = 8
 STEPS = 40
 BATCH = 16
 LEARNING_RATE = 1e-3
-# Chosen on scenes that the demo does not use, for fewer hallucinations at the same Cover (docs/log.md): the paper's
-# weight of the list term, 1, and black masks lower both. A chosen description may name one object more.
+# Chosen on scenes that the demo does not use, for fewer hallucinations at about the same Cover (docs/log.md). With the
+# paper's weight of the list term, 1, Cover falls further; masks of the mean colour do as well there as black ones. A
+# chosen description may name one object more than the rejected one.
 LIST_WEIGHT = 0.15
 FILL: Fill = "mean"
 OBJECTS_MORE = 1

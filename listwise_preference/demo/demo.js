@@ -95,7 +95,7 @@ function training(demo) {
     `${steps} steps of ${batch}, learning rate ${rate}: the loss falls from ${loss[0].toFixed(2)}, which is ` +
     `ln 2 + ln 2 + ${weight} ln ${demo.shares.length}! while the policy equals its reference, to ${loss[1].toFixed(2)}. ` +
     "The paper's weights are 1, 1, 1 and its masks black; these were chosen on other scenes, for fewer hallucinations at " +
-    "the same Cover (docs/log.md).";
+    "about the same Cover (docs/log.md).";
 }
 
 function ranking(demo) {
