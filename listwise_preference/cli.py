@@ -44,7 +44,10 @@ def run_program(work: Callable[[], object], *, stopped: str = "stopped") -> None
     try:
         work()
     except UserError as error:
-        _say(f"{program()}: error: {error}")
+        if error.of_one_process and not is_main_process():
+            print(f"{program()}: process {os.environ['RANK']}: error: {error}", file=sys.stderr)
+        else:
+            _say(f"{program()}: error: {error}")
         sys.exit(2)
     except Stopped as end:
         _say(f"{program()}: {end}")

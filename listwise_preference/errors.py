@@ -24,7 +24,14 @@ def _cut(text: str, longest: int) -> str:
 
 
 class UserError(Exception):
-    """An error that the user can correct."""
+    """An error that the user can correct.
+
+    Attributes:
+        of_one_process: whether only one of the processes that a launcher started has met it; else all of them have, and
+            the first one speaks.
+    """
+
+    of_one_process = False
 
     def __str__(self) -> str:
         return shortened(super().__str__())

@@ -26,7 +26,7 @@ from listwise_preference.data.pairs import (
     read_exclusions,
 )
 from listwise_preference.data.ranked_images import Drawing, MaskedBox, masked_region
-from listwise_preference.errors import DataError, ImageError
+from listwise_preference.errors import DataError, ImageError, Stopped
 from listwise_preference.models.adapters import check_folders
 from listwise_preference.models.families import special_tokens
 from listwise_preference.models.hub import check_model, check_upload
@@ -69,10 +69,12 @@ def train(arguments: Arguments) -> None:
             if is_main_process():  # one process holds the folder for all that a launcher started
                 output = Path(str(arguments.training.output_dir)).expanduser()
                 held.enter_context(folder_of_one_run(output))
+                stop.clear_mark()
             checkpoint = find_checkpoint(arguments, record)
 
         from listwise_preference.training.run import Run  # torch, transformers, peft
 
+        shared_work = False
         try:
             run = Run(arguments, training, evaluation, record, checkpoint, stop)
             if arguments.objective.estimate:
@@ -80,6 +82,7 @@ def train(arguments: Arguments) -> None:
                 return
             run.load()
             run.begin()
+            shared_work = True
             if arguments.objective.precompute_ref_log_probs:
                 run.precompute_reference()
             if arguments.training.do_train:
@@ -92,7 +95,18 @@ def train(arguments: Arguments) -> None:
             # From a loading process it comes with that process's traceback; the last line is the message.
             message = str(error).strip().splitlines()[-1].partition("ImageError: ")
             what = "repair the image or take the record out, and give the same command again"
-            raise ImageError(f"{message[2] or message[0]}; {what}") from None
+            failure = ImageError(f"{message[2] or message[0]}; {what}")
+            failure.of_one_process = shared_work
+            stop.mark_failure()
+            raise failure from None
+        except RuntimeError:
+            if stop.another_failed():  # what it says is only that the other one is gone
+                raise Stopped("ended, since another process failed", 1) from None
+            stop.mark_failure()
+            raise
+        except Exception:
+            stop.mark_failure()
+            raise
 
 
 def read_data(arguments: Arguments) -> tuple[Sequence[Record], Sequence[Record]]:

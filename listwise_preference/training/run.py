@@ -76,6 +76,7 @@ class Run:
         self.arguments = arguments
         self.stop = stop or StopRequests(arguments)
         self.record = record
+        self._disk_checked = False
         self.checkpoint = checkpoint
         self.args = _training_arguments(arguments)
         self.output = Path(str(self.args.output_dir))
@@ -128,6 +129,7 @@ class Run:
             load_in_8bit=options.load_in_8bit,
         )
         policy, said = self._policy(base)
+        self._check_disk(sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad))
         for line in said:
             logger.info(line)
         # The commit is behind the name of a model on the hub; a folder is known by its content alone.
@@ -309,10 +311,45 @@ class Run:
             broadcast_object_list(choice)  # all processes the same
             set_checkpointing(self.args, choice[0])
 
+    def _check_disk(self, trained: int) -> None:
+        """Refuse a disk that holds not one checkpoint beside the final adapter, and say what all of them need.
+
+        Args:
+            trained: parameters of the adapter, of four bytes each; a checkpoint has AdamW's two moments too.
+        """
+        if self._disk_checked or not self.args.do_train or not self.args.should_save:
+            return
+        self._disk_checked = True
+        free = shutil.disk_usage(next(one for one in (self.output, *self.output.parents) if one.exists())).free
+        adapter, count = 4 * trained, self._checkpoint_count()
+        one, all_of_them = adapter + 3 * adapter * min(count, 1), adapter + 3 * adapter * count
+        if free < one:
+            raise DataError(
+                f"{self.output}: {free / 1e6:,.0f} MB are free and the adapter with one checkpoint needs"
+                f" {one / 1e6:,.0f} MB: free some space, or name another --output_dir"
+            )
+        if free < all_of_them:
+            logger.warning(
+                f"{self.output}: {free / 1e9:.1f} GB are free and {count} checkpoints with the adapter need"
+                f" {all_of_them / 1e9:.1f} GB: --save_total_limit keeps fewer"
+            )
+
+    def _checkpoint_count(self) -> int:
+        """How many checkpoints lie on the disk at the end."""
+        args = self.args
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        steps_an_epoch = math.ceil(len(self.train_set or ()) / batch)
+        steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_an_epoch)
+        save_steps = args.save_steps if args.save_steps >= 1 else math.ceil(args.save_steps * steps)
+        interval = {"epoch": steps_an_epoch, "steps": save_steps}.get(self.arguments.training.save_strategy, math.inf)
+        count = math.ceil(steps / interval) if interval < math.inf else 0
+        return min(count, args.save_total_limit or count)
+
     def _choose(self, records: ListwiseDataset, wanted: int | None) -> int:
         on_gpu, in_4bit = self.args.device.type != "cpu", self.arguments.model.load_in_4bit
         data, free = cost.Data.of(records, self.collator), cost.free_bytes(self.args.device)
         step = self._cost(data, in_4bit=in_4bit, on_gpu=on_gpu)
+        self._check_disk(step.trained)
         if on_gpu:
             self.reference_batch_size = min(32, step.reference_records_that_fit(free))
         return cost.choose_checkpointing(
@@ -393,17 +430,11 @@ class Run:
         if self.arguments.model.load_in_4bit:
             costs = dict(reversed(costs.items()))
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        steps_an_epoch = math.ceil(len(records) / batch)
-        steps, trained = math.ceil(args.num_train_epochs * steps_an_epoch), args.num_train_epochs * len(records)
-        if args.max_steps > 0:
-            steps, trained = args.max_steps, float(args.max_steps * batch)
-        save_steps = args.save_steps if args.save_steps >= 1 else math.ceil(args.save_steps * steps)
-        interval = {"epoch": steps_an_epoch, "steps": save_steps}.get(self.arguments.training.save_strategy, math.inf)
-        checkpoints = math.ceil(steps / interval) if interval < math.inf else 0
+        trained = args.max_steps * batch if args.max_steps > 0 else args.num_train_epochs * len(records)
         work = cost.Workload(
-            trained=trained,
+            trained=float(trained),
             referenced=len(records) + len(self.eval_set or ()),
-            checkpoints=min(checkpoints, args.save_total_limit or checkpoints),
+            checkpoints=self._checkpoint_count(),
             completions=int(data.batch["completion_count"]),
         )
         return cost.report(costs, work)
@@ -562,6 +593,16 @@ def _training_arguments(arguments: Arguments) -> TrainingArguments:
         # LLaVA reads the last but one layer of its vision tower: adapters of earlier versions have weights in the last
         # one, which get no gradient.
         args.ddp_find_unused_parameters = True
+    sharded = bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if sharded and (args.device.type == "cpu" or args.world_size == 1):
+        # accelerate would train the whole model in every process, without a word.
+        where = "on CPUs" if args.device.type == "cpu" else "in a single process"
+        raise ModelError(f"FSDP shards nothing {where}: leave --fsdp and the launcher's FSDP settings out")
+    if sharded and arguments.objective.precompute_ref_log_probs:
+        raise ModelError(
+            "FSDP shards the base model when training begins, and the precomputed reference needs all of it before:"
+            " use --precompute_ref_log_probs false"
+        )
     if arguments.objective.precompute_ref_log_probs and is_deepspeed_zero3_enabled():
         raise ModelError("ZeRO-3 shards the base model before training: use --precompute_ref_log_probs false")
     if arguments.objective.reference == "init_adapter" and (is_deepspeed_zero3_enabled() or args.fsdp):

@@ -1,20 +1,24 @@
 """Stopping a run so that it can go on: Ctrl-C, SIGTERM, a limit of minutes, the end of a Slurm job.
 
 In training each of them asks for a checkpoint at the end of the step; before and after, where there is nothing to save,
-a signal ends the program at once. Imports no torch.
+a signal ends the program at once. Where one of several processes fails, the others would wait for it in the middle of
+their step: it leaves a mark in the output folder, by which they end at once too. Imports no torch.
 """
 
+import contextlib
 import os
 import shlex
 import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 from listwise_preference.cli import is_main_process
 from listwise_preference.errors import Stopped
+from listwise_preference.training.checkpoints import process_count
 from listwise_preference.training.options import Arguments
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -39,6 +43,7 @@ class StopRequests:
         self._arguments = arguments
         self._at = 0.0
         self._process = os.getpid()
+        self._mark = Path(str(arguments.training.output_dir)).expanduser() / ".failed"
         self._handlers: dict[signal.Signals, Any] = {}
         minutes, slurm_end = arguments.run.save_at_minutes, os.environ.get("SLURM_JOB_END_TIME")
         self._deadline = time.monotonic() + 60 * minutes if minutes else None
@@ -49,7 +54,37 @@ class StopRequests:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # others cannot set handlers
             self._handlers = {number: signal.signal(number, self._answer) for number in _SIGNALS}
+            if process_count() > 1:
+                self._watch()
         return self
+
+    def _watch(self) -> None:
+        """End with the other processes: a launcher's SIGTERM is not answered while this one waits for a dead one."""
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+        def wait() -> None:
+            while signal.SIGTERM not in os.read(reading, 64):
+                pass
+            if self.another_failed():
+                os._exit(128 + signal.SIGTERM)
+
+        threading.Thread(target=wait, daemon=True).start()
+
+    def another_failed(self) -> bool:
+        """Whether another process has left its mark."""
+        return process_count() > 1 and self._mark.exists()
+
+    def mark_failure(self) -> None:
+        """Tell the other processes that this one cannot go on."""
+        if process_count() > 1:
+            with contextlib.suppress(OSError):
+                self._mark.touch()
+
+    def clear_mark(self) -> None:
+        """Remove what an earlier run left."""
+        self._mark.unlink(missing_ok=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
