@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -131,6 +132,32 @@ def test_a_second_interrupt_ends_at_once(small_checkpoints: dict[str, Path], few
     assert done.returncode == 130
     assert "Ctrl-C again ends at once" in done.stderr and "Traceback" not in done.stderr
     assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+# ---- a full disk ----
+
+
+def test_a_disk_that_fills_leaves_the_last_whole_checkpoint_and_no_half_one(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No file may be longer than the adapter is: the optimizer's state, twice as long, cannot be written."""
+    folder = train("run", "--max_steps", "1", "--save_strategy", "steps", "--save_steps", "1")
+    adapter, moments = (folder / "checkpoint-1" / name for name in ("adapter_model.safetensors", "optimizer.pt"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit = (adapter.stat().st_size + moments.stat().st_size) // 2
+    longer = ("--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1", "--allow_changed", "max_steps")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            train("run", *longer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "checkpoint-2 cannot be written: " in said and "the same command goes on" in said
+    assert damage(folder / "checkpoint-1") == [] and not (folder / "checkpoint-2").exists()
+    train("run", *longer)
+    assert damage(folder / "final") == [] and len(logged(folder)) == 2
 
 
 # ---- numbers that are none ----

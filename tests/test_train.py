@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -375,6 +376,83 @@ def test_two_processes_are_one_with_the_same_global_batch(
     one, both = (eval_records(tmp_path / name) for name in ("one", "two"))
     assert [record["id"] for record in both] == [pair["id"] for pair in sample_pairs(100)]
     assert [record["loss"] for record in both] == pytest.approx([record["loss"] for record in one], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_fsdp_over_two_processes_is_one_process(
+    small_checkpoints: dict[str, Path], few_pairs: Path, tmp_path: Path, run_program: Run
+) -> None:
+    """Over gloo on CPUs, where accelerate shards only what it takes for GPUs; and again from the middle."""
+    common = [
+        "--model_name_or_path", small_checkpoints["idefics2"], "--dtype", "float32", "--use_cpu",
+        "--pairs", few_pairs, "--image_root", SAMPLE, "--image_lists", SAMPLE / "image_lists.jsonl", "--list_size", "2",
+        "--num_train_epochs", "2", "--learning_rate", "1e-3", "--logging_steps", "1", "--dataloader_num_workers", "0",
+        "--precompute_ref_log_probs", "false", "--activation_checkpointing", "false",
+    ]  # fmt: skip
+    launch = [
+        "-m", "accelerate.commands.launch", "--config_file", ROOT / "accelerate_configs" / "fsdp2.yaml",
+        "--num_processes", "2", "--main_process_port", "0",
+    ]  # fmt: skip
+    two = ["--output_dir", tmp_path / "two", "--gradient_accumulation_steps", "2"]
+    refused = run_program(*launch, "lpoi.py", *common, *two, check=False)
+    assert refused.returncode != 0 and "FSDP shards nothing on CPUs" in refused.stderr
+    sharding = tmp_path / "sharding.py"
+    sharding.write_text(
+        "import os, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "os.environ['ACCELERATE_TORCH_DEVICE'] = 'cpu'\n"
+        "import torch\n"
+        "torch.distributed.init_process_group('gloo')\n"
+        "from accelerate import PartialState\n"
+        "from accelerate.utils import DistributedType\n"
+        "PartialState._prepare_backend = lambda self, *_: ('gloo', DistributedType.MULTI_GPU)\n"
+        "from torch.distributed.tensor import DTensor\n"
+        "from listwise_preference.training.run import Run\n"
+        "save = Run.save\n"
+        "def count_and_save(self):\n"
+        "    print('whole weights:', sum(not isinstance(p, DTensor) for p in self.trainer.model.parameters()))\n"
+        "    save(self)\n"
+        "Run.save = count_and_save\n"
+        "from listwise_preference.training.command import main\n"
+        "import lpoi\n"
+        "main(lpoi.RECIPE)\n"
+    )
+    sharded = run_program(*launch, sharding, *common, *two)
+    assert "whole weights: 0\n" in sharded.stdout
+    run_program("lpoi.py", *common, "--output_dir", tmp_path / "one", "--gradient_accumulation_steps", "4")
+    shutil.rmtree(tmp_path / "two" / "final")
+    shutil.rmtree(tmp_path / "two" / "checkpoint-4")
+    assert "resuming from" in run_program(*launch, sharding, *common, *two).stderr
+    for key in ("loss", "grad_norm", "rewards/margins", "logps/chosen"):
+        assert logged(tmp_path / "two", key) == pytest.approx(logged(tmp_path / "one", key), abs=1e-4)
+    one, both = (load_file(tmp_path / name / "final" / "adapter_model.safetensors") for name in ("one", "two"))
+    assert one.keys() == both.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(both[name], tensor, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_the_process_that_fails_says_why_and_the_others_end(
+    small_checkpoints: dict[str, Path], few_pairs: Path, tmp_path: Path, run_program: Run
+) -> None:
+    """An image whose header is good breaks off in the process that draws it; whichever that is, it is named once."""
+    shutil.copytree(SAMPLE / "images", tmp_path / "images")
+    last = sample_pairs(8)[7]  # the only one of the eight on its image
+    file = tmp_path / last["img_path"]
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    ended = run_program(
+        "-m", "accelerate.commands.launch", "--config_file", ROOT / "accelerate_configs" / "ddp.yaml",
+        "--num_processes", "2", "--main_process_port", "0", "lpoi.py",
+        "--model_name_or_path", small_checkpoints["idefics2"], "--dtype", "float32", "--use_cpu",
+        "--pairs", few_pairs, "--image_root", tmp_path, "--objective", "dpo", "--dataloader_num_workers", "0",
+        "--save_strategy", "no", "--precompute_ref_log_probs", "false", "--activation_checkpointing", "false",
+        "--train_sampling_strategy", "sequential", "--gradient_accumulation_steps", "1",
+        "--output_dir", tmp_path / "run", check=False,
+    )  # fmt: skip
+    assert ended.returncode != 0
+    said = [line for line in ended.stderr.splitlines() if "cannot be decoded" in line]
+    # Records are dealt out in turn, the eighth to the second process.
+    assert len(said) == 1 and f"process 1: error: record {last['id']}: " in said[0]
 
 
 # ---- learning ----

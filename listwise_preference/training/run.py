@@ -20,8 +20,9 @@ import peft
 import PIL
 import torch
 import transformers
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 from huggingface_hub.errors import HfHubHTTPError
+from accelerate import PartialState
 from peft import PeftModel
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -488,6 +489,8 @@ class Run:
         """
         self.stop.in_training = True
         before = self.trainer.adapter_norms()
+        if self.checkpoint is not None:
+            self.trainer.load_adapter_before_sharding(self.checkpoint)
         self.trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
         self.stop.in_training = False
         if self.stop.why is not None:
@@ -594,9 +597,10 @@ def _training_arguments(arguments: Arguments) -> TrainingArguments:
         # one, which get no gradient.
         args.ddp_find_unused_parameters = True
     sharded = bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if sharded and (args.device.type == "cpu" or args.world_size == 1):
+    kind = PartialState().distributed_type
+    if sharded and kind in (DistributedType.MULTI_CPU, DistributedType.NO):
         # accelerate would train the whole model in every process, without a word.
-        where = "on CPUs" if args.device.type == "cpu" else "in a single process"
+        where = "on CPUs" if kind == DistributedType.MULTI_CPU else "in a single process"
         raise ModelError(f"FSDP shards nothing {where}: leave --fsdp and the launcher's FSDP settings out")
     if sharded and arguments.objective.precompute_ref_log_probs:
         raise ModelError(
