@@ -20,9 +20,9 @@ import peft
 import PIL
 import torch
 import transformers
+from accelerate import PartialState
 from accelerate.utils import DistributedType, broadcast_object_list
 from huggingface_hub.errors import HfHubHTTPError
-from accelerate import PartialState
 from peft import PeftModel
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
