@@ -207,7 +207,7 @@ def invocations(text: str) -> Iterator[tuple[str, str]]:
 )
 def test_every_option_is_one_of_its_program(document: Path) -> None:
     text = re.sub(r"\n  ?(?=\S)", " ", read(document))  # commands are broken at the end of a line
-    known = {"--multi_gpu", "--num_processes", "--cpu", "--check"}  # accelerate's, ruff's
+    known = {"--config_file", "--multi_gpu", "--num_processes", "--cpu", "--check"}  # accelerate's, ruff's
     known |= {"--host", "--port", "--enable-lora", "--enable-tower-connector-lora"}  # transformers serve's, vLLM's
     for program, arguments in invocations(text):
         if program not in PROGRAMS:
