@@ -13,8 +13,10 @@ from PIL import Image
 
 from listwise_preference.data import convert as program
 from listwise_preference.data.pairs import ImageOnly, Pair, load_records
+from listwise_preference.data.ranked_images import Box
 from listwise_preference.data.sources import check_builder, find_sources, iterate_rows
 from listwise_preference.errors import DataError
+from listwise_preference.image_lists.export import EXPORTS, Usable
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext
@@ -133,6 +135,16 @@ def test_what_the_method_cannot_use_is_refused_with_the_reason(
     with pytest.raises(DataError) as refused:
         load_records(write_lines(tmp_path / "p.jsonl", value), root, ImageOnly())
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("program", ["trl", "ms-swift", "llama-factory"])
+def test_what_is_exported_for_a_program_is_read_again(tmp_path: Path, root: Path, program: str) -> None:
+    """The programs themselves train on these rows (tests/external); image pairs are no pairs of responses."""
+    usable = Usable(Pair("x", "a.png", *EXPECTED), root / "a.png", Box(0, 0, 9, 9))
+    rows = EXPORTS[program].rows(usable, [str(root / "a.png"), str(root / "b.png")])
+    result = load_records(write_lines(tmp_path / "p.jsonl", *rows), root, ImageOnly(), on_bad_record="drop")
+    assert [record.pair for record in result.records] == [Pair(1, str(root / "a.png"), *EXPECTED)]
+    assert result.dropped == len(rows) - 1 == (program == "ms-swift")
 
 
 # Responses with ratings
