@@ -95,14 +95,21 @@ def test_other_files_are_refused(score: Score, tmp_path: Path) -> None:
     assert "answers.json: not a scores file" in run.err
 
 
-def test_plot_is_a_png_with_a_panel_for_each_metric(score: Score, tmp_path: Path) -> None:
+def test_plot_is_a_png_with_a_panel_for_each_metric_on_one_scale(score: Score, tmp_path: Path) -> None:
+    """Four panels of ours and three rows of the paper each; a bar of 51.0 is as long as one of 51.0 elsewhere."""
     chart = tmp_path / "charts" / "chart.png"
-    score("compare", write(tmp_path / "a.json", AMBER), "--paper", "--plot", chart)
+    result = {**AMBER, "generative": {"chair": 51.0, "cover": 51.0, "hal": 25.5, "cog": 51.0}, "bootstrap": None}
+    score("compare", write(tmp_path / "a.json", result), "--paper_model", "LLaVA-v1.5-7B", "--plot", chart)
     pixels = np.asarray(Image.open(chart).convert("RGB"))
+    assert pixels.shape[1] == 1600  # shown at 800
     ours, papers = (np.array(ImageColor.getrgb(colour)) for colour in (charts.LIGHT.lines[0], charts.LIGHT.quiet))
-    for quarter in np.array_split(pixels, 4, axis=1):  # four metrics, four panels, side by side
-        assert (quarter == ours).all(axis=2).sum() > 100
-        assert (quarter == papers).all(axis=2).sum() > 1000
+    of_ours = (pixels == ours).all(axis=2)
+    row = of_ours[of_ours.any(axis=1)][5]  # across our bars
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], row.astype(int), [0]])))
+    lengths = edges[1::2] - edges[::2]
+    assert len(lengths) == 4 and np.ptp(lengths[[0, 1, 3]]) <= 2
+    assert lengths[2] == pytest.approx(lengths[0] / 2, abs=2)
+    assert (pixels == papers).all(axis=2).sum() > 4 * 1000
 
 
 def test_a_plot_that_cannot_be_written_is_one_line(score: Score, tmp_path: Path) -> None:

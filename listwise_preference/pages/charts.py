@@ -6,6 +6,7 @@ with chart(Path("loss.png"), across=2) as (left, right):
 
 import contextlib
 import io
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +142,7 @@ def bars(
     """Horizontal bars, the first on top, with their intervals as whiskers.
 
     Args:
-        digits: write each value with so many behind its bar.
+        digits: write each value with so many behind its bar, and a dash where it is not a number.
         room_for: leave room for so many bars, so that those of several panels are equally thick.
     """
     axis.barh(range(len(names)), values, color=colours)
@@ -151,10 +152,9 @@ def bars(
                 value, place, xerr=_whiskers([value], [interval]), fmt="none", ecolor=LIGHT.ink, elinewidth=1.2
             )
         if digits is not None:
-            end = max(value, interval[1] if interval else value)
-            axis.annotate(
-                f"{value:.{digits}f}", (end, place), (6, 0), textcoords="offset points", va="center", fontsize=7.5
-            )
+            known = not math.isnan(value)
+            end, text = (max(value, interval[1] if interval else value), f"{value:.{digits}f}") if known else (0, "-")
+            axis.annotate(text, (end, place), (6, 0), textcoords="offset points", va="center", fontsize=7.5)
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(max(room_for, len(names)) - 0.4, -0.6)
     axis.grid(axis="y", visible=False)

@@ -1,5 +1,6 @@
 """Results side by side, with the paper's own rows beside them: text, Markdown and a bar chart."""
 
+import math
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ from listwise_preference.pages import charts
 from listwise_preference.scoring.benchmarks import BENCHMARKS
 from listwise_preference.scoring.bootstrap import flatten
 from listwise_preference.scoring.interface import Column
+
+_ACROSS = 4  # panels in a line
+_WIDTH = 8.0  # inches of a chart: at 800 pixels its letters are as large as a page's
 
 
 @dataclass(frozen=True)
@@ -178,37 +182,49 @@ def cell(row: Row, column: Column) -> str:
 
 
 def plot(rows: Mapping[str, Sequence[Row]], path: Path) -> None:
-    """A bar chart as PNG: one panel for each metric, one bar for each row, 95 % intervals as whiskers.
+    """A bar chart as PNG: a line of panels for each benchmark, one panel for each metric, all of a line on one scale.
+
+    The rows' names stand once, at the left; values behind their bars, 95 % intervals as whiskers.
 
     Raises:
         DataError: there are no numbers, or the file cannot be written.
     """
-    panels = [
-        (benchmark, column, shown)
-        for benchmark, runs in rows.items()
-        for column in BENCHMARKS[benchmark].columns
-        if (shown := [row for row in runs if column.key in row.values])
-    ]
-    if not panels:
+    lines: list[tuple[str, Sequence[Column]]] = []
+    for benchmark, runs in rows.items():
+        shown = [one for one in BENCHMARKS[benchmark].columns if any(one.key in row.values for row in runs)]
+        across = -(-len(shown) // -(-len(shown) // _ACROSS)) if shown else 1  # lines of equal length
+        lines += [(benchmark, shown[start : start + across]) for start in range(0, len(shown), across)]
+    if not lines:
         raise DataError("nothing to draw: the results hold no numbers")
-    across = min(4, len(panels))
-    down = -(-len(panels) // across)
+    across = max(len(columns) for _, columns in lines)
     most = max(len(runs) for runs in rows.values())
-    with charts.chart(path, across=across, down=down, size=(4.2, 1.2 + 0.28 * most)) as axes:
-        for axis in axes[len(panels) :]:
-            axis.axis("off")
-        for axis, (benchmark, column, shown) in zip(axes, panels, strict=False):
-            charts.bars(
-                axis,
-                [row.name for row in shown],
-                [row.values[column.key] for row in shown],
-                [row.intervals.get(column.key) for row in shown],
-                [charts.LIGHT.quiet if row.name.startswith("paper: ") else charts.LIGHT.lines[0] for row in shown],
-                title=f"{benchmark}: {column.heading}" + (" (lower is better)" if column.better == "lower" else ""),
-                digits=column.digits,
-                room_for=most,
-            )
-            axis.margins(x=0.22)
+    arrows = {"higher": " \u2191", "lower": " \u2193", "neither": ""}
+    size = (_WIDTH / across, 0.8 + 0.2 * most)
+    with charts.chart(path, across=across, down=len(lines), size=size) as axes:
+        for place, (benchmark, columns) in enumerate(lines):
+            panels, runs = axes[place * across : (place + 1) * across], rows[benchmark]
+            ends = [
+                max([row.values[one.key], *row.intervals.get(one.key, ())])
+                for one in BENCHMARKS[benchmark].columns
+                for row in runs
+                if one.key in row.values
+            ]
+            for number, (axis, column) in enumerate(zip(panels, columns, strict=False)):
+                values = [row.values.get(column.key) for row in runs]
+                charts.bars(
+                    axis,
+                    [row.name for row in runs],
+                    [math.nan if value is None else value for value in values],
+                    [row.intervals.get(column.key) for row in runs],
+                    [charts.LIGHT.quiet if row.name.startswith("paper: ") else charts.LIGHT.lines[0] for row in runs],
+                    title=(benchmark if number == 0 else "") + f"\n{column.heading}{arrows[column.better]}",
+                    digits=column.digits,
+                )
+                axis.set_xlim(0, 1.4 * max(max(ends), 1e-9))  # room for the numbers
+                axis.locator_params(axis="x", nbins=3)
+                axis.tick_params(labelleft=number == 0)
+            for axis in panels[len(columns) :]:
+                axis.axis("off")
 
 
 # ---- the command ----
