@@ -295,6 +295,17 @@ def json_or_file(text: str) -> str:
     return text
 
 
+def json_object(text: str) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text}: not valid JSON: {error.msg}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'{text}: must be a JSON object, {{"name": value}}')
+    return value
+
+
 def folder(text: str) -> Path:
     """A folder that is there or can be made: neither it nor what it would lie in is a file."""
     path = Path(text)

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from listwise_preference import __version__
-from listwise_preference.cli import Parser, count, is_main_process, parse_options, run_program
+from listwise_preference.cli import Parser, count, is_main_process, json_object, parse_options, run_program
 from listwise_preference.data.ranked_images import open_image
 from listwise_preference.errors import DataError, ModelError
 from listwise_preference.files import sha256_of
@@ -49,7 +49,7 @@ _FREE = (
 # Runs of versions without the option have it so.
 _FREE_AT_DEFAULT = {"text_only_questions": True, "system_prompt": None, "load_in_8bit": False}
 # Recorded by the content of what they name.
-_BY_CONTENT = ("model_name_or_path", "model_revision", "adapter")
+_BY_CONTENT = ("model_name_or_path", "model_revision", "adapter", "processor_settings")
 
 
 def _question_formats() -> dict[str, QuestionFormat]:
@@ -88,6 +88,8 @@ def parse(recipe: Mapping[str, Any], argv: Sequence[str] | None = None) -> Names
     )
     add("--serve", type=int, metavar="PORT", help=page)
     add = parser.group("how it responds")
+    settings = "JSON over the checkpoint's settings of its image processor, as the adapter was trained with them"
+    add("--processor_settings", type=json_object, metavar="JSON", help=settings)
     add("--batch_size", type=count, default=16, help="questions, and images, at a time; halved when memory runs out")
     add("--max_new_tokens", type=count, default=512, help="of a response in free text")
     add("--max_new_tokens_yes_no", type=count, default=32, help="of a response to a yes/no question")
@@ -191,7 +193,7 @@ def respond(options: Namespace, form: QuestionFormat) -> None:
     left = [group for group in groups if any(question.number not in done for question in group)]
     if left:
         name, revision = options.model_name_or_path, options.model_revision
-        processor = loading.load_processor(name, revision)
+        processor = loading.load_processor(name, revision, options.processor_settings)
         bare = loading.load_base_model(
             name,
             revision=revision,
@@ -312,7 +314,7 @@ def _run_record(options: Namespace, adapter: Path | None, asked: Questions) -> d
 
     name, revision = options.model_name_or_path, options.model_revision
     loading.load_config(name, revision)  # a wrong name gives a clear message
-    processor = loading.load_processor(name, revision)
+    processor = loading.load_processor(name, revision, options.processor_settings)
     decoding = decoding_record(processor, loading.read_generation_config(name, revision), options.temperature)
     if decoding["not_used"]:
         logger.info(f"of the checkpoint's generation_config.json not used: {', '.join(sorted(decoding['not_used']))}")

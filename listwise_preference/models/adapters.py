@@ -32,6 +32,7 @@ def add_adapter(
     alpha: int,
     dropout: float,
     target_modules: Sequence[str],
+    target_parameters: Sequence[str] = (),
     frozen_module: str | None = None,
     use_rslora: bool = False,
     use_dora: bool = False,
@@ -42,6 +43,7 @@ def add_adapter(
 
     Args:
         target_modules: module name endings, or ``["all-linear"]`` for every linear layer but the vocabulary projection.
+        target_parameters: parameter name endings, for the experts of a mixture that are one parameter together.
         frozen_module: a module whose layers get no adapter, e.g. the vision tower.
         use_rslora: scale by ``alpha / sqrt(r)`` (arXiv:2312.03732).
         use_dora: train the magnitudes of the weights' columns too (arXiv:2402.09353).
@@ -58,6 +60,7 @@ def add_adapter(
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules="all-linear" if list(target_modules) == ["all-linear"] else list(target_modules),
+        target_parameters=list(target_parameters) or None,
         exclude_modules=rf".*{re.escape(frozen_module)}\..*" if frozen_module else None,
         use_rslora=use_rslora,
         use_dora=use_dora,
@@ -65,7 +68,8 @@ def add_adapter(
     try:
         adapted = _with_layers(model, config)
     except ValueError as error:
-        raise ModelError(f"--lora_target_modules {' '.join(target_modules)}: {error}") from error
+        targets = " ".join([*target_modules, *target_parameters])
+        raise ModelError(f"--lora_target_modules {targets}: {error}") from error
     family = family_of(model.config.model_type)
     if family.unused_modules is not None:
         _take_off(adapted, family.unused_modules(model.config))
@@ -446,17 +450,40 @@ def merge(adapted: PeftModel) -> bool:
     and a vocabulary projection that shares its weights with the embeddings, would not: they keep their adapter.
     """
     from peft.tuners.lora import Linear
+    from peft.tuners.lora.layer import ParamWrapper
     from torch import nn
 
-    layers = [module for module in adapted.modules() if hasattr(module, "lora_A")]
     shared = adapted.get_input_embeddings().weight
-    if any(
-        not isinstance(layer, Linear) or type(layer.base_layer) is not nn.Linear or layer.base_layer.weight is shared
-        for layer in layers
-    ):
-        return False
+    for layer in adapted.modules():
+        if not hasattr(layer, "lora_A") or (isinstance(layer, ParamWrapper) and layer.get_param().is_floating_point()):
+            continue
+        base: Any = layer.base_layer
+        if not isinstance(layer, Linear) or type(base) is not nn.Linear or base.weight is shared:
+            return False
     adapted.merge_and_unload()
     return True
+
+
+def experts_without_adapter(adapted: PeftModel) -> str:
+    """What to say of a mixture's experts that get no adapter; empty where all do, or where there are none.
+
+    Each is one parameter for all experts together, (experts, in, out), which module names do not reach.
+    """
+    from peft.tuners.lora.layer import ParamWrapper
+
+    wrapped = {id(module.get_param()) for module in adapted.modules() if isinstance(module, ParamWrapper)}
+    left: dict[str, int] = {}
+    for name, parameter in adapted.get_base_model().named_parameters():
+        if ".experts." in name and parameter.ndim == 3 and "lora_" not in name and id(parameter) not in wrapped:
+            ending = ".".join(name.split(".")[-2:])
+            left[ending] = left.get(ending, 0) + parameter.numel()
+    if not left:
+        return ""
+    count = sum(left.values())
+    return (
+        f"no adapter on the experts' {count:,} parameters, which module names do not reach;"
+        f" --lora_target_parameters {' '.join(sorted(left))} gives them one"
+    )
 
 
 def untie(adapted: PeftModel) -> bool:

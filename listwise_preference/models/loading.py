@@ -55,15 +55,21 @@ def load_config(name_or_path: str, revision: str | None = None) -> tuple[PreTrai
     return config, family_of(config.model_type)
 
 
-def load_processor(name_or_path: str, revision: str | None = None) -> ProcessorMixin:
+def load_processor(
+    name_or_path: str, revision: str | None = None, settings: Mapping[str, object] | None = None
+) -> ProcessorMixin:
     """The checkpoint's processor, Pillow-backed, set and completed as its family wants it.
 
     A checkpoint without a chat template gets its family's.
 
+    Args:
+        settings: of the image processor, over the checkpoint's and the family's.
+
     Raises:
-        ModelError: the checkpoint's processor cannot be loaded.
+        ModelError: the checkpoint's processor cannot be loaded, or has no such setting.
     """
     config, family = load_config(name_or_path, revision)
+    settings = {**family.processor_settings, **(settings or {})}
     # One backend everywhere: torchvision's resizes differ a little, and it need not be installed.
     try:
         processor = _processor_class(config).from_pretrained(name_or_path, revision=revision)
@@ -72,7 +78,7 @@ def load_processor(name_or_path: str, revision: str | None = None) -> ProcessorM
         if hasattr(processor, "image_processor"):
             # Not by backend="pil" for all of it: video processors have no such backend.
             processor.image_processor = AutoImageProcessor.from_pretrained(
-                name_or_path, revision=revision, backend="pil", **family.processor_settings
+                name_or_path, revision=revision, backend="pil", **settings
             )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         said = " ".join(str(error).split())
@@ -82,6 +88,7 @@ def load_processor(name_or_path: str, revision: str | None = None) -> ProcessorM
         raise ModelError(f"cannot load the processor of {name_or_path}: {said}") from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise ModelError(f"{name_or_path}: its processor takes no images; is its preprocessor_config.json there?")
+    _set(processor, settings)
     if processor.tokenizer.convert_ids_to_tokens(getattr(config, "image_token_id", None) or 0) is None:
         raise ModelError(f"{name_or_path}: the tokenizer does not know the model's image token; are its files there?")
     if family.complete_processor is not None:
@@ -89,6 +96,19 @@ def load_processor(name_or_path: str, revision: str | None = None) -> ProcessorM
     if not processor.chat_template:
         processor.chat_template = processor.tokenizer.chat_template or family.chat_template
     return processor
+
+
+def _set(processor: Any, settings: Mapping[str, object]) -> None:
+    """Check that the image processor knows these settings, and let them stand against its processor's own."""
+    known = {*processor.image_processor.to_dict(), *processor.image_processor.valid_kwargs.__annotations__}
+    if unknown := sorted(set(settings) - known):
+        raise ModelError(
+            f"--processor_settings: {type(processor.image_processor).__name__} has no {', '.join(unknown)};"
+            f" it has {', '.join(sorted(known))}"
+        )
+    # Some classes of processors call the image processor with values of their own, InternVL's with crop_to_patches.
+    own = getattr(type(processor), "images_kwargs", {})
+    processor.images_kwargs = {**own, **{name: settings[name] for name in own if name in settings}}
 
 
 class _WithoutVideos(ProcessorMixin):

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
-from listwise_preference.cli import Subcommands, count
+from listwise_preference.cli import Subcommands, count, json_object
 from listwise_preference.data.pairs import BoxLists, Records, load_records, read_exclusions
 from listwise_preference.data.ranked_images import Drawing, Fill, VisualPrompt
 from listwise_preference.errors import DataError
@@ -73,6 +73,8 @@ def add_command(commands: Subcommands) -> None:
     add("--adapter", required=True, metavar="FOLDER|none", help="adapter of the policy; none probes the base alone")
     add("--dtype", choices=("bfloat16", "float32", "float16"), default="bfloat16", help="of the base weights")
     add("--attn_implementation", choices=("sdpa", "eager", "flash_attention_2"), default="sdpa", help="attention")
+    settings = "JSON over the checkpoint's settings of its image processor, as the adapter was trained with them"
+    add("--processor_settings", type=json_object, metavar="JSON", help=settings)
     add("--batch_size", type=count, default=1, help="records at a time, each with all its images")
     add("--max_completion_length", type=count, default=384, help="tokens after which a response is cut")
     add("--seed", type=int, default=0, help="of the boxes' places and of the resamples")
@@ -165,7 +167,7 @@ def _probe(args: Namespace, adapter: Path | None, probes: Sequence[Probe]) -> tu
 
     name, revision = args.model_name_or_path, args.model_revision
     try:
-        processor = loading.load_processor(name, revision)
+        processor = loading.load_processor(name, revision, args.processor_settings)
         model: Any = loading.load_base_model(
             name,
             revision=revision,
@@ -181,6 +183,7 @@ def _probe(args: Namespace, adapter: Path | None, probes: Sequence[Probe]) -> tu
             "pictures": sha256_of(sorted({file for probe in probes for file in probe.record.images.files()})),
             "dtype": args.dtype,
             "attn_implementation": args.attn_implementation,
+            "processor_settings": args.processor_settings,
             "max_completion_length": args.max_completion_length,
         }
         scorer = ModelScorer(model, processor, args.batch_size, args.max_completion_length)

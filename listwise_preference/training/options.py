@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from listwise_preference.cli import Parser, add_options, option, parse_options, positive
+from listwise_preference.cli import Parser, add_options, json_object, option, parse_options, positive
 from listwise_preference.training.losses import TERMS
 from listwise_preference.training.objective import PRESETS, Objective, read_weights
 from listwise_preference.training.other_trainers import HERE
@@ -35,6 +35,13 @@ class ModelArguments:
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = option(
         "sdpa", "attention; the language model's has a form of its own with ragged rows"
     )
+    processor_settings: dict[str, Any] | None = option(
+        None,
+        "JSON over the checkpoint's settings of its image processor, for fewer tokens an image:"
+        " '{\"do_image_splitting\": false}' (Idefics3, SmolVLM), '{\"crop_to_patches\": false}' (InternVL, Ovis2),"
+        " '{\"max_pixels\": 401408}' (Qwen, GLM)",
+        read=json_object,
+    )
     init_adapter: str | None = option(
         None,
         "folder of an adapter to start from (the --lora_* options are then its own); see --reference",
@@ -48,6 +55,9 @@ class ModelArguments:
     )
     lora_target_modules: list[str] = option(
         ["all-linear"], "module name endings, or all-linear: every linear layer but the vocabulary projection"
+    )
+    lora_target_parameters: list[str] | None = option(
+        None, "endings of parameter names that get an adapter beside the modules: experts that are one parameter"
     )
     freeze_vision_tower: bool = option(False, "give the vision tower no adapter")
 

@@ -50,6 +50,22 @@ from listwise_preference.training.trainer_arguments import checkpointed_every, s
 logger = logging.getLogger("listwise_preference")
 
 
+# Of a record; ragged rows of LLaVA-1.5 with five images have 3,500.
+_MANY_TOKENS = 8192
+# What decides how many tokens an image takes, by the names that image processors have for it.
+_TOKEN_SETTINGS = (
+    "do_image_splitting",
+    "crop_to_patches",
+    "do_pan_and_scan",
+    "max_patches",
+    "max_crops",
+    "max_image_tiles",
+    "max_pixels",
+    "size",
+    "max_image_size",
+)
+
+
 class Run:
     """Everything that a run works with, made from its options and its checked records.
 
@@ -90,7 +106,7 @@ class Run:
             raise ModelError(f"{self.config.model_type} models need --row_layout unpacked")
         # Types that no test knows take unpacked rows, until the first record says more (``_prove_rows``).
         self.ragged = layout != "unpacked" and bool(self.family.ragged_rows)
-        self.processor = loading.load_processor(name, revision)
+        self.processor = loading.load_processor(name, revision, arguments.model.processor_settings)
         self.collator = Collator(
             self.processor,
             with_rejected=self.objective.uses_rejected,
@@ -103,6 +119,8 @@ class Run:
         refuse_special_tokens([*training, *evaluation], self.processor.tokenizer)
         self.train_set = self._dataset("training", training, chat)
         self.eval_set = self._dataset("evaluation", evaluation, chat)
+        if self.train_set is not None:
+            self._say_tokens(self.train_set)
 
     def load(self) -> None:
         """Weights, adapter and trainer; before them all that the memory of the device decides.
@@ -190,6 +208,29 @@ class Run:
         )
         return dataset
 
+    def _say_tokens(self, dataset: ListwiseDataset) -> None:
+        """How many tokens an image and a record take; with a warning where tiles times list length explode."""
+        example, tokenizer = dataset[0], self.processor.tokenizer
+        batch = self.collator([example])
+        text = len(tokenizer(example.prompt_text, add_special_tokens=False).input_ids)
+        if "spans" in batch:
+            prompt, record = batch["spans"][0][0], batch["input_ids"].numel()
+        else:
+            lengths = batch["attention_mask"].sum(1).tolist()
+            prompt, record = lengths[0] - len(example.chosen_ids), sum(lengths)
+        width, height = example.images[0].size
+        logger.info(
+            f"tokens of the first record: about {max(prompt - text, 1):,} for its image of {width} x {height} pixels,"
+            f" {record:,} in all with {len(example.images)} images"
+        )
+        if record > _MANY_TOKENS:
+            has = self.processor.image_processor.to_dict()
+            settings = ", ".join(f"{name} {json.dumps(has[name])}" for name in _TOKEN_SETTINGS if has.get(name))
+            logger.warning(
+                f"{record:,} tokens a record are many: --processor_settings changes how many an image takes"
+                f" ({settings or 'its image processor has no setting for that'}), --list_size how many images there are"
+            )
+
     def _policy(
         self, base: PreTrainedModel, *, in_4bit: bool = False, attention: str = ragged_attention.NAME
     ) -> tuple[PeftModel, list[str]]:
@@ -215,6 +256,7 @@ class Run:
                 alpha=options.lora_alpha,
                 dropout=options.lora_dropout,
                 target_modules=options.lora_target_modules,
+                target_parameters=options.lora_target_parameters or (),
                 frozen_module=tower if options.freeze_vision_tower else None,
                 use_rslora=options.use_rslora,
                 use_dora=options.use_dora,
@@ -230,6 +272,8 @@ class Run:
             )
         elif options.init_adapter is not None:
             said.append(f"reference: the base model with {options.init_adapter}, as training starts")
+        if left := adapters.experts_without_adapter(policy):
+            said.append(left)
         if freeze_tower(base, tower):
             said.append("the vision tower is not trained: no gradients through it, the same images encoded once")
         if in_4bit:
@@ -408,6 +452,7 @@ class Run:
                 "alpha": adapter.lora_alpha,
                 "dropout": adapter.lora_dropout,
                 "target_modules": adapters.targets(adapter),
+                "target_parameters": sorted(adapter.target_parameters or ()),
                 "started_from": None
                 if start is None
                 else {
