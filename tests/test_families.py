@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,21 @@ from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionCo
 
 from listwise_preference.data.pairs import BoxLists, Pair, Record, load_records
 from listwise_preference.data.ranked_images import Drawing, ImageFiles
-from listwise_preference.errors import DataError
+from listwise_preference.errors import DataError, ModelError
 from listwise_preference.generation.command import main as generate
+from listwise_preference.models.adapters import load_adapter, merge
 from listwise_preference.models.chat_format import ChatFormat
 from listwise_preference.models.families import FAMILIES
-from listwise_preference.models.loading import load_base_model, load_processor
+from listwise_preference.models.loading import load_base_model, load_processor, processor_identity
+from listwise_preference.models.prompt_tensors import encode_prompts
 from listwise_preference.models.ragged_attention import use_ragged_attention
 from listwise_preference.small_world.model import SAMPLE_TEXTS, build_tokenizer
 from listwise_preference.training.batch import Collator, ListwiseDataset
 from listwise_preference.training.command import main as train
+from listwise_preference.training.command import read_data
 from listwise_preference.training.completion_logps import completion_logps
-from listwise_preference.training.run import refuse_special_tokens
+from listwise_preference.training.options import parse
+from listwise_preference.training.run import Run, refuse_special_tokens
 
 from .conftest import SAMPLE, sample_pairs
 
@@ -152,3 +158,110 @@ def test_its_special_tokens_may_not_stand_in_a_text(idefics3: Path) -> None:
     refuse_special_tokens([good], tokenizer)
     with pytest.raises(DataError, match='record 7: "chosen" contains <global-img>'):
         refuse_special_tokens([good, bad], tokenizer)
+
+
+# ---- tokens of an image ----
+
+
+def image_tokens(processor: Any) -> int:
+    """Of a photograph."""
+    with Image.open(SAMPLE / "images" / "cat.jpg") as image:
+        ids = encode_prompts(processor, [ChatFormat(processor).prompt_text("What?")], [image.convert("RGB")])
+    return int((ids["input_ids"] == processor.image_token_id).sum())
+
+
+def test_tiling_is_turned_off_by_a_setting(zoo_checkpoint: Callable[[str], Path]) -> None:
+    """InternVL's image of two tiles and a thumbnail is the thumbnail alone then: a third of the tokens."""
+    folder = str(zoo_checkpoint("internvl"))
+    untiled = load_processor(folder, settings={"crop_to_patches": False})
+    tiled = load_processor(folder)
+    assert image_tokens(tiled) == 3 * image_tokens(untiled)
+    assert processor_identity(tiled) != processor_identity(untiled)
+
+
+def test_a_setting_that_there_is_none_of_is_named(zoo_checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(ModelError, match=r"has no crop_to_patch; it has .*crop_to_patches, "):
+        load_processor(str(zoo_checkpoint("internvl")), settings={"crop_to_patch": False})
+
+
+def short_run(checkpoint: Path, output: Path, pairs: Path, **options: object) -> None:
+    train(
+        {
+            "model_name_or_path": str(checkpoint),
+            "dtype": "float32",
+            "output_dir": str(output),
+            "pairs": str(pairs),
+            "image_root": str(SAMPLE),
+            "image_lists": str(SAMPLE / "image_lists.jsonl"),
+            "do_train": True,
+            "max_steps": 2,
+            "learning_rate": 1e-2,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            **options,
+        },
+        [],
+    )
+
+
+def test_the_tokens_of_a_record_are_said_and_many_are_warned_of(
+    zoo_checkpoint: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A square of two tiles and a thumbnail, 4 tokens each, between <img> and </img>; they stand for one token."""
+    pair = sample_pairs(1)[0]
+    lines = {}
+    for name, prompt in (("short", "What?"), ("long", "What? " * 2500)):
+        (tmp_path / f"{name}.json").write_text(json.dumps([pair | {"prompt": prompt}]))
+        arguments = parse(
+            {
+                "model_name_or_path": str(zoo_checkpoint("internvl")),
+                "output_dir": str(tmp_path / "run"),
+                "pairs": str(tmp_path / f"{name}.json"),
+                "image_root": str(SAMPLE),
+                "image_lists": str(SAMPLE / "image_lists.jsonl"),
+                "list_size": 2,
+                "do_train": True,
+                "use_cpu": True,
+            },
+            [],
+        )
+        caplog.clear()
+        Run(arguments, *read_data(arguments))
+        lines[name] = "\n".join(caplog.messages)
+    assert "tokens of the first record: about 13 for its image of 512 x 512 pixels" in lines["short"]
+    assert "tokens a record are many" not in lines["short"]
+    assert re.search(
+        r"[1-9]\d,\d{3} tokens a record are many: --processor_settings .*crop_to_patches true", lines["long"]
+    )
+
+
+# ---- mixtures of experts ----
+
+
+def test_experts_get_an_adapter_by_name_or_are_said_to_have_none(
+    zoo_checkpoint: Callable[[str], Path], tmp_path: Path, few_pairs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Saved, loaded and merged, the adapter of experts gives the same values."""
+    checkpoint = zoo_checkpoint("qwen3_vl_moe")
+    short_run(checkpoint, tmp_path / "without", few_pairs)
+    said = next(line for line in caplog.messages if line.startswith("no adapter on the experts'"))
+    targets = said.partition("--lora_target_parameters ")[2].partition(" gives")[0].split()
+    assert targets == ["experts.down_proj", "experts.gate_up_proj"]
+
+    caplog.clear()
+    short_run(checkpoint, tmp_path / "with", few_pairs, lora_target_parameters=targets)
+    assert not any("no adapter on the experts" in line for line in caplog.messages)
+    processor = load_processor(str(checkpoint))
+    with Image.open(SAMPLE / "images" / "cat.jpg") as image:
+        inputs = encode_prompts(processor, [ChatFormat(processor).prompt_text("What?")], [image.convert("RGB")])
+    with torch.no_grad():
+        adapted = load_adapter(
+            load_base_model(str(checkpoint), dtype=torch.float32), tmp_path / "with" / "final"
+        ).eval()
+        trained = {name for name, value in adapted.named_parameters() if "lora_B" in name and value.abs().max() > 0}
+        assert any(".experts." in name for name in trained)
+        expected = adapted(**inputs).logits
+        with adapted.disable_adapter():
+            assert (adapted(**inputs).logits - expected).abs().max() > 1e-3
+        assert merge(adapted)
+        torch.testing.assert_close(adapted.get_base_model()(**inputs).logits, expected)

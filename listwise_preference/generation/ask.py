@@ -118,7 +118,7 @@ class Asked:
 def run(options: Namespace, file: Path, question: str, decoding: Decoding) -> None:
     """Ask, print, and serve the page where that was asked for."""
     name, revision = options.model_name_or_path, options.model_revision
-    processor = loading.load_processor(name, revision)
+    processor = loading.load_processor(name, revision, options.processor_settings)
     model = loading.load_base_model(
         name,
         revision=revision,
