@@ -108,7 +108,8 @@ def _set(processor: Any, settings: Mapping[str, object]) -> None:
         )
     # Some classes of processors call the image processor with values of their own, InternVL's with crop_to_patches.
     own = getattr(type(processor), "images_kwargs", {})
-    processor.images_kwargs = {**own, **{name: settings[name] for name in own if name in settings}}
+    if over := {name: settings[name] for name in own if name in settings}:
+        processor.images_kwargs = {**own, **over}
 
 
 class _WithoutVideos(ProcessorMixin):
