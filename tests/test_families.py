@@ -207,7 +207,7 @@ def short_run(checkpoint: Path, output: Path, pairs: Path, **options: object) ->
 def test_the_tokens_of_a_record_are_said_and_many_are_warned_of(
     zoo_checkpoint: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A square of two tiles and a thumbnail, 4 tokens each, between <img> and </img>; they stand for one token."""
+    """A square of four tiles and a thumbnail, 4 tokens each, between <img> and </img>; they stand for one token."""
     pair = sample_pairs(1)[0]
     lines = {}
     for name, prompt in (("short", "What?"), ("long", "What? " * 2500)):
@@ -228,7 +228,7 @@ def test_the_tokens_of_a_record_are_said_and_many_are_warned_of(
         caplog.clear()
         Run(arguments, *read_data(arguments))
         lines[name] = "\n".join(caplog.messages)
-    assert "tokens of the first record: about 13 for its image of 512 x 512 pixels" in lines["short"]
+    assert "tokens of the first record: about 21 for its image of 512 x 512 pixels" in lines["short"]
     assert "tokens a record are many" not in lines["short"]
     assert re.search(
         r"[1-9]\d,\d{3} tokens a record are many: --processor_settings .*crop_to_patches true", lines["long"]
