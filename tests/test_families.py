@@ -1,6 +1,7 @@
 """A type of model that has no entry of its own: Idefics3, trained, evaluated and generated with."""
 
 import json
+import logging
 import math
 import re
 from collections.abc import Callable
@@ -208,6 +209,7 @@ def test_the_tokens_of_a_record_are_said_and_many_are_warned_of(
     zoo_checkpoint: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A square of four tiles and a thumbnail, 4 tokens each, between <img> and </img>; they stand for one token."""
+    caplog.set_level(logging.INFO, logger="listwise_preference")
     pair = sample_pairs(1)[0]
     lines = {}
     for name, prompt in (("short", "What?"), ("long", "What? " * 2500)):
