@@ -28,7 +28,7 @@ completion at a time through peft's own layers, relative.
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -63,10 +63,13 @@ def records_of(processor: Any, shape: str, chosen: int = CHOSEN_TOKENS, rejected
     from listwise_preference.training.batch import ListwiseDataset
 
     records = load_records(SAMPLE / "pairs.json", SAMPLE, BoxLists(SAMPLE / "image_lists.jsonl", Drawing())).records
-    dataset = ListwiseDataset(records, ChatFormat(processor), 384)
-    for completions, count in ((dataset.chosen_ids, chosen), (dataset.rejected_ids, rejected)):
-        completions[:] = [(ids * count)[:count] for ids in completions]
-    return dataset
+
+    class OfLengths(ListwiseDataset):
+        def completions(self, indices: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+            for one, other in super().completions(indices):
+                yield (one * chosen)[:chosen], (other * rejected)[:rejected]
+
+    return OfLengths(records, ChatFormat(processor), 384)
 
 
 # ---- the ways ----

@@ -130,6 +130,24 @@ def test_long_responses_are_cut_and_counted_and_prompts_are_not(checkpoint: Path
     assert prompt.count("Describe it.") == 200
 
 
+def test_completions_are_the_same_one_by_one_and_in_blocks_and_only_unsure_ones_are_tokenized_at_the_start(
+    checkpoint: Path,
+) -> None:
+    """ "fl" in one letter is two in another spelling of it, and no tokenizer may cut a response unseen."""
+    texts = [("A cat.", "A dog."), ("Łódź 🙂 " * 9, "one"), ("A cat. " * 30, "A cat. " * 31), ("ﬂat", "flat")]
+    records = [record(chosen=chosen, rejected=rejected) for chosen, rejected in texts]
+    chat = chat_of(checkpoint)
+    dataset = ListwiseDataset(records, chat, 40)
+    prompts = list(dataset.prompt_texts)
+    at_once = list(zip(chat.completion_ids(prompts, [one for one, _ in texts]),
+                       chat.completion_ids(prompts, [other for _, other in texts]), strict=True))  # fmt: skip
+    assert list(dataset.completions(range(4))) == [(one[:40], other[:40]) for one, other in at_once]
+    assert list(zip(dataset.chosen_ids, dataset.rejected_ids, strict=True)) == list(dataset.completions(range(4)))
+    assert dataset.completions_cut == sum(len(ids) > 40 for both in at_once for ids in both)
+    alike = {index for index, (one, other) in enumerate(at_once) if one[:40] == other[:40]}
+    assert set(dataset.alike) == alike and 2 in alike
+
+
 PROMPTS = ["What is it?", " What? ", "Łódź 🙂 \n\n1. one", "What is it?", "<b> & {{ x }} 'q'", "", "\nA\n"]
 
 

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import logging
 import shutil
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -241,10 +242,13 @@ def test_the_mean_record_and_the_largest() -> None:
     """Three records whose completions have 4, 2; 8, 6; 12, 10 tokens: 5 x chosen + rejected are 22, 46, 70."""
     _, _, processor = small("llava", weights=False)
     whole = dataset_of("llava", processor)
-    dataset = ListwiseDataset(whole.records[:3], ChatFormat(processor, processor.tokenizer.eos_token), 384)
-    dataset.prompt_texts[:] = [dataset.prompt_texts[0]] * 3
-    dataset.chosen_ids[:] = [[5] * count for count in (4, 8, 12)]
-    dataset.rejected_ids[:] = [[5] * count for count in (2, 6, 10)]
+
+    class OfLengths(ListwiseDataset):
+        def completions(self, indices: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+            return (([5] * (4 + 4 * index), [5] * (2 + 4 * index)) for index in indices)
+
+    dataset = OfLengths(whole.records[:3], ChatFormat(processor, processor.tokenizer.eos_token), 384)
+    dataset.prompt_texts = [dataset.prompt_texts[0]] * 3
     data = Data.of(dataset, Collator(processor))
     prompt = data.batch["spans"][0][0]
     assert data.batch["spans"][0] == (prompt, 12, 10)

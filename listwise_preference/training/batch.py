@@ -18,7 +18,8 @@ D dimension of a position: one, or time, height and width.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NotRequired, TypedDict
@@ -28,13 +29,17 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
+from tqdm import tqdm
 from transformers import ProcessorMixin
 
-from listwise_preference.data.pairs import Record
+from listwise_preference.data.pairs import Pair, Record
 from listwise_preference.errors import ImageError
 from listwise_preference.models.chat_format import ChatFormat
 from listwise_preference.models.prompt_tensors import encode_prompts, extended, per_token, unpadded
 from listwise_preference.models.ragged_attention import Spans
+
+_BLOCK = 4_096  # records that are tokenized at a time
+_COUNTED = 20_000  # of records with long responses as many are tokenized at most, to say how many are cut
 
 
 class Batch(TypedDict):
@@ -68,11 +73,15 @@ class Example:
 
 
 class ListwiseDataset(Dataset[Example]):
-    """Records, tokenized at the start (texts are small), their images opened and drawn when a record is asked for.
+    """Records; texts are tokenized, and images opened and drawn, when a record is asked for.
+
+    A million records then cost no more than their texts. At the start only those are tokenized, in blocks, of which a
+    response may be longer than ``max_completion_length`` (20,000 of them at most), or chosen and rejected the same.
 
     Attributes:
         completions_cut: how many of the ``2 * len(self)`` responses were longer than ``max_completion_length`` tokens.
-            A cut response loses its end token with its end: the model shall not learn to stop in mid-sentence.
+            A cut response loses its end token with its end: the model shall not learn to stop in mid-sentence. Of more
+            than 20,000 records with long responses it is reckoned from some (``is_estimate``).
         alike: records, by index, of which chosen and rejected are the same tokens, with the ``max_completion_length``
             from which they would differ; ``None`` where they never do.
         reference_logps: per record the reference's log-probabilities in the order of the completions, once known.
@@ -81,18 +90,32 @@ class ListwiseDataset(Dataset[Example]):
     def __init__(self, records: Sequence[Record], chat: ChatFormat, max_completion_length: int) -> None:
         self.records = records
         self.reference_logps: list[tuple[float, ...]] | None = None
-        self.prompt_texts = [chat.prompt_text(record.pair.prompt) for record in records]
-        responses = [record.pair.chosen for record in records] + [record.pair.rejected for record in records]
-        completions = chat.completion_ids(self.prompt_texts * 2, responses)
-        self.completions_cut = sum(len(ids) > max_completion_length for ids in completions)
-        cut = [ids[:max_completion_length] for ids in completions]
-        self.chosen_ids, self.rejected_ids = cut[: len(records)], cut[len(records) :]
-        whole = zip(completions[: len(records)], completions[len(records) :], strict=True)
-        self.alike = {
-            index: _first_difference(*pair)
-            for index, pair in enumerate(whole)
-            if self.chosen_ids[index] == self.rejected_ids[index]
+        self._chat, self._cut = chat, max_completion_length
+        self.prompt_texts: Sequence[str] = _Texts(records, chat)
+        self.chosen_ids: Sequence[list[int]] = _Completions(self, 0)
+        self.rejected_ids: Sequence[list[int]] = _Completions(self, 1)
+        self.alike = self._find_alike()
+        self.completions_cut, self.is_estimate = self._count_cut()
+
+    def _find_alike(self) -> dict[int, int | None]:
+        alike = [index for index, record in enumerate(self.records) if _may_be_alike(record.pair, self._cut)]
+        return {
+            index: _first_difference(chosen, rejected)
+            for index, (chosen, rejected) in zip(alike, self._whole(alike), strict=True)
+            if chosen[: self._cut] == rejected[: self._cut]
         }
+
+    def _count_cut(self) -> tuple[int, bool]:
+        """How many responses are cut, and whether that is reckoned from some of the records, evenly taken."""
+        room = self._cut - len(self._chat.response_lead) - 8  # the end token is a token, and may be more
+        long = [
+            index
+            for index, record in enumerate(self.records)
+            if any(_most_tokens(text) > room for text in (record.pair.chosen, record.pair.rejected))
+        ]
+        step = -(-len(long) // _COUNTED) or 1
+        counted = sum(len(ids) > self._cut for both in self._whole(long[::step], progress=True) for ids in both)
+        return round(counted * len(long) / max(1, len(long[::step]))), step > 1
 
     def __len__(self) -> int:
         return len(self.records)
@@ -102,14 +125,82 @@ class ListwiseDataset(Dataset[Example]):
             images = self.records[index].images.load()
         except ImageError as error:  # the header was checked before training, the body is read only here
             raise ImageError(f"record {self.records[index].pair.id}: {error}") from error
+        ((chosen_ids, rejected_ids),) = self.completions([index])
         return Example(
             index=index,
             prompt_text=self.prompt_texts[index],
-            chosen_ids=self.chosen_ids[index],
-            rejected_ids=self.rejected_ids[index],
+            chosen_ids=chosen_ids,
+            rejected_ids=rejected_ids,
             images=images,
             reference_logps=self.reference_logps[index] if self.reference_logps is not None else None,
         )
+
+    def completions(self, indices: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+        """The token ids of chosen and rejected of each of these records, cut as they are for training."""
+        for chosen, rejected in self._whole(indices):
+            yield chosen[: self._cut], rejected[: self._cut]
+
+    def _whole(self, indices: Sequence[int], progress: bool = False) -> Iterator[tuple[list[int], list[int]]]:
+        starts = range(0, len(indices), _BLOCK)
+        hidden = None if progress and len(starts) > 1 else True
+        for start in tqdm(starts, desc="Tokenizing", unit=f" x {_BLOCK:,} records", disable=hidden):
+            block = indices[start : start + _BLOCK]
+            pairs = [self.records[index].pair for index in block]
+            responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+            ids = self._chat.completion_ids([self.prompt_texts[index] for index in block] * 2, responses)
+            yield from zip(ids[: len(block)], ids[len(block) :], strict=True)
+
+
+def _most_tokens(text: str) -> int:
+    """A bound: no token is less than a byte, and a tokenizer writes letters beyond ASCII as four times more at most."""
+    return len(text) if text.isascii() else 4 * len(text.encode())
+
+
+def _may_be_alike(pair: Pair, cut: int) -> bool:
+    """Whether both responses may be the same tokens, or begin with the same ``cut`` tokens.
+
+    Those would be as many bytes at least, so that the texts begin alike.
+    """
+    if pair.chosen[:8] != pair.rejected[:8] and pair.chosen.isascii() and pair.rejected.isascii():
+        return cut <= 8 or _plain(pair.chosen[:64]) == _plain(pair.rejected[:64])
+    return _plain(pair.chosen[: cut // 4 + 1]) == _plain(pair.rejected[: cut // 4 + 1])
+
+
+def _plain(text: str) -> str:
+    """Equal for texts that some tokenizer may take for the same."""
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+@dataclass(frozen=True)
+class _Texts(Sequence[str]):
+    """The text of each record's prompt, made when it is asked for."""
+
+    records: Sequence[Record]
+    chat: ChatFormat
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        return self.chat.prompt_text(self.records[index].pair.prompt)
+
+
+@dataclass(frozen=True)
+class _Completions(Sequence[list[int]]):
+    """The token ids of each record's chosen (0) or rejected (1) response, made when they are asked for."""
+
+    dataset: ListwiseDataset
+    which: int
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        several = range(*index.indices(len(self))) if isinstance(index, slice) else [index]
+        found = [both[self.which] for both in self.dataset.completions(several)]
+        return found if isinstance(index, slice) else found[0]
 
 
 def _first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:

@@ -5,6 +5,7 @@ largest image of the data. That gives the memory; FLOPs are scaled to the mean r
 """
 
 import dataclasses
+import heapq
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,6 +44,7 @@ FRAGMENTS, OVERHEAD = 1.05, GB
 TRAINED_BYTES = 16
 EVERY = (0, 8, 4, 3, 2, 1)  # each n-th layer checkpointed, 0 for none: from the fastest to the smallest
 IMAGES_SAMPLED = 32
+TEXTS_SAMPLED = 5_000
 
 
 @dataclass(frozen=True)
@@ -61,24 +63,25 @@ class Data:
 
     @classmethod
     def of(cls, dataset: ListwiseDataset, collator: Collator) -> "Data":
-        """Texts are counted in all records, images in a sample of them."""
+        """Texts and images are counted in a sample of the records, evenly taken and the longest, or in all if few."""
         processor = collator.processor
         opened = add_special_tokens(processor.tokenizer, dataset.prompt_texts[0])
-        encoded = processor.tokenizer(dataset.prompt_texts, add_special_tokens=opened)
+        sample = _sample(dataset)
+        encoded = processor.tokenizer([dataset.prompt_texts[index] for index in sample], add_special_tokens=opened)
         prompts = [len(ids) for ids in encoded["input_ids"]]
         levels = len(dataset.records[0].images)
         answers, texts = [], []
-        for prompt, chosen, rejected in zip(prompts, dataset.chosen_ids, dataset.rejected_ids, strict=True):
+        for prompt, (chosen, rejected) in zip(prompts, dataset.completions(sample), strict=True):
             answers.append(levels * len(chosen) + collator.with_rejected * len(rejected))
             rows = levels + (collator.with_rejected and not collator.ragged)
             texts.append(rows * prompt + answers[-1])
-        longest = max(range(len(texts)), key=texts.__getitem__)
+        longest = max(range(len(texts)), key=texts.__getitem__)  # of the sample
         sizes = {}
         for index in range(0, len(dataset), math.ceil(len(dataset) / IMAGES_SAMPLED)):
             pixels = processor.image_processor(images=[dataset[index].images[0]], return_tensors="pt")["pixel_values"]
             sizes[index] = pixels.numel()
         largest = max(sizes, key=sizes.__getitem__)
-        batch = collator([dataclasses.replace(dataset[longest], images=dataset[largest].images)])
+        batch = collator([dataclasses.replace(dataset[sample[longest]], images=dataset[largest].images)])
         tokens = batch["input_ids"].numel()
         share = {
             VISION: sum(sizes.values()) / len(sizes) / sizes[largest],
@@ -314,3 +317,16 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def _sample(dataset: ListwiseDataset) -> Sequence[int]:
+    """All records, or of many some, evenly taken, and those with the longest texts."""
+    if len(dataset) <= TEXTS_SAMPLED:
+        return range(len(dataset))
+
+    def characters(index: int) -> int:
+        pair = dataset.records[index].pair
+        return len(pair.prompt) + len(pair.chosen) * len(dataset.records[index].images) + len(pair.rejected)
+
+    evenly = range(0, len(dataset), math.ceil(len(dataset) / TEXTS_SAMPLED))
+    return sorted({*evenly, *heapq.nlargest(100, range(len(dataset)), key=characters)})

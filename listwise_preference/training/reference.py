@@ -29,12 +29,13 @@ def record_keys(dataset: ListwiseDataset, run_identity: str, *, with_rejected: b
         bar = tqdm(hashes, total=len(files), desc="hashing images", unit="file", leave=False, disable=None)
         hash_of = dict(zip(files, bar, strict=True))
     keys = []
-    for index, record in enumerate(dataset.records):
+    everything = dataset.completions(range(len(dataset)))
+    for index, (record, (chosen_ids, rejected_ids)) in enumerate(zip(dataset.records, everything, strict=True)):
         content = [
             run_identity,
             dataset.prompt_texts[index],
-            dataset.chosen_ids[index],
-            dataset.rejected_ids[index] if with_rejected else None,
+            chosen_ids,
+            rejected_ids if with_rejected else None,
             [hash_of[file] for file in record.images.files()],
             record.images.describe(),
         ]

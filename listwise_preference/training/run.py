@@ -201,10 +201,10 @@ class Run:
                 raise DataError(f"{report}; --on_bad_record drop leaves such records out, {len(kept)} others are there")
             logger.warning(f"{report}; left out (--on_bad_record drop)")
             dataset = ListwiseDataset(kept, chat, cut)
-        images = len(records[0].images)
+        images, about = len(records[0].images), "about " if dataset.is_estimate else ""
         logger.info(
             f"{what}: {len(dataset):,} records of {images} image{'s' if images > 1 else ''};"
-            f" {dataset.completions_cut:,} of {2 * len(dataset):,} completions cut at {cut} tokens"
+            f" {about}{dataset.completions_cut:,} of {2 * len(dataset):,} completions cut at {cut} tokens"
         )
         return dataset
 
