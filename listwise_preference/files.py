@@ -31,7 +31,7 @@ LISTED = 20  # how many numbers, or runs of numbers, one message names
 # ---- reading ----
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One JSON value of a file: its number, from 1, and its place, for a message."""
 
@@ -46,18 +46,34 @@ def read_text(file: Path) -> str:
     Raises:
         DataError: the file is missing, cannot be read or is not UTF-8.
     """
+    _check_is_file(file)
     try:
-        if not file.is_file() and file.exists():  # opened, a named pipe would wait for a writer
-            raise DataError(f"{file}: {'a folder' if file.is_dir() else 'not a file that ends, but a pipe or device'}")
         return file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file") from None
     except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+        raise _unreadable(file, error) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+
+
+def _check_is_file(file: Path) -> None:
+    """Opened, a named pipe would wait for a writer; raises DataError."""
+    try:
+        if not file.is_file():
+            if file.exists():
+                raise DataError(
+                    f"{file}: {'a folder' if file.is_dir() else 'not a file that ends, but a pipe or device'}"
+                )
+            os.stat(file)  # which says why it is not there  # noqa: PTH116
+    except OSError as error:
+        raise _unreadable(file, error) from error
     except ValueError as error:  # a name that no file can have
         raise DataError(f"{str(file)!r}: cannot be read: {error}") from error
+
+
+def _unreadable(file: Path, error: OSError) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{file}: no such file")
+    return DataError(f"{file}: cannot be read: {error.strerror}")
 
 
 def parse_json(text: str, file: Path | str, first_line: int = 1) -> Any:
@@ -184,28 +200,46 @@ def read_rows(file: Path) -> list[Row]:
     Raises:
         DataError: the file cannot be read, is neither, or is empty.
     """
-    text = read_text(file)
-    if not text.strip():
+    return list(iterate_json_rows(file))
+
+
+def iterate_json_rows(file: Path) -> Iterator[Row]:
+    """As :func:`read_rows`; of JSON lines one is in memory at a time."""
+    first = next((line for _, line in _lines(file)), None)
+    if first is None:
         raise DataError(f"{file}: the file is empty")
-    if text.lstrip().startswith("[") or (file.suffix == ".json" and not _is_json_lines(text)):
-        values = parse_json(text, file)
+    if first.lstrip().startswith("[") or (file.suffix == ".json" and not _is_json_object(first)):
+        values = parse_json(read_text(file), file)
         if not isinstance(values, list):
             raise DataError(f"{file}: not a list of records; write [record, record, ...] or one record a line")
         if not values:
             raise DataError(f"{file}: no records in it: the list is empty")
-        return [Row(n, f"{file}: record {n}", value) for n, value in enumerate(values, start=1)]
-    # Not splitlines(): JSON strings may hold the other characters that it splits at.
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    return [
-        Row(n, f"{file}: record {n} (line {number})", parse_json(line, file, first_line=number))
-        for n, (number, line) in enumerate(lines, start=1)
-    ]
+        yield from (Row(n, f"{file}: record {n}", value) for n, value in enumerate(values, start=1))
+        return
+    for n, (number, line) in enumerate(_lines(file), start=1):
+        yield Row(n, f"{file}: record {n} (line {number})", parse_json(line, file, first_line=number))
 
 
-def _is_json_lines(text: str) -> bool:
-    """Whether the first line that is not blank is a JSON object by itself."""
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, with their numbers from 1; raises DataError as :func:`read_text`."""
+    _check_is_file(file)
+    at = 0
     try:
-        return isinstance(json.loads(text.lstrip().split("\n", 1)[0]), dict)
+        with file.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                at += len(line)
+                if text.strip():
+                    yield number, text.removesuffix("\n")
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 at byte {at + error.start}; save it as UTF-8") from error
+
+
+def _is_json_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
         return False
 

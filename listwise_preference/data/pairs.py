@@ -28,15 +28,15 @@ from listwise_preference.data.ranked_images import (
     RankedImages,
     transposed_size,
 )
-from listwise_preference.data.sources import read_file_rows
+from listwise_preference.data.sources import iterate_rows
 from listwise_preference.data.validation import ADVICE, EXAMPLES, BadRecord, Candidate, report, shown
 from listwise_preference.errors import DataError, ImageError
-from listwise_preference.files import below, find_file, read_json
+from listwise_preference.files import Row, below, find_file, read_json
 
 logger = logging.getLogger("listwise_preference")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pair:
     """One preference: a prompt on an image with the chosen and the rejected response.
 
@@ -51,7 +51,7 @@ class Pair:
     rejected: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """A pair and its ranked images, best first."""
 
@@ -220,10 +220,15 @@ def _check_folders(folders: tuple[Path, ...]) -> None:
 def _read_candidates(pairs_file: Path, image_root: Path, placeholders: tuple[str, ...]) -> list[Candidate]:
     if not image_root.is_dir():
         raise DataError(f"{image_root}: no such folder; set --image_root to the folder the images are under")
-    candidates = [Candidate(row) for row in read_file_rows(pairs_file)]
+    candidates: list[Candidate] = []
     left_out: Counter[str] = Counter()
-    for candidate in candidates:
-        left_out += read_candidate(candidate, image_root, placeholders)
+    for row in iterate_rows(pairs_file):
+        candidate = Candidate(row)
+        if others := read_candidate(candidate, image_root, placeholders):
+            left_out += others
+        # Of a million records the texts are in memory once, and nothing else of the file.
+        candidate.row = Row(row.number, row.where, {"id": row.value["id"]} if _has_id(row.value) else None)
+        candidates.append(candidate)
     if left_out:
         parts = ", ".join(f"{count:,} {what}" for what, count in left_out.most_common())
         logger.info(
@@ -231,6 +236,10 @@ def _read_candidates(pairs_file: Path, image_root: Path, placeholders: tuple[str
         )
     _check_ids(candidates)
     return candidates
+
+
+def _has_id(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("id") is not None
 
 
 def read_candidate(candidate: Candidate, image_root: Path, placeholders: tuple[str, ...]) -> Counter[str]:

@@ -51,7 +51,7 @@ class _TooLarge(ValueError):
     """More than ``MAX_PIXELS``."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Box:
     """A rectangle in pixels of the EXIF-transposed image; ``right`` and ``bottom`` are exclusive."""
 
@@ -239,7 +239,7 @@ class RankedImages(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageFiles:
     """Images made beforehand: one file per level, best first; a single file is a list of one."""
 
@@ -261,7 +261,7 @@ class ImageFiles:
         return tuple(open_image(path) for path in self.paths)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MaskedBox:
     """One image and the box that is masked in it step by step."""
 
@@ -285,7 +285,7 @@ class MaskedBox:
         return ranked_images(open_image(self.path), self.box, self.drawing)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageAndCrop:
     """One image, and a random crop of it that the key decides."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from listwise_preference.errors import DataError
-from listwise_preference.files import Row, parse_json, read_rows, read_text
+from listwise_preference.files import Row, iterate_json_rows, parse_json, read_text
 
 _ENDINGS = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 # Beside the records of a folder, and not records themselves.
@@ -72,7 +72,7 @@ def iterate_rows(source: Path | str, split: str = "train") -> Iterator[Row]:
     kind = _kind(source)
     if kind == "parquet":
         return _from_parquet(source)
-    return iter(_read_cells(source) if kind == "cells" else read_rows(source))
+    return iter(_read_cells(source)) if kind == "cells" else iterate_json_rows(source)
 
 
 def read_file_rows(file: Path) -> list[Row]:

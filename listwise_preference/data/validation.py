@@ -48,7 +48,7 @@ class BadRecord(Exception):
         self.what = what
 
 
-@dataclass
+@dataclass(slots=True)
 class Candidate:
     """A record while it is read: what is known of it so far, and what is wrong with it."""
 

@@ -38,7 +38,7 @@ from listwise_preference.models.chat_format import ChatFormat
 from listwise_preference.models.prompt_tensors import encode_prompts, extended, per_token, unpadded
 from listwise_preference.models.ragged_attention import Spans
 
-_BLOCK = 4_096  # records that are tokenized at a time
+_BLOCK = 512  # records that are tokenized at a time
 _COUNTED = 20_000  # of records with long responses as many are tokenized at most, to say how many are cut
 
 

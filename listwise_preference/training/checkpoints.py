@@ -11,7 +11,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -73,8 +74,8 @@ def record_of(arguments: Arguments, records: Sequence[Record]) -> RunRecord:
         "loss_weights": dict(arguments.objective.resolve().weights),
         "init_adapter": sha256_of([adapter_file(Path(start))]) if start else None,
         "training_records": len(records),
-        "pairs": _hash([vars(record.pair) for record in records]),
-        "images": _hash([_image(record.images) for record in records]),
+        "pairs": _hash(asdict(record.pair) for record in records),
+        "images": _hash(_image(record.images) for record in records),
         "records_a_step": training["per_device_train_batch_size"]
         * training["gradient_accumulation_steps"]
         * process_count(),
@@ -88,7 +89,7 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _hash(values: Sequence[Any]) -> str:
+def _hash(values: Iterable[Any]) -> str:
     digest = hashlib.sha256()
     for value in values:
         digest.update(json.dumps(value).encode() + b"\n")

@@ -618,8 +618,9 @@ def refuse_special_tokens(records: Sequence[Record], tokenizer: Any) -> None:
     special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     pattern = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
     for record in records:
-        for key in ("prompt", "chosen", "rejected"):
-            if found := pattern.search(vars(record.pair)[key]):
+        texts = {"prompt": record.pair.prompt, "chosen": record.pair.chosen, "rejected": record.pair.rejected}
+        for key in texts:
+            if found := pattern.search(texts[key]):
                 raise DataError(
                     f'record {record.pair.id}: "{key}" contains {found[0]}, a special token of this model: take it out'
                 )
