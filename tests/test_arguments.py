@@ -12,8 +12,12 @@ from typing import Any
 import pytest
 
 import lpoi
+import lpoi_gemma3
 import lpoi_llava
 import lpoi_llava_13b
+import lpoi_qwen2_5_vl
+import lpoi_qwen3_vl
+import lpoi_smolvlm
 from listwise_preference.cli import Parser, add_options
 from listwise_preference.errors import UserError
 from listwise_preference.training.options import DataArguments, ModelArguments, ObjectiveArguments, parse
@@ -81,7 +85,7 @@ def test_precision_of_the_adapter_follows_the_base() -> None:
         (["--use_peft"], "unknown option --use_peft; not needed: an adapter is always trained"),
         (["--rpo_alpha=1"], "unknown option --rpo_alpha; here: --loss_weights sft=ALPHA"),
         (["--max-length", "512"], "unknown option --max-length; here: --max_completion_length; prompts are never cut"),
-        (["--image_max_pixels", "1"], "unknown option --image_max_pixels; no such thing here: the processor's"),
+        (["--image_max_pixels", "1"], "unknown option --image_max_pixels; here: --processor_settings"),
         (["--gpus", "1"], "unknown option --gpus (see --help)"),
         (["extra"], "extra: belongs to no option"),
         (["--load_in_4bit", "--load_in_8bit"], "--load_in_4bit and --load_in_8bit are two ways to the same; give one"),
@@ -158,13 +162,24 @@ def test_a_wrong_file_is_one_line(
 
 
 def test_the_recipes_are_the_papers() -> None:
-    """The table of the README: epochs and learning rate differ, everything else is shared."""
-    recipes = {module.__name__: parse(module.RECIPE, ["--use_cpu"]) for module in (lpoi, lpoi_llava, lpoi_llava_13b)}
+    """The table of docs/recipes.md: what differs between them, everything else is shared."""
+    modules = (lpoi, lpoi_llava, lpoi_llava_13b, lpoi_qwen3_vl, lpoi_qwen2_5_vl, lpoi_gemma3, lpoi_smolvlm)
+    recipes = {module.__name__: parse(module.RECIPE, ["--use_cpu"]) for module in modules}
     numbers = {
         name: (arguments.training.num_train_epochs, arguments.training.learning_rate)
         for name, arguments in recipes.items()
     }
-    assert numbers == {"lpoi": (3, 5e-6), "lpoi_llava": (1, 5e-5), "lpoi_llava_13b": (1, 5e-5)}
+    assert numbers == {
+        "lpoi": (3, 5e-6),
+        "lpoi_llava": (1, 5e-5),
+        "lpoi_llava_13b": (1, 5e-5),
+        "lpoi_qwen3_vl": (1, 5e-6),
+        "lpoi_qwen2_5_vl": (1, 5e-6),
+        "lpoi_gemma3": (3, 5e-6),
+        "lpoi_smolvlm": (3, 5e-6),
+    }
+    frozen = {name for name, arguments in recipes.items() if arguments.model.freeze_vision_tower}
+    assert frozen == {"lpoi_qwen3_vl", "lpoi_qwen2_5_vl", "lpoi_gemma3"}
     for arguments in recipes.values():
         assert arguments.objective.beta == 0.1
         assert (arguments.model.lora_r, arguments.model.lora_alpha) == (8, 8)

@@ -16,6 +16,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.video_processing_auto import get_video_processor_config
 
 import lpoi
+import lpoi_gemma3
+import lpoi_llava
+import lpoi_qwen2_5_vl
+import lpoi_qwen3_vl
+import lpoi_smolvlm
 from listwise_preference.data.pairs import BoxLists, Record, load_records
 from listwise_preference.data.ranked_images import Drawing
 from listwise_preference.errors import ModelError
@@ -98,9 +103,38 @@ def test_missing_torchvision_is_said(model_type: str, zoo_checkpoint: Checkpoint
         load_processor(str(zoo_checkpoint(model_type)))
 
 
+@pytest.mark.parametrize(
+    ("model_type", "name"),
+    [
+        ("gemma3", "token_type_ids"),
+        ("gemma4", "mm_token_type_ids"),
+        ("paligemma", "token_type_ids"),
+        ("qwen2_5_vl", "mm_token_type_ids"),
+    ],
+)
+def test_token_types_decide_values(model_type: str, name: str, zoo_checkpoint: Checkpoint) -> None:
+    """Why all that a processor returns goes to the model: without them a response has another probability."""
+    processor = load_processor(str(zoo_checkpoint(model_type)))
+    model = load_base_model(str(zoo_checkpoint(model_type)), dtype=torch.float32).eval()
+    with Image.open(SAMPLE / "images" / "cat.jpg") as image:
+        inputs = encode_prompts(processor, [ChatFormat(processor).prompt_text("What is it?")], [image.convert("RGB")])
+    without = {key: value for key, value in inputs.items() if key != name}
+    with torch.no_grad():
+        values, others = (model(**given).logits[0, -1].log_softmax(-1) for given in (inputs, without))
+    assert (values - others).abs().max() > 0.01
+
+
 # ---- trained once for each type, then looked at from all sides ----
 
 LIST_SIZE = 3
+# Of the types that have one; all others are trained by lpoi.py.
+RECIPES: dict[str, dict[str, Any]] = {
+    "llava": lpoi_llava.RECIPE,
+    "qwen2_5_vl": lpoi_qwen2_5_vl.RECIPE,
+    "qwen3_vl": lpoi_qwen3_vl.RECIPE,
+    "gemma3": lpoi_gemma3.RECIPE,
+    "smolvlm": lpoi_smolvlm.RECIPE,
+}
 
 
 @dataclass(frozen=True)
@@ -115,9 +149,14 @@ class Trained:
     def adapter(self) -> Path:
         return self.folder / "final"
 
+    @property
+    def processor_settings(self) -> dict[str, Any] | None:
+        settings: dict[str, Any] | None = RECIPES.get(self.model_type, lpoi.RECIPE).get("processor_settings")
+        return settings
+
     @functools.cached_property
     def processor(self) -> Any:
-        return load_processor(str(self.checkpoint))
+        return load_processor(str(self.checkpoint), settings=self.processor_settings)
 
     @functools.cached_property
     def records(self) -> Sequence[Record]:
@@ -196,7 +235,10 @@ def trained(
         "disable_tqdm": "true",
         "activation_checkpointing": "false",
     }
-    train(lpoi.RECIPE, [str(word) for name, value in options.items() for word in (f"--{name}", value)])
+    train(
+        RECIPES.get(request.param, lpoi.RECIPE),
+        [str(word) for name, value in options.items() for word in (f"--{name}", value)],
+    )
     return Trained(request.param, checkpoint, folder)
 
 
@@ -279,7 +321,8 @@ def test_a_batch_of_responses_is_one_at_a_time(trained: Trained, tmp_path: Path)
         "batch_size": 4,
         "output": tmp_path / "responses.json",
     }
-    generate({"early_stop": False}, [str(word) for name, value in options.items() for word in (f"--{name}", value)])
+    recipe = {"early_stop": False, "processor_settings": trained.processor_settings}
+    generate(recipe, [str(word) for name, value in options.items() for word in (f"--{name}", value)])
     responses = [line["response"] for line in json.loads((tmp_path / "responses.json").read_text())]
     chat = ChatFormat(trained.processor)
     ends = trained.policy.generation_config.eos_token_id
@@ -299,6 +342,8 @@ def test_the_merged_model_has_the_adapters_values(trained: Trained, tmp_path: Pa
     merge([str(word) for name, value in options.items() for word in (f"--{name}", value)])
     proof = json.loads((tmp_path / "merged" / "merge.json").read_text())["proof"]
     assert proof["difference"] <= 1e-3 < 0.05 < proof["effect"]
+    # With the settings that the adapter was trained with.
+    assert processor_identity(load_processor(str(tmp_path / "merged"))) == processor_identity(trained.processor)
 
 
 def test_the_verifier_and_the_probe_see_what_the_model_sees(trained: Trained) -> None:

@@ -33,6 +33,10 @@ NEED_DOWNLOADS = {
     "lpoi.py": "data/sample_10k_llava.json",
     "lpoi_llava.py": "data/sample_10k_llava.json",
     "lpoi_llava_13b.py": "data/sample_10k_llava.json",
+    "lpoi_qwen3_vl.py": "data/sample_10k_llava.json",
+    "lpoi_qwen2_5_vl.py": "data/sample_10k_llava.json",
+    "lpoi_gemma3.py": "data/sample_10k_llava.json",
+    "lpoi_smolvlm.py": "data/sample_10k_llava.json",
     "generate-idefics-lpoi-amber.py": "checkpoints/idefics2-8b-lpoi-list5-10k/final",
     "score.py amber runs/idefics2-8b-lpoi-list5-10k-amber.json --data data/AMBER": "data/AMBER",
 }
@@ -171,6 +175,10 @@ PROGRAMS = {
 SAME_PROGRAM = {
     "lpoi_llava.py": "lpoi.py",
     "lpoi_llava_13b.py": "lpoi.py",
+    "lpoi_qwen3_vl.py": "lpoi.py",
+    "lpoi_qwen2_5_vl.py": "lpoi.py",
+    "lpoi_gemma3.py": "lpoi.py",
+    "lpoi_smolvlm.py": "lpoi.py",
     "generate-idefics-lpoi-amber.py": "generate.py",
 }
 

@@ -4,8 +4,9 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from listwise_preference.cli import Parser, count, positive, run_program
+from listwise_preference.cli import Parser, count, json_object, positive, run_program
 from listwise_preference.data.pairs import Record, read_entries
 from listwise_preference.data.ranked_images import ImageFiles
 from listwise_preference.errors import DataError, ModelError
@@ -23,6 +24,8 @@ def parse(argv: Sequence[str] | None = None) -> Namespace:
     base = "base model, a folder or a name on the hub (default: the adapter's own)"
     add("--model_name_or_path", help=base)
     add("--model_revision", help="branch, tag or commit of the model on the hub (default: the adapter's own)")
+    settings = "JSON over the image processor's settings, saved with the model (default: those of the training)"
+    add("--processor_settings", type=json_object, metavar="JSON", help=settings)
     add("--dtype", choices=("bfloat16", "float32", "float16"), default="bfloat16", help="of the merged weights")
     add("--max_shard_size", default="5GB", help="of one file of weights")
     add = parser.group("how it is proved")
@@ -58,12 +61,22 @@ def _run(options: Namespace) -> None:
     check_folders(options.model_name_or_path, None)
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
         raise DataError(f"--output {options.output}: there is something already; name a new folder")
+    if options.processor_settings is None:
+        options.processor_settings = _of_training(options.adapter, "model").get("processor_settings")
     records = _records(options)
 
     # All is there: now the heavy part.
     from listwise_preference.merging.merge import merge_and_prove
 
     merge_and_prove(options, records)
+
+
+def _of_training(adapter: Path, group: str) -> dict[str, Any]:
+    """A group of the options that the adapter was trained with, by its run.json; empty where it has none."""
+    file = adapter / "run.json"
+    run = read_json(file) if file.is_file() else {}
+    options: dict[str, Any] = run.get("arguments", {}).get(group, {})
+    return options
 
 
 def _records(options: Namespace) -> list[Record]:
@@ -74,9 +87,7 @@ def _records(options: Namespace) -> list[Record]:
     """
     pairs, root = options.pairs, options.image_root
     if pairs is None:
-        file = options.adapter / "run.json"
-        run = read_json(file) if file.is_file() else {}
-        data = run.get("arguments", {}).get("data", {})
+        data = _of_training(options.adapter, "data")
         if not data.get("pairs") or not Path(data["pairs"]).is_file():
             raise DataError(
                 "the pairs of the adapter's training are not there to compare on: give --pairs, and --image_root"

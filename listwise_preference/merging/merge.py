@@ -70,7 +70,7 @@ def merge_and_prove(options: Namespace, records: Sequence[Record]) -> Proof:
         ModelError: the model or the adapter cannot be loaded or merged, or the proof failed. Nothing is left then.
     """
     name, revision = options.model_name_or_path, options.model_revision
-    processor = loading.load_processor(name, revision)
+    processor = loading.load_processor(name, revision, options.processor_settings)
 
     def logps(model: nn.Module) -> Tensor:
         return _logps(model, processor, records)

@@ -39,7 +39,7 @@ class ModelArguments:
         None,
         "JSON over the checkpoint's settings of its image processor, for fewer tokens an image:"
         " '{\"do_image_splitting\": false}' (Idefics3, SmolVLM), '{\"crop_to_patches\": false}' (InternVL, Ovis2),"
-        " '{\"max_pixels\": 401408}' (Qwen, GLM)",
+        " '{\"max_pixels\": 401408}' (Qwen)",
         read=json_object,
     )
     init_adapter: str | None = option(

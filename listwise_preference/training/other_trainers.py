@@ -82,15 +82,15 @@ OTHER_TRAINERS: dict[str, tuple[str, str]] = {
     "packing": ("LLaMA-Factory, ms-swift", "here: --row_layout ragged, which is the default where a model allows it"),
     "image_max_pixels": (
         "LLaMA-Factory",
-        "no such thing here: the processor's preprocessor_config.json says the images' size",
+        "here: --processor_settings, with the name that the image processor has for it",
     ),
     "image_min_pixels": (
         "LLaMA-Factory",
-        "no such thing here: the processor's preprocessor_config.json says the images' size",
+        "here: --processor_settings, with the name that the image processor has for it",
     ),
-    "max_pixels": ("ms-swift", "no such thing here: the processor's preprocessor_config.json says the images' size"),
-    "min_pixels": ("ms-swift", "no such thing here: the processor's preprocessor_config.json says the images' size"),
-    "image_size": ("others", "no such thing here: the processor's preprocessor_config.json says the images' size"),
+    "max_pixels": ("ms-swift", "here: --processor_settings, with the name that the image processor has for it"),
+    "min_pixels": ("ms-swift", "here: --processor_settings, with the name that the image processor has for it"),
+    "image_size": ("others", "here: --processor_settings, with the name that the image processor has for it"),
     "default_system": ("LLaMA-Factory", "here: --system_prompt"),
     "system": ("ms-swift", "here: --system_prompt"),
     # ---- objective ----
