@@ -8,7 +8,7 @@ import base64
 import binascii
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -148,9 +148,9 @@ def _rated(value: Record, limit: int) -> Translation:
     """VLFeedback's: several responses with ratings. The best against the worst, then by how far two are apart."""
     given = value["completions"]
     if isinstance(given, Mapping):  # `datasets` turns a list of records into a record of lists
-        lengths = {len(one) for one in given.values() if isinstance(one, Sequence)}
-        if len(lengths) != 1:
-            raise BadRecord("text missing or unusable", '"completions" holds lists of different lengths')
+        lengths = {len(one) if isinstance(one, list) else -1 for one in given.values()}
+        if len(lengths) != 1 or -1 in lengths:
+            raise BadRecord("text missing or unusable", '"completions" holds no lists of one length')
         given = [{key: one[n] for key, one in given.items()} for n in range(lengths.pop())]
     if not isinstance(given, list) or any(not isinstance(one, dict) for one in given):
         raise BadRecord("text missing or unusable", f'"completions" is {shown(given)}, not a list of responses')
