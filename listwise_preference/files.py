@@ -55,6 +55,20 @@ def read_text(file: Path) -> str:
         raise DataError(f"{file}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
 
 
+def first_bytes(file: Path, count: int) -> bytes:
+    """The beginning of a file, by which its kind is told; nothing where it is none, or cannot be read.
+
+    A named pipe is not opened: it would be waited for.
+    """
+    try:
+        if file.is_file():
+            with file.open("rb") as stream:
+                return stream.read(count)
+    except (OSError, ValueError):
+        pass  # whoever reads the whole file says what is wrong
+    return b""
+
+
 def _check_is_file(file: Path) -> None:
     """Opened, a named pipe would wait for a writer; raises DataError."""
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from listwise_preference.errors import DataError
-from listwise_preference.files import Row, iterate_json_rows, parse_json, read_text
+from listwise_preference.files import Row, first_bytes, iterate_json_rows, parse_json, read_text
 
 _ENDINGS = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 # Beside the records of a folder, and not records themselves.
@@ -81,13 +81,9 @@ def read_file_rows(file: Path) -> list[Row]:
 
 
 def _kind(file: Path) -> str:
-    try:
-        if not file.is_file():
-            return "json"  # whose reader says what is wrong
-        with file.open("rb") as stream:
-            start = stream.read(1024)
-    except OSError:
-        return "json"
+    start = first_bytes(file, 1024)
+    if not start:
+        return "json"  # whose reader says what is wrong
     if start.startswith(b"PAR1"):
         return "parquet"
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from xml.etree import ElementTree
 
 from listwise_preference.errors import DataError
-from listwise_preference.files import parse_json, parse_yaml, path_key, read_text
+from listwise_preference.files import first_bytes, parse_json, parse_yaml, path_key, read_text
 from listwise_preference.image_lists.detectors.box_files import (
     BoxFile,
     FileBox,
@@ -62,11 +62,7 @@ def read_box_file(file: Path) -> BoxFile:
 
 
 def _is_xml(file: Path) -> bool:
-    try:
-        with file.open("rb") as stream:
-            return stream.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<")
-    except OSError:
-        return False  # the other readers say what is wrong
+    return first_bytes(file, 64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<")
 
 
 def _read_folder(folder: Path) -> BoxFile:
