@@ -120,7 +120,7 @@ def test_an_adapter_trained_on_fused_layers_gives_the_same_logits_in_plain_peft(
     run = Run(arguments, *read_data(arguments))
     run.load()
     run.precompute_reference()
-    run.train(None)
+    run.train()
     run.save()
     trained: Any = run.trainer.model.eval()
     assert any("forward" in module.__dict__ for module in trained.modules())

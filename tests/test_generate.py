@@ -659,7 +659,7 @@ def test_an_adapter_that_changes_nothing_is_refused(
     assert not output.exists()
     with pytest.raises(SystemExit, match="2"):
         main({}, options(output, adapter=tmp_path / "nowhere"))
-    assert "holds no adapter: adapter_config.json and adapter_model.safetensors" in capsys.readouterr().err
+    assert "nowhere: no such folder" in capsys.readouterr().err
 
     trained = saved_adapter(small_checkpoints["llava"], tmp_path / "trained", spread=1.0)
     main({}, options(output, adapter=trained))

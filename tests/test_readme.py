@@ -33,10 +33,6 @@ NEED_DOWNLOADS = {
     "lpoi.py": "data/sample_10k_llava.json",
     "lpoi_llava.py": "data/sample_10k_llava.json",
     "lpoi_llava_13b.py": "data/sample_10k_llava.json",
-    "lpoi_qwen3_vl.py": "data/sample_10k_llava.json",
-    "lpoi_qwen2_5_vl.py": "data/sample_10k_llava.json",
-    "lpoi_gemma3.py": "data/sample_10k_llava.json",
-    "lpoi_smolvlm.py": "data/sample_10k_llava.json",
     "generate-idefics-lpoi-amber.py": "checkpoints/idefics2-8b-lpoi-list5-10k/final",
     "score.py amber runs/idefics2-8b-lpoi-list5-10k-amber.json --data data/AMBER": "data/AMBER",
 }
@@ -128,9 +124,9 @@ def test_the_training_page_runs(clone: Path) -> None:
         if command.startswith("python lpoi") and "--do_train" not in command:
             assert "6.1738" in finished.stdout
     assert len(ran) == 5
-    for name in ("first", "second"):
+    for name in ("sample", "second"):
         assert (clone / "runs" / name / "final" / "adapter_model.safetensors").is_file()
-    assert (clone / "runs" / "first-evaluation" / "eval_records.jsonl").read_text().count("\n") == 31
+    assert (clone / "runs" / "sample-evaluation" / "eval_records.jsonl").read_text().count("\n") == 31
 
 
 # ---- what is named is there ----
@@ -169,7 +165,7 @@ PROGRAMS = {
     },
     **{
         f"benchmarks/{one}.py": [f"benchmarks/{one}.py"]
-        for one in ("generation", "image_lists", "objectives", "scoring", "training_step")
+        for one in ("generation", "image_lists", "objectives", "records", "scoring", "survival", "training_step")
     },
 }
 SAME_PROGRAM = {

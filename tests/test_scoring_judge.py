@@ -98,7 +98,7 @@ def test_a_judges_bad_reply_is_an_unparsed_one(tmp_path: Path, score: Score) -> 
     with chat_server(answer) as (url, _):
         result = score("mmhal", str(answers), "--judge_base_url", url, "--judge_model", "m", "--partial",
                        "--judge_cache", str(tmp_path / "cache"), "--judge_retries", "0").result  # fmt: skip
-    assert result["counts"] == {"answers": 3, "unparsed": 1}
+    assert result["counts"] == {"answers": 3, "unparsed": 1, "pictures": 3}
     assert result["score"] == pytest.approx(4)  # (6 + 0 + 6) / 3
 
 

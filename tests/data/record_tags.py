@@ -34,6 +34,7 @@ TESTS = (
     "scoring_object_halbench",
     "amber_report",
     "generate",
+    "make_pairs",
 )
 
 
