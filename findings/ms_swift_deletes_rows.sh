@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# ms-swift 4.6.0, datasets 4.8.4, torch 2.14.1, CPU. Two rows of a preference file: one with `rejected_response`, one with
+# ms-swift 4.6.0, datasets 4.8.4, torch 2.13.0, CPU. Two rows of a preference file: one with `rejected_response`, one with
 # the same response on another image, `rejected_images`, as the documentation shows each. One expects both to be kept, as
 # each is kept in a file of its own. Together the second is deleted: in the table of both rows it has a
 # `rejected_response` too, which is null, and a row with a null one is deleted, with a traceback in the log and no error.
@@ -9,7 +9,8 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet ms-swift==4.6.0 datasets==4.8.4 torchvision
+"$folder/venv/bin/pip" install --quiet torch==2.13.0
+"$folder/venv/bin/pip" install --quiet ms-swift==4.6.0 datasets==4.8.4
 cd "$folder"
 cat > run.py <<'PY'
 import json

@@ -243,7 +243,7 @@ def targets(config: PeftConfig) -> list[str] | str | None:
 
 
 def load_adapter(
-    model: PreTrainedModel, folder: Path, *, trainable: bool = False, base_is_reference: bool = False
+    model: PreTrainedModel, folder: Path, *, trainable: bool = False, base_is_reference: bool | None = None
 ) -> PeftModel:
     """A saved adapter on its base model, proved to be whole.
 
@@ -253,7 +253,7 @@ def load_adapter(
 
     Args:
         base_is_reference: refuse an adapter that changes the base weights when it is loaded, since the model with the
-            adapter off is not the base then.
+            adapter off is not the base then. By default it is refused where the adapter is trained.
 
     Raises:
         ModelError: no adapter there; or tensors that are left over, missing, or of another shape, each named; or a
@@ -262,6 +262,8 @@ def load_adapter(
     from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
 
+    if base_is_reference is None:
+        base_is_reference = trainable
     check_adapter(folder)
     file = adapter_file(folder)
     as_saved = read_config(folder)
