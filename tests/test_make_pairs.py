@@ -364,7 +364,8 @@ def test_what_a_user_can_correct_is_said_in_one_message(
     assert [file.name for file in tmp_path.iterdir()] == ["bad.jsonl", "pairs.jsonl"] or os.name == "nt"
 
 
-def test_objects_are_those_that_a_text_says_are_there(english_data: Path) -> None:
+def test_objects_are_those_that_a_text_says_are_there(english_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nltk.data, "path", [str(english_data)])  # the world's comes first in this module
     english.cache_clear()
     try:
         assert objects_of("A cup of coffee has been served; a spoon lies by the cup.")[:2] == ("cup", "coffee")
