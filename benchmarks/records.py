@@ -60,7 +60,7 @@ def main() -> None:
         from listwise_preference.models.chat_format import ChatFormat
         from listwise_preference.small_world.model import save_small_model
         from listwise_preference.training.batch import ListwiseDataset
-        from listwise_preference.training.run import refuse_special_tokens
+        from listwise_preference.training.dataset import refuse_special_tokens
 
         processor = loading.load_processor(str(save_small_model(folder / "model", "llava")), None)
         start = time.process_time()

@@ -90,7 +90,8 @@ def device() -> Any:
     """The accelerator, or the CPU."""
     import torch
 
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    # A torch built for CUDA names it on a machine that has none, unless it is asked to look.
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def timed(runs: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, dict[str, float]]:

@@ -36,8 +36,9 @@ from listwise_preference.training.batch import Collator, ListwiseDataset
 from listwise_preference.training.command import main as train
 from listwise_preference.training.command import read_data
 from listwise_preference.training.completion_logps import completion_logps
+from listwise_preference.training.dataset import refuse_special_tokens
 from listwise_preference.training.options import parse
-from listwise_preference.training.run import Run, refuse_special_tokens
+from listwise_preference.training.run import Run
 
 from .conftest import SAMPLE, sample_pairs
 
