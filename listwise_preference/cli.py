@@ -298,9 +298,9 @@ def json_or_file(text: str) -> str:
 def json_object(text: str) -> dict[str, Any]:
     """A JSON object."""
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"{text}: not valid JSON: {error.msg}") from None
+        value = parse_json(text, text)
+    except DataError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f'{text}: must be a JSON object, {{"name": value}}')
     return value

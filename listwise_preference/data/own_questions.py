@@ -5,7 +5,7 @@ from pathlib import Path
 
 from listwise_preference.data.ranked_images import transposed_size
 from listwise_preference.errors import DataError, ImageError
-from listwise_preference.files import find_file, read_records
+from listwise_preference.files import below, read_records
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ def read_own_questions(file: Path, image_root: Path) -> tuple[OwnQuestion, ...]:
     """All questions of a file, each checked; of the images only the headers are read.
 
     Raises:
-        DataError: the file cannot be read, a record has no image or no question, or its image cannot be opened.
+        DataError: the file cannot be read, a record has no image or no question, or its image cannot be opened or is
+            not under the root.
     """
     questions = []
     for number, record in enumerate(read_records(file), start=1):
@@ -29,7 +30,9 @@ def read_own_questions(file: Path, image_root: Path) -> tuple[OwnQuestion, ...]:
                 raise DataError(
                     f'{file}: record {number}: no text under "{key}"; write {{"image": ..., "question": ...}}'
                 )
-        image = find_file(image_root / record["image"])
+        image = below(image_root, record["image"])
+        if image is None:
+            raise DataError(f"{file}: record {number}: {record['image']} is not under --image_root {image_root}")
         try:
             transposed_size(image)
         except (ImageError, OSError) as error:

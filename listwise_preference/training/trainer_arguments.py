@@ -6,13 +6,13 @@ types, choices and defaults with the installed transformers.
 
 import argparse
 import dataclasses
-import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from listwise_preference.cli import boolean, option
 from listwise_preference.errors import UserError
+from listwise_preference.files import parse_json
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -248,7 +248,7 @@ class TrainerArguments:
         try:
             for name in ("parallelism_config", "liger_kernel_config"):
                 if isinstance(values[name], str):
-                    values[name] = json.loads(values[name])
+                    values[name] = parse_json(values[name], f"--{name}")
             if isinstance(values["parallelism_config"], dict):
                 values["parallelism_config"] = ParallelismConfig(**values["parallelism_config"])
             args = TrainingArguments(**values)
