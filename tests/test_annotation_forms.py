@@ -166,12 +166,18 @@ def test_what_has_no_box_or_no_label_is_left_out_and_counted(tmp_path: Path) -> 
         "voc.xml": voc((11, "", 30, 40)),
         "labelme.json": labelme(shape("point", (1, 1)), shape("rectangle", (1, 1), (5, 5), label=" ")),
         "studio.json": label_studio(region(), region(rectanglelabels=["dog"]) | {"id": "r2"}),
+        "no list.json": [
+            *label_studio(region(rectanglelabels=["dog"])),
+            {"id": 2, "data": {"image": "b.jpg"}, "annotations": 30},
+            {"id": 3, "data": {"image": "c.jpg"}, "annotations": [{"result": "none"}]},
+        ],
     }
     expected = {
         "cvat.xml": ("points and lines", "not a number"),
         "voc.xml": ("not a number",),
         "labelme.json": ("points and lines", "no label"),
         "studio.json": ("no label",),
+        "no list.json": ("annotations that are no list: 2, e.g. task 2",),
     }
     for name, content in contents.items():
         said = Annotations(write(tmp_path / name, content)).report([])

@@ -360,19 +360,26 @@ def _read_label_studio(tasks: Sequence[Any], found: BoxFile) -> None:
 
 def _annotated(task: Mapping[str, Any], where: str, found: BoxFile) -> list[Mapping[str, Any]]:
     """The regions of the task's annotation: of several the one called ground truth, or the first not cancelled."""
-    given = [one for one in task.get("annotations", task.get("completions")) or () if isinstance(one, dict)]
+    several = _list(task.get("annotations", task.get("completions")), where, found)
+    given = [one for one in several if isinstance(one, dict)]
     valid = [one for one in given if not one.get("was_cancelled")]
     if len(valid) > 1:
         found.noted.add("tasks with several annotations, of which one is taken", where)
     chosen = next((one for one in valid if one.get("ground_truth")), valid[0] if valid else {})
     regions: dict[str, dict[str, Any]] = {}
-    for number, one in enumerate(chosen.get("result") or ()):
+    for number, one in enumerate(_list(chosen.get("result"), where, found)):
         if isinstance(one, dict) and isinstance(one.get("value"), dict):
             # A region and its labels may be two entries of one id.
             whole = {name: one[name] for name in ("original_width", "original_height") if name in one}
             key = str(one.get("id", number))
             regions[key] = regions.get(key, {}) | whole | one["value"]
     return [one for one in regions.values() if _is_region(one)]
+
+
+def _list(value: Any, where: str, found: BoxFile) -> list[Any]:
+    if value is not None and not isinstance(value, list):
+        found.left_out.add("annotations that are no list", where)
+    return value if isinstance(value, list) else []
 
 
 def _add_region(region: Mapping[str, Any], image: FileImage, where: str, found: BoxFile) -> None:
