@@ -20,7 +20,7 @@ import lpoi_qwen3_vl
 import lpoi_smolvlm
 from listwise_preference.cli import Parser, add_options
 from listwise_preference.errors import UserError
-from listwise_preference.training.options import DataArguments, ModelArguments, ObjectiveArguments, parse
+from listwise_preference.training.options import DataArguments, ModelArguments, ObjectiveArguments, RunArguments, parse
 from listwise_preference.training.other_trainers import OTHER_TRAINERS
 from listwise_preference.training.trainer_arguments import LOGGERS, REFUSED, TrainerArguments
 
@@ -129,7 +129,7 @@ def test_a_wrong_option_is_one_line(options: list[str], message: str, capsys: py
 
 def test_names_of_other_trainers_lead_to_options_that_are_there() -> None:
     """The table's names are none of ours, what it says is here is, and docs/other_trainers.md has every row."""
-    groups = (ModelArguments, DataArguments, ObjectiveArguments, TrainerArguments)
+    groups = (ModelArguments, DataArguments, ObjectiveArguments, RunArguments, TrainerArguments)
     ours = {field.name for group in groups for field in dataclasses.fields(group)}
     assert not ours & OTHER_TRAINERS.keys()
     page = (ROOT / "docs" / "other_trainers.md").read_text()
