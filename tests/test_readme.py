@@ -26,7 +26,7 @@ DOCUMENTS = [
 ]
 INSTALL = [
     "pip install -r requirements.txt && python demo.py",
-    "pip install -r requirements.txt -r requirements-dev.txt && pytest",
+    "pip install -r requirements.txt -r requirements-dev.txt && pytest -n 2",
 ]
 # Commands of the README that need the paper's data or AMBER's, and what they stop at where it is missing.
 NEED_DOWNLOADS = {
