@@ -93,6 +93,11 @@ FORMS: dict[str, Record] = {
         "chosen": "A cat.",
         "rejected": ["A dog.", "A cow."],
     },
+    "ms-swift, query and response": ONE
+    | {"query": "<image>What is it?", "response": "A cat.", "rejected_response": "A dog.", "history": []},
+    "MMPR": {"image": "a.png", "question": "<image>\nWhat is it?", "chosen": "A cat.", "rejected": "A dog."},
+    "TRL, a mark in the message": ONE
+    | {"prompt": [user()], "chosen": [says("A cat.")], "rejected": [user(), says("A dog.")]},
     "image folder": {"file_name": "a.png", "prompt": "What is it?", "chosen": "A cat.", "rejected": "A dog."},
 }
 EXPECTED = ("What is it?", "A cat.", "A dog.")
@@ -125,6 +130,7 @@ def test_every_form_is_the_same_pair(tmp_path: Path, root: Path, form: str) -> N
         (FORMS["LLaVA-RLHF, the second is better"] | {"preference": 0}, '"preference" is 0, neither 1 nor 2'),
         (FORMS["POVID"] | {"rejected_conversations": [human("Who?"), gpt("B")]}, "are different"),
         (FORMS["LLaMA-Factory, Alpaca"] | {"history": [["a", "b"]]}, '"history" has earlier turns'),
+        (FORMS["ms-swift, query and response"] | {"history": [["a", "b"]]}, '"history" has earlier turns'),
         (FORMS["RLAIF-V"] | {"image": "https://example.com/a.png"}, "is https://example.com/a.png; download the image"),
         (FORMS["RLAIF-V"] | {"image": "data:image/png;base64,not base64"}, "is not base64 of an image"),
     ],
@@ -224,10 +230,14 @@ def test_a_table_holds_messages_as_json_and_says_which_line_is_ragged(tmp_path: 
         f"{head}\na\tb\nc": "line 2: 2 cells where the first line names 3 columns",
         "no table": "does not name columns",
         f"{head}\n": "no records in it",
+        "PK\3\4": "packed by zip; unpack it first",
     }.items():
         table.write_text(text, encoding="utf-8")
         with pytest.raises(DataError, match=message):
             load_records(table, root, ImageOnly())
+    for several in (tmp_path, tmp_path / "*.tsv"):
+        with pytest.raises(DataError, match="one file is read here; make one of several: python -m"):
+            load_records(several, root, ImageOnly())
 
 
 def png(colour: str) -> bytes:
@@ -253,11 +263,12 @@ def test_images_inside_records_are_unpacked_once_each(tmp_path: Path) -> None:
     encoded = write_lines(
         tmp_path / "p.jsonl",
         FORMS["RLAIF-V"] | {"image": f"data:image/png;base64,{base64.b64encode(png('red')).decode()}"},
+        FORMS["RLAIF-V"] | {"image": base64.b64encode(png("red")).decode()},
         FORMS["RLAIF-V"] | {"image": "data:image/png;base64,AAAA"},
     )
     result = program.convert([file, encoded], tmp_path, tmp_path / "out" / "images")
-    blue, red, again, also_red = [pair["img_path"] for pair in result.pairs]
-    assert blue == again != red == also_red and blue.startswith("out/images/") and blue.endswith(".png")
+    blue, red, again, also_red, bare = [pair["img_path"] for pair in result.pairs]
+    assert blue == again != red == also_red == bare and blue.startswith("out/images/") and blue.endswith(".png")
     with Image.open(tmp_path / blue) as image:
         assert image.getpixel((0, 0)) == (0, 0, 255)
     assert len(result.unpacked) == 2 and "the image in the record" in result.bad[0].problems[0][1]
@@ -299,6 +310,11 @@ def test_many_files_by_name_and_ids_that_repeat(tmp_path: Path, root: Path) -> N
     assert by_sign == find_sources([str(tmp_path / "data")]) == [tmp_path / "data" / f"{n}.jsonl" for n in (1, 2)]
     result = converted([Path(str(one)) for one in by_sign], root)
     assert [pair["id"] for pair in result.pairs] == ["x", 2, "x-2", 4] and result.renamed == 1
+    metadata = root / "train" / "metadata.jsonl"  # of an image folder, whose names are relative to this file
+    metadata.parent.mkdir()
+    write_lines(metadata, FORMS["image folder"] | {"file_name": "c.png"}).with_name("c.png").write_bytes(png("green"))
+    assert [pair["img_path"] for pair in converted([metadata], root).pairs] == ["train/c.png"]
+    metadata.unlink()
     for wrong in ("no.json", "no*.json", str(root)):
         with pytest.raises(DataError, match=r"no such file|no file has such a name|file in this folder"):
             find_sources([wrong])
@@ -327,7 +343,7 @@ def test_the_program_writes_pairs_and_a_page_of_the_first(
     page = context.new_page()
     page.goto((tmp_path / "out" / "pairs_page" / "index.html").as_uri())
     assert page.locator("article.pair").count() == 5
-    assert page.locator("#counts").inner_text().startswith("the first 5 of 12 pairs from 13 records")
+    assert page.locator("#counts").inner_text().startswith("the first 5 of 15 pairs from 16 records")
     assert page.locator(".left-out li").count() == 2
     widths = page.locator("article img").evaluate_all("images => images.map(image => image.getAttribute('width'))")
     assert widths == ["20"] * 5

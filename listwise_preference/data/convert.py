@@ -118,7 +118,7 @@ def convert(
     seen: set[str] = set()
     if not image_root.is_dir():
         raise DataError(f"{image_root}: no such folder; set --image_root to the folder the images are under")
-    for row in tqdm(_rows(sources, split), desc="Reading", unit=" records", disable=None):
+    for row in tqdm(_rows(sources, split, image_root), desc="Reading", unit=" records", disable=None):
         converted.records += 1
         whole = Candidate(row)
         try:
@@ -143,13 +143,18 @@ def convert(
     return converted
 
 
-def _rows(sources: Sequence[Path | str], split: str) -> Iterator[Row]:
+def _rows(sources: Sequence[Path | str], split: str, image_root: Path) -> Iterator[Row]:
     """The records of all sources; one without an id is numbered over all of them."""
     number = 0
     for source in sources:
+        metadata = source.parent if isinstance(source, Path) and source.stem == "metadata" else None
         for row in iterate_rows(source, split):
             number += 1
-            yield Row(number, row.where, row.value)
+            value = row.value
+            if metadata and isinstance(value, dict) and isinstance(name := value.get("file_name"), str):
+                # Of an image folder, whose metadata names images from where it lies itself.
+                value = value | {"file_name": os.path.relpath(metadata / name, image_root)}
+            yield Row(number, row.where, value)
 
 
 def _candidate(row: Row, pair: Record, image_root: Path) -> Candidate:

@@ -1,7 +1,7 @@
 """The forms that other programs and data sets give a preference, made into ours; told apart by the keys of a record.
 
 :func:`translate` turns a record into ``{"id", "img_path", "prompt", "chosen", "rejected"}``, of which ``pairs``
-checks the texts. docs/data_formats.md shows every form.
+checks the texts. docs/pairs.md shows every form.
 """
 
 import base64
@@ -23,6 +23,7 @@ _USER, _ASSISTANT = ("user", "human"), ("assistant", "gpt", "llm")
 _CONVERSATION = "conversation of another form"
 _NO_PREFERENCE = "no preference"
 _IMAGE = "image path missing or unclear"
+_BASE64 = ("iVBORw0KGgo", "/9j/", "UklGR", "R0lGOD")  # how PNG, JPEG, WebP and GIF begin in it
 
 
 @dataclass
@@ -54,6 +55,8 @@ def translate(value: Record, limit: int = 1) -> Translation:
         translation = _two_conversations(value, "messages", "rejected_messages", "ms-swift")
     elif "rejected_response" in value and "messages" in value:
         translation = _rejected_response(value, limit)
+    elif {"query", "response", "rejected_response"} <= value.keys():
+        translation = _query(value, limit)
     elif ("conversations" in value or "messages" in value) and "chosen" in value:
         translation = _conversation_and_two(value, limit)
     elif "instruction" in value and "chosen" in value:
@@ -77,8 +80,26 @@ def _ours(value: Record, limit: int) -> Translation:
     if _are_texts(value.get("rejected")) or _are_texts(value.get("chosen")):
         left_out: Counter[str] = Counter()
         pairs = _each_with_each(_responses(value, "chosen"), _responses(value, "rejected"), limit, left_out)
-        return Translation("several responses", [value | pair for pair in pairs], left_out)
-    return Translation(form, [dict(value)])
+        return Translation("several responses", [_bare(value) | pair for pair in pairs], left_out)
+    return Translation(form, [_bare(value)])
+
+
+def _bare(value: Record) -> Record:
+    """The record without a mark for the image at an end of its prompt; one inside a sentence is left to the checks."""
+    bare = dict(value)
+    for key in ("prompt", "question"):
+        if isinstance(given := value.get(key), str):
+            bare[key] = _without_outer_marker(given)
+    for key in ("prompt", "question", "chosen", "rejected"):
+        if isinstance(given := value.get(key), list):
+            bare[key] = [_bare_message(one) for one in given]
+    return bare
+
+
+def _bare_message(message: Any) -> Any:
+    if not isinstance(message, dict) or message.get("role") != "user" or not isinstance(message.get("content"), str):
+        return message
+    return message | {"content": _without_outer_marker(message["content"])}
 
 
 def _conversation_and_two(value: Record, limit: int) -> Translation:
@@ -94,9 +115,7 @@ def _conversation_and_two(value: Record, limit: int) -> Translation:
 
 def _instruction(value: Record, limit: int) -> Translation:
     """LLaMA-Factory's Alpaca preference: instruction and input are the two halves of the prompt."""
-    _check_no_system(value)
-    if value.get("history"):
-        raise BadRecord(_CONVERSATION, '"history" has earlier turns, which the method cannot use')
+    _check_single_turn(value)
     halves = [_as_text(value[key], key) for key in ("instruction", "input") if value.get(key)]
     left_out: Counter[str] = Counter()
     pairs = _each_with_each(_responses(value, "chosen"), _responses(value, "rejected"), limit, left_out)
@@ -110,6 +129,15 @@ def _rejected_response(value: Record, limit: int) -> Translation:
     left_out: Counter[str] = Counter()
     pairs = _each_with_each([chosen], _responses(value, "rejected_response"), limit, left_out)
     return Translation("ms-swift", [{"prompt": prompt, **pair} for pair in pairs], left_out)
+
+
+def _query(value: Record, limit: int) -> Translation:
+    """ms-swift's older one: a query, the chosen response, and the rejected one, or several."""
+    _check_single_turn(value)
+    prompt = _without_marker(_as_text(value["query"], "query"))
+    left_out: Counter[str] = Counter()
+    pairs = _each_with_each(_responses(value, "response"), _responses(value, "rejected_response"), limit, left_out)
+    return Translation("ms-swift, query and response", [{"prompt": prompt, **pair} for pair in pairs], left_out)
 
 
 def _two_conversations(value: Record, first: str, second: str, form: str) -> Translation:
@@ -141,7 +169,7 @@ def _json_text(value: Record) -> Translation:
     if not isinstance(texts, dict):
         return Translation("prompt, chosen, rejected", [dict(value)])
     keys = ("question", "prompt", "chosen", "rejected")
-    return Translation("RLHF-V", [{key: texts[key] for key in keys if key in texts}])
+    return Translation("RLHF-V", [_bare({key: texts[key] for key in keys if key in texts})])
 
 
 def _rated(value: Record, limit: int) -> Translation:
@@ -266,6 +294,19 @@ def _check_no_system(value: Record) -> None:
         )
 
 
+def _check_single_turn(value: Record) -> None:
+    _check_no_system(value)
+    if value.get("history"):
+        raise BadRecord(_CONVERSATION, '"history" has earlier turns, which the method cannot use')
+
+
+def _without_outer_marker(text: str) -> str:
+    try:
+        return _without_marker(text)
+    except BadRecord:
+        return text
+
+
 def _without_marker(text: str) -> str:
     """The text without its mark for the image, which stands before the text whatever the mark's place was."""
     count = text.count(IMAGE_TOKEN)
@@ -343,6 +384,8 @@ def embedded(image: Any) -> bytes | None:
         BadRecord: the bytes are not base64, where they are text.
     """
     if isinstance(image, str):
+        if image.startswith(_BASE64) and "." not in image:  # a path has an ending
+            return _from_base64(image)
         head, comma, rest = image.partition(",") if image.startswith("data:image/") else ("", "", "")
         return _from_base64(rest) if comma and head.endswith(";base64") else None
     content = image.get("bytes") if isinstance(image, Mapping) else image

@@ -6,6 +6,7 @@ one type: "007" becomes 7, and "null" nothing. A cell of CSV stays the text it i
 
 import csv
 import io
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # Builders of `datasets` that guess a column's type from its texts.
 _GUESSING = ("json", "csv", "pandas", "text")
 _ROWS_AT_A_TIME = 64  # of parquet, whose rows may hold whole images
+_PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2"}
 
 
 def find_sources(names: list[str]) -> list[Path | str]:
@@ -67,8 +69,14 @@ def iterate_rows(source: Path | str, split: str = "train") -> Iterator[Row]:
     """
     if isinstance(source, str):
         return _from_hub(source, split)
-    if source.is_dir():
+    if source.is_dir() and _saved_by_datasets(source):
         return _from_folder(source, split)
+    # Not Path.exists(), which raises on names that are too long.
+    if source.is_dir() or (set(str(source)) & set("*?[") and not os.path.exists(source)):  # noqa: PTH110
+        raise DataError(
+            f"{source}: one file is read here; make one of several: python -m listwise_preference.data '{source}' --to"
+            " pairs.jsonl"
+        )
     kind = _kind(source)
     if kind == "parquet":
         return _from_parquet(source)
@@ -86,6 +94,8 @@ def _kind(file: Path) -> str:
         return "json"  # whose reader says what is wrong
     if start.startswith(b"PAR1"):
         return "parquet"
+    if packer := next((name for begin, name in _PACKED.items() if start.startswith(begin)), None):
+        raise DataError(f"{file}: packed by {packer}; unpack it first")
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     json_like = file.suffix.lower() in (".json", ".jsonl") or text.startswith((b"[", b"{")) or not text
     return "json" if json_like else "cells"
