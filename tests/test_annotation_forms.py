@@ -84,6 +84,8 @@ def form(name: str, folder: Path) -> Path:
         return write(folder / "a.xml", voc()).parent
     if name == "VOC, one file, corners the wrong way round":
         return write(folder / "a.xml", voc((30, 40, 11, 11)))
+    if name == "VOC, another encoding named":
+        return write(folder / "a.xml", f'<?xml version="1.0" encoding="GBK"?>{voc()}')
     if name == "CVAT":
         return write(folder / "annotations.xml", cvat(BOX))
     if name == "CVAT, corners the wrong way round":
@@ -107,15 +109,16 @@ def form(name: str, folder: Path) -> Path:
     if name == "YOLO, Darknet's names":
         write(folder / "labels" / "classes.txt", "cat\ndog\n")
         return folder / "labels"
-    assert name == "YOLO, Ultralytics"
+    assert name.startswith("YOLO, Ultralytics")
     write(folder / "data.yaml", "train: images/train\nnames:\n  0: cat\n  1: dog\n")
-    return folder / "labels"
+    return folder / "labels" / ("train" if "two above" in name else "")
 
 
 FORMS = [
-    "VOC", "VOC, one file, corners the wrong way round", "CVAT", "CVAT, corners the wrong way round", "LabelMe",
+    "VOC", "VOC, one file, corners the wrong way round", "VOC, another encoding named",
+    "CVAT", "CVAT, corners the wrong way round", "LabelMe",
     "LabelMe, one file, a polygon", "Label Studio", "Label Studio, region and labels apart", "Label Studio, JSON-MIN",
-    "YOLO, Darknet's names", "YOLO, Ultralytics",
+    "YOLO, Darknet's names", "YOLO, Ultralytics", "YOLO, Ultralytics, names two above",
 ]  # fmt: skip
 
 
@@ -182,9 +185,34 @@ def test_what_has_no_box_or_no_label_is_left_out_and_counted(tmp_path: Path) -> 
     for name, content in contents.items():
         said = Annotations(write(tmp_path / name, content)).report([])
         assert all(what in said for what in expected[name]), said
-    write(tmp_path / "yolo" / "a.txt", f"7 {SHARES}\n")
+    write(tmp_path / "yolo" / "a.txt", f"7 {SHARES}\n0 0.2 O.5 0.2 0.6\n")
     write(tmp_path / "yolo" / "classes.txt", "dog\n")
-    assert "class 7 of 1 names" in Annotations(tmp_path / "yolo").report([])
+    said = Annotations(tmp_path / "yolo").report([])
+    assert "class 7 of 1 names" in said and "not a class and numbers: 1, e.g. a.txt: line 2" in said
+
+
+def test_what_label_studio_has_beside_boxes_is_counted_and_an_image_nobody_annotated_is_unknown(tmp_path: Path) -> None:
+    box = region(rectanglelabels=["dog"])
+    regions = [
+        {"id": "r2", "type": "choices", "value": {"choices": ["sharp"]}},  # marks nothing
+        {"id": "r3", "type": "brushlabels", "value": {"format": "rle", "rle": [0, 1], "brushlabels": ["dog"]}},
+        region("keypointlabels", keypointlabels=["dog"]) | {"id": "r4", "value": {"x": 1, "y": 1, "width": 1}},
+        {"id": "r5", "type": "rectanglelabels", "value": box["value"]},
+        box | {"id": "r6", "image_rotation": 90},
+    ]
+    tasks = label_studio(box, *regions)
+    tasks += [{"id": 2, "data": {"image": "b.jpg"}, "annotations": []}]
+    tasks += [{"id": 3, "data": {"image": "c.jpg"}, "annotations": [{"result": [box], "was_cancelled": True}]}]
+    detector = Annotations(write(tmp_path / "s.json", tasks), ["a.jpg", "b.jpg"])
+    assert found(detector.file) == DOG
+    assert {reason: one["count"] for reason, one in detector.summary()["annotations"]["left_out"].items()} == {
+        "regions of a brush, which are not read": 1,
+        "points and lines, which have no box": 1,
+        "regions without original_width": 1,
+        "regions on an image that was turned in Label Studio (image_rotation)": 1,
+        "tasks that nobody has annotated": 2,
+    }
+    assert detector.knows("a.jpg", "dog") and not detector.knows("b.jpg", "dog")
 
 
 @pytest.mark.parametrize(
@@ -195,6 +223,7 @@ def test_what_has_no_box_or_no_label_is_left_out_and_counted(tmp_path: Path) -> 
         ({"a.xml": "<annotations><track id='0' label='dog'/></annotations>"}, "tracks of a video"),
         ({"a.txt": f"0 {SHARES}"}, "no files of VOC, CVAT, LabelMe, or YOLO with its names"),
         ({"a.xml": voc(), "a.json": labelme()}, "files of XML (VOC, CVAT) and of LabelMe"),
+        ({"coco.json": {"images": [], "categories": [], "annotations": []}}, "of COCO, JSONL and Label Studio name"),
     ],
 )
 def test_folders_that_cannot_be_used_are_refused(tmp_path: Path, files: dict[str, Any], message: str) -> None:
@@ -203,6 +232,9 @@ def test_folders_that_cannot_be_used_are_refused(tmp_path: Path, files: dict[str
     with pytest.raises(DataError) as refused:
         Annotations(tmp_path / "boxes")
     assert message in str(refused.value)
+    for file in (tmp_path / "boxes").glob("*.txt"):
+        with pytest.raises(DataError, match="of YOLO, name the folder of the texts"):
+            Annotations(file)
 
 
 def test_an_image_annotated_at_another_size_is_refused_and_of_two_annotators_one_is_taken(tmp_path: Path) -> None:
@@ -219,7 +251,8 @@ def test_an_image_annotated_at_another_size_is_refused_and_of_two_annotators_one
     ("phrase", "label"),
     [
         ("people", "person"), ("men", "man"), ("children", "child"), ("knives", "knife"), ("policeman", "person"),
-        ("fishermen", "Person"), ("policewomen", "people"), ("person", "fisherman"), ("firefighters", "person"),
+        ("fishermen", "Person"), ("policewomen", "people"), ("policemen", "man"),
+        ("grandmothers", "woman"), ("person", "fisherman"), ("firefighters", "person"),
     ],
 )  # fmt: skip
 def test_plurals_and_professions_match(phrase: str, label: str) -> None:

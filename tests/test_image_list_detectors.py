@@ -378,7 +378,7 @@ RUNS = [10 * 50 + 10, *([30, 20] * 19), 30, 10 + 70 * 50]
     ids=["polygon", "two polygons", "run lengths", "compressed run lengths"],
 )
 def test_a_segmentation_alone_gives_its_box(tmp_path: Path, segmentation: Any) -> None:
-    for bbox in ({}, {"bbox": None}, {"bbox": []}):
+    for bbox in ({}, {"bbox": None}, {"bbox": []}, {"bbox": [0, 0, 0, 0]}):
         detector = read_coco(tmp_path, [{"segmentation": segmentation, **bbox}])
         assert found(detector) == [Box(10, 10, 30, 40)]
         assert "taken as the box around their segmentation: 1, e.g. annotation 1" in detector.report(["a.png"])
@@ -401,6 +401,7 @@ def test_a_compressed_mask_of_pycocotools_is_read(tmp_path: Path) -> None:
         ({"size": [50, 100], "counts": [5000]}, "its mask is empty"),
         ({"size": [50, 100], "counts": "~~"}, "neither polygons nor run lengths"),
         ("mask", "neither polygons nor run lengths"),
+        ([], "neither bbox nor segmentation"),
     ],
 )
 def test_a_segmentation_that_is_none_is_counted_by_reason(tmp_path: Path, segmentation: Any, reason: str) -> None:

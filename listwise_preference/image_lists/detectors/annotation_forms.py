@@ -45,6 +45,9 @@ def read_box_file(file: Path) -> BoxFile:
     if file.is_dir():
         return _read_folder(file)
     found = _box_file(file)
+    is_json = first_bytes(file, 64).lstrip().startswith((b"[", b"{"))
+    if file.suffix.lower() in (".txt", ".yaml", ".names") and not is_json and file.is_file():
+        raise DataError(f"--annotations {file}: of YOLO, name the folder of the texts, one an image")
     if _is_xml(file):
         _read_xml(file, found)
         return found
@@ -81,7 +84,12 @@ def _read_folder(folder: Path) -> BoxFile:
         what = (
             "files of " + " and of ".join(there) if there else "no files of VOC, CVAT, LabelMe, or YOLO with its names"
         )
-        advice = "name a folder with one kind" if there else "YOLO's names are in data.yaml, classes.txt or obj.names"
+        advice = (
+            "name a folder with one kind"
+            if there
+            else "YOLO's names are in data.yaml, classes.txt or obj.names, in this folder or above it; of COCO, JSONL"
+            " and Label Studio name the file"
+        )
         raise DataError(f"--annotations {folder}: {what}; {advice}")
     found = _box_file(folder)
     for file in xml:
@@ -146,7 +154,7 @@ def _read_xml(file: Path, found: BoxFile) -> None:
     if "<!ENTITY" in text:  # no tool writes them, and a few unfold to any size
         raise DataError(f"--annotations {file}: entities of its own (<!ENTITY) are not read")
     try:
-        root = ElementTree.fromstring(text.encode("utf-8", "replace"))
+        root = ElementTree.fromstring(text)  # as text, so that an encoding it names does not matter
     except ElementTree.ParseError as error:
         raise DataError(f"--annotations {file}: not XML: {error}") from None
     if root.tag == "annotation":
@@ -227,7 +235,7 @@ def _cvat_mask(one: ElementTree.Element) -> list[Point]:
 
 def _class_names(folder: Path) -> tuple[list[str], list[Path]] | None:
     """The names in the order of their numbers, and the files that are no labels; None where there are none."""
-    above = [folder, folder.parent]
+    above = [folder, *folder.absolute().parents[:2]]  # dataset/data.yaml of dataset/train/labels
     for place in above:
         for file in (place / "data.yaml", place / "dataset.yaml", *sorted(place.glob("*.yaml"))):
             if file.is_file() and (names := _yaml_names(file)):
@@ -256,11 +264,13 @@ def _yaml_names(file: Path) -> list[str]:
 
 
 def _is_yolo(file: Path) -> bool:
-    """Whether every line is a class and numbers; an image without objects has an empty file."""
+    """Whether a line begins as a class and a box do; an image without objects has an empty file."""
     lines = [line.split() for line in read_text(file).splitlines() if line.strip()]
-    return all(
-        len(line) >= 5 and line[0].isdigit() and not any(math.isnan(_float(one)) for one in line) for line in lines
-    )
+    return not lines or any(len(line) >= 5 and line[0].isdigit() for line in lines)
+
+
+def _is_yolo_line(words: Sequence[str]) -> bool:
+    return len(words) >= 5 and words[0].isdigit() and not any(math.isnan(_float(one)) for one in words)
 
 
 def _read_yolo(file: Path, names: Sequence[str], found: BoxFile, folder: Path) -> None:
@@ -270,6 +280,9 @@ def _read_yolo(file: Path, names: Sequence[str], found: BoxFile, folder: Path) -
         if not line.strip():
             continue
         where, (kind, *rest) = f"{file.name}: line {number}", line.split()
+        if not _is_yolo_line([kind, *rest]):
+            found.left_out.add("lines that are not a class and numbers", where)
+            continue
         values = list(map(_float, rest))
         if int(kind) >= len(names):
             found.left_out.add(f"class {kind} of {len(names)} names", where)
@@ -345,9 +358,12 @@ def _read_label_studio(tasks: Sequence[Any], found: BoxFile) -> None:
         if not isinstance(task, dict):
             found.left_out.add("not an object", where)
             continue
-        regions, data = _regions(task), task
+        regions: list[Mapping[str, Any]] | None = _regions(task)
+        data = task
         if isinstance(task.get("data"), dict):
             regions, data = _annotated(task, where, found), task["data"]
+        if regions is None:
+            continue
         name = _label_studio_name(data)
         if name is None:
             found.left_out.add("no image in its data", where)
@@ -358,22 +374,39 @@ def _read_label_studio(tasks: Sequence[Any], found: BoxFile) -> None:
             _add_region(region, image, where, found)
 
 
-def _annotated(task: Mapping[str, Any], where: str, found: BoxFile) -> list[Mapping[str, Any]]:
-    """The regions of the task's annotation: of several the one called ground truth, or the first not cancelled."""
-    several = _list(task.get("annotations", task.get("completions")), where, found)
-    given = [one for one in several if isinstance(one, dict)]
+def _annotated(task: Mapping[str, Any], where: str, found: BoxFile) -> list[Mapping[str, Any]] | None:
+    """The regions of the task's annotation: of several the one called ground truth, or the first not cancelled.
+
+    None without an annotation: what is on the image is unknown, which is not the same as nothing.
+    """
+    several = task.get("annotations", task.get("completions"))
+    given = [one for one in _list(several, where, found) if isinstance(one, dict)]
     valid = [one for one in given if not one.get("was_cancelled")]
+    if not valid:
+        if isinstance(several, list):
+            found.left_out.add("tasks that nobody has annotated", where)
+        return None
     if len(valid) > 1:
         found.noted.add("tasks with several annotations, of which one is taken", where)
-    chosen = next((one for one in valid if one.get("ground_truth")), valid[0] if valid else {})
+    chosen = next((one for one in valid if one.get("ground_truth")), valid[0])
     regions: dict[str, dict[str, Any]] = {}
     for number, one in enumerate(_list(chosen.get("result"), where, found)):
         if isinstance(one, dict) and isinstance(one.get("value"), dict):
             # A region and its labels may be two entries of one id.
-            whole = {name: one[name] for name in ("original_width", "original_height") if name in one}
+            names = ("original_width", "original_height", "image_rotation")
+            whole = {name: one[name] for name in names if name in one}
             key = str(one.get("id", number))
             regions[key] = regions.get(key, {}) | whole | one["value"]
-    return [one for one in regions.values() if _is_region(one)]
+    return [one for one in regions.values() if _marks_object(one, where, found)]
+
+
+def _marks_object(one: Mapping[str, Any], where: str, found: BoxFile) -> bool:
+    """Whether a result is a region that is read; one that is not is counted, choices and texts are none."""
+    if not _is_region(one) and any(key.endswith("labels") for key in one):
+        unplaced = "x" in one or "points" in one
+        reason = "regions without original_width" if unplaced else "regions of a brush, which are not read"
+        found.left_out.add(reason, where)
+    return _is_region(one)
 
 
 def _list(value: Any, where: str, found: BoxFile) -> list[Any]:
@@ -384,6 +417,9 @@ def _list(value: Any, where: str, found: BoxFile) -> list[Any]:
 
 def _add_region(region: Mapping[str, Any], image: FileImage, where: str, found: BoxFile) -> None:
     """Label Studio's numbers are percents of the image's sides, and turn about the left upper corner."""
+    if _float(region.get("image_rotation") or 0) % 360:
+        found.left_out.add("regions on an image that was turned in Label Studio (image_rotation)", where)
+        return
     width, height = _float(region.get("original_width")), _float(region.get("original_height"))
     kinds = ("rectanglelabels", "polygonlabels", "ellipselabels", "labels")
     labels = next((region[kind] for kind in kinds if isinstance(region.get(kind), list) and region[kind]), [None])
@@ -398,7 +434,7 @@ def _add_region(region: Mapping[str, Any], image: FileImage, where: str, found: 
             rx, ry = longest / width, longest / height
         points = [(x - rx, y - ry), (x + rx, y + ry)]
         found.noted.add(_SHAPES, where)
-    elif "width" in region:
+    elif {"width", "height"} <= region.keys():
         points = _turned_corners(region, width, height)
         if _float(region.get("rotation", 0)) % 360:
             found.noted.add(_TURNED, where)

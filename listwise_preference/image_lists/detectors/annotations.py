@@ -99,6 +99,7 @@ class Annotations:
             raise DataError(
                 f"--annotations {self.file} has boxes for none of the {len(paths)} images of the pairs: it names"
                 f" {known}; the pairs name {', '.join(paths[:_EXAMPLES])}. Is it of another data set?"
+                + "".join(f"\n{line}" for line in ([] if images else self._read.left_out.lines()))
             )
         said = []
         twice = [why for path in paths if (why := self._unclear(path, self._find(path, self._sizes.get(path))))]

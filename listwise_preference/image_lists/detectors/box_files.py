@@ -103,13 +103,13 @@ class FileBox:
 
     def place(self, form: Form, size: Size) -> tuple[Box | None, str]:
         """The box, cut to an image of this size, and what is to say of it: without a box, why it cannot be used."""
-        if form.unit is None and in_shares(self.numbers):
-            return None, "shares of 1 among boxes in pixels"
         left, top, right, bottom = edges = self._edges(form, size)
         is_reversed = right < left or bottom < top
         left, top, right, bottom = edges = min(left, right), min(top, bottom), max(left, right), max(top, bottom)
         if right == left or bottom == top:
             return None, "box of no size"
+        if form.unit is None and in_shares(self.numbers):
+            return None, "shares of 1 among boxes in pixels"
         box = cut_box(*edges, size=size)
         if box is None or box.width * box.height < _INSIDE * (right - left) * (bottom - top):
             return None, "box with no pixel on its image, or with most of it outside"
@@ -302,14 +302,18 @@ class _Coco:
             return "image id used more than once"
         if label is None:
             return f"category id {category_id} has more than one name"
-        if row.get("bbox") in (None, []) and row.get("segmentation") not in (None, []):
+        has_bbox, has_segmentation = row.get("bbox") not in (None, []), row.get("segmentation") not in (None, [])
+        if not has_bbox and not has_segmentation:
+            return "neither bbox nor segmentation"
+        if has_segmentation and (not has_bbox or row["bbox"] == [0, 0, 0, 0]):
             numbers = _around_segmentation(row["segmentation"])
-            if not isinstance(numbers, str):
-                self.found.noted.add("annotations without a bbox, taken as the box around their segmentation", where)
+            if isinstance(numbers, str):
+                return f"no bbox, and {numbers}"
+            self.found.noted.add("annotations without a bbox, taken as the box around their segmentation", where)
         else:
-            numbers = _numbers(row.get("bbox"))
+            numbers = _numbers(row["bbox"])
         if isinstance(numbers, str):
-            return f"bbox {numbers}" if row.get("bbox") not in (None, []) else f"no bbox, and {numbers}"
+            return f"bbox {numbers}"
         attributes = row.get("attributes")
         turned = _number(attributes.get("rotation") or 0) if isinstance(attributes, dict) else 0.0
         if turned is None or not math.isfinite(turned) or _number(row.get("rotation") or 0) != 0:

@@ -19,11 +19,15 @@ from listwise_preference.english.singular import singulars
 # "person" finds boxes labelled "man", and "man" those labelled "person"; "man" never finds "woman". The broader words
 # are mostly COCO's labels.
 _BROADER_TABLE = """
-man, woman, boy, girl, child, kid, baby, toddler, lady, gentleman, guy, adult, teenager: person
-player, skier, snowboarder, surfer, skateboarder, rider, cyclist, driver, pedestrian, worker, chef: person
-batter, pitcher, catcher, umpire, bride, groom, astronaut, photographer: person
-policewoman, businesswoman, saleswoman, fisherwoman, policeman, fisherman, fireman, businessman, salesman: person
-cameraman, mailman, postman, workman, sportsman, craftsman, repairman, doorman, horseman, serviceman, airman: person
+man, woman, boy, girl, child, adult, teenager, human, parent: person
+kid, baby, toddler: child, person
+guy, gentleman, father, grandfather, groom: man, person
+lady, mother, grandmother, bride: woman, person
+player, skier, snowboarder, surfer, skateboarder, rider, cyclist, driver, pedestrian, worker, chef, passenger: person
+batter, pitcher, catcher, umpire, referee, goalkeeper, astronaut, photographer, lifeguard, cowboy: person
+policewoman, businesswoman, saleswoman, fisherwoman: woman, person
+policeman, fisherman, fireman, businessman, salesman, cameraman, mailman, postman, workman, sportsman: man, person
+craftsman, repairman, doorman, horseman, serviceman, airman: man, person
 police officer, firefighter, soldier, farmer, waiter, waitress, doctor, nurse, teacher, student, musician: person
 dog, cat, bird, horse, cow, sheep, elephant, bear, zebra, giraffe, moose, fish: animal
 puppy, doggy, hound: dog, animal
