@@ -1,10 +1,13 @@
 """What a new user meets when something is not in place: one message that says what to do, before the heavy work."""
 
 import json
+import re
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from huggingface_hub import constants
@@ -12,11 +15,14 @@ from huggingface_hub import constants
 from listwise_preference.errors import DataError, ModelError
 from listwise_preference.generation import command as generation
 from listwise_preference.models.hub import check_model, check_upload
-from listwise_preference.training.command import read_data
+from listwise_preference.training.command import read_data, train
 from listwise_preference.training.options import parse
 
 from .asking import generate_responses
-from .conftest import ROOT, SAMPLE, Run
+from .conftest import ROOT, SAMPLE, Run, sample_pairs, wait_until
+
+if TYPE_CHECKING:
+    from playwright.sync_api import BrowserContext
 
 
 def test_papers_row_says_all_that_is_missing_and_where_it_comes_from(
@@ -40,6 +46,93 @@ def test_pairs_without_lists_are_shown_two_ways_on(folders: list[str] | None) ->
         read_data(arguments)
     assert len(read_data(parse(recipe, ["--objective", "dpo", "--pairs", str(SAMPLE / "pairs.json"),
                                         "--image_root", str(SAMPLE)]))[0]) == 31  # fmt: skip
+
+
+def test_the_same_two_responses_in_both_orders_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Also where the image is named in another way; not where image or prompt is another one."""
+    one, *others = json.loads((SAMPLE / "pairs.json").read_text())
+    other = next(pair for pair in others if pair["img_path"] != one["img_path"])
+    swapped = one | {"id": "again", "chosen": one["rejected"], "rejected": one["chosen"]}
+    swapped["img_path"] = str((SAMPLE / one["img_path"]).resolve())
+    pairs = [one, other, swapped, swapped | {"id": "else", "prompt": "Another?"}]
+    pairs.append(swapped | {"id": "there", "img_path": other["img_path"]})
+    file = tmp_path / "pairs.json"
+    file.write_text(json.dumps(pairs))
+    recipe = {"model_name_or_path": "m", "output_dir": "o", "do_train": True, "objective": "dpo"}
+    options = ["--pairs", str(file), "--image_root", str(SAMPLE)]
+    assert len(read_data(parse(recipe, options))[0]) == 5
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "training: 1 record chooses the response that another record of the same image and prompt rejects" in said
+    assert f"record again against {one['id']};" in said and "--exclude" in said
+    caplog.clear()
+    read_data(parse(recipe, [*options, "--loss_weights", "dpo=0", "sft=1"]))  # no rejected response is read
+    assert not caplog.records
+
+
+# ---- --dry_run ----
+
+
+def dry_run(model: Path, folder: Path, *options: str) -> Path:
+    recipe = {"model_name_or_path": str(model), "output_dir": str(folder), "do_train": True, "dtype": "float32"}
+    train(parse(recipe, ["--dry_run", "--image_root", str(SAMPLE), "--report_to", "none", "--use_cpu", *options]))
+    return folder / "dry_run" / "index.html"
+
+
+def test_a_dry_run_shows_the_first_record_as_the_model_will_see_it(
+    context: "BrowserContext", tmp_path: Path, small_checkpoints: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows, tokens and masks are those of the batch; texts of strangers stay texts; nothing is trained or loaded."""
+    model = shutil.copytree(small_checkpoints["idefics2"], tmp_path / "model")
+    (model / "model.safetensors").unlink()
+    (pair,) = sample_pairs(1)
+    pair |= {"prompt": "<img src=x onerror=alert(1)> What is it?", "rejected": "A </script><b>dog</b>."}
+    pairs = tmp_path / "pairs.json"
+    pairs.write_text(json.dumps([pair]))
+    lists = ("--pairs", str(pairs), "--image_lists", str(SAMPLE / "image_lists.jsonl"), "--list_size", "3")
+    file = dry_run(model, tmp_path / "out", *lists)
+    assert f"record {pair['id']} as the model will see it" in capsys.readouterr().out
+    assert [one.name for one in (tmp_path / "out").iterdir()] == ["dry_run"]
+    page = context.new_page()
+    page.goto(file.as_uri())
+    wait_until(page, "document.querySelectorAll('.segment').length === 7")
+    kinds = page.eval_on_selector_all(".segment", "all => all.map(one => one.className.split(' ')[1])")
+    assert kinds == ["prompt", "chosen", "rejected", "prompt", "chosen", "prompt", "chosen"]
+    assert page.locator("b, img[src=x]").count() == 0
+    rejected = page.locator(".segment.rejected .tokens").inner_text()
+    assert "</script><b>" in "".join(rejected.split()) and rejected.rstrip().endswith("<end_of_utterance>")
+    first = [row.split("\t") for row in page.locator(".sees").first.inner_text().splitlines()]
+    assert first[1:] == [
+        ["prompt", "up to itself", "nothing", "nothing"],
+        ["chosen", "all of it", "up to itself", "nothing"],
+        ["rejected", "all of it", "nothing", "up to itself"],
+    ]
+    chosen, other = page.locator(".segment h3").all_inner_texts()[1:3]
+    assert re.findall(r"positions (\d+)-", chosen) == re.findall(r"positions (\d+)-", other) != []
+    captions = page.locator("figcaption").all_inner_texts()
+    assert [one.rpartition(", ")[2] for one in captions[::2]] == [
+        f"{share} % of the box masked" for share in (0, 50, 100)
+    ]
+    assert all(one.startswith("what the model gets, ") for one in captions[1::2])
+    loaded = page.eval_on_selector_all("img", "all => all.every(one => one.complete && one.naturalWidth > 0)")
+    assert loaded and page.locator("img").count() == 6
+
+
+def test_a_dry_run_of_unpacked_rows_has_their_padding(
+    context: "BrowserContext", tmp_path: Path, small_checkpoints: dict[str, Path]
+) -> None:
+    """The rejected completion is in a row of its own, on the first image; no token sees the padding."""
+    options = ("--pairs", str(SAMPLE / "pairs.json"), "--objective", "mdpo", "--row_layout", "unpacked")
+    page = context.new_page()
+    page.goto(dry_run(small_checkpoints["llava"], tmp_path / "out", *options).as_uri())
+    wait_until(page, "document.querySelectorAll('.segment').length > 0")
+    rows = page.locator("section h2").all_inner_texts()[1:-1]
+    assert rows == ["Row 1: image 1, chosen", "Row 2: image 1, rejected", "Row 3: image 2, chosen"]
+    counts = [int(one.split(": ")[1].split()[0]) for one in page.locator(".segment h3").all_inner_texts()]
+    width = int(re.findall(r"input_ids\s+3 x (\d+)", page.locator(".tensors").inner_text())[0])
+    assert sum(counts) == 3 * width
+    tables = [table.inner_text() for table in page.locator(".sees").all()]
+    padded = [table.splitlines()[1:] for table in tables if "padding" in table]
+    assert padded and all(line.endswith("nothing") for lines in padded for line in lines)
 
 
 # ---- the hub ----

@@ -56,7 +56,7 @@ def ragged_attention(
         return ragged_kernel(module, query, key, value, attention_mask, scaling=scaling, spans=spans)
     grouped = key.shape[1] != query.shape[1]
     parts = []
-    for queries, keys in _blocks(spans):
+    for queries, keys in blocks(spans):
         row_key = torch.cat([key[:, :, one] for one in keys], dim=2) if len(keys) > 1 else key[:, :, keys[0]]
         row_value = torch.cat([value[:, :, one] for one in keys], dim=2) if len(keys) > 1 else value[:, :, keys[0]]
         mask = None
@@ -77,7 +77,7 @@ def ragged_attention(
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 
-def _blocks(spans: Spans) -> Iterator[tuple[slice, tuple[slice, ...]]]:
+def blocks(spans: Spans) -> Iterator[tuple[slice, tuple[slice, ...]]]:
     """The queries and keys of each causal block: prompt with chosen completion, rejected completion with prompt."""
     start = 0
     for prompt, chosen, rejected in spans:
@@ -98,7 +98,7 @@ def kernel_layout(spans: Spans, device: torch.device) -> tuple[Tensor, Tensor, T
     places: list[int] = []
     query_ends, key_ends = [0], [0]
     longest_query = longest_key = 0
-    for queries, keys in _blocks(spans):
+    for queries, keys in blocks(spans):
         block = [place for one in keys for place in range(one.start, one.stop)]
         places += block
         query_ends.append(queries.stop)

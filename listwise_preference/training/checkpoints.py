@@ -36,7 +36,7 @@ RunRecord = dict[str, Any]
 # holds by its content.
 _SAME_RESULT = {
     "model_name_or_path", "model_revision", "attn_implementation", "init_adapter", "loss_weights", "row_layout",
-    "fused_layers", "precompute_ref_log_probs", "precompute_ref_batch_size", "ref_cache", "estimate",
+    "fused_layers", "precompute_ref_log_probs", "precompute_ref_batch_size", "ref_cache", "estimate", "dry_run",
     "pairs", "image_root", "image_lists", "ranked_image_folders", "on_bad_record", "exclude",
     "eval_pairs", "eval_image_lists", "eval_share", "sample_questions",
 }  # fmt: skip

@@ -20,6 +20,7 @@ from listwise_preference.data.pairs import (
     Folders,
     ImageOnly,
     ImageSource,
+    Pair,
     Record,
     Records,
     load_records,
@@ -64,7 +65,8 @@ def train(arguments: Arguments) -> None:
     record, checkpoint = None, None
     with ExitStack() as held:
         stop = held.enter_context(StopRequests(arguments))
-        if arguments.training.do_train and not arguments.objective.estimate:
+        trains = arguments.training.do_train and not (arguments.objective.estimate or arguments.objective.dry_run)
+        if trains:
             record = record_of(arguments, training)
             if is_main_process():  # one process holds the folder for all that a launcher started
                 output = Path(str(arguments.training.output_dir)).expanduser()
@@ -79,6 +81,9 @@ def train(arguments: Arguments) -> None:
             run = Run(arguments, training, evaluation, record, checkpoint, stop)
             if arguments.objective.estimate:
                 print(run.estimate())
+                return
+            if arguments.objective.dry_run:
+                print(run.dry_run())
                 return
             run.load()
             run.begin()
@@ -146,6 +151,8 @@ def read_data(arguments: Arguments) -> tuple[Sequence[Record], Sequence[Record]]
         )
         _say_what_was_left_out(records, what, excluded)
         _say_which_images_are_equal(records, what)
+        if objective.uses_rejected:
+            _say_which_pairs_contradict(records, what)
         return records.records
 
     training: Sequence[Record] = ()
@@ -182,6 +189,27 @@ def _say_which_images_are_equal(records: Records, what: str) -> None:
         logger.warning(
             f"{what}: {len(alike):,} records have a box too small for their list, so that some of its images are equal"
             f" and teach no order: {shown}; a smaller --list_size keeps them apart, --exclude leaves them out"
+        )
+
+
+def _say_which_pairs_contradict(records: Records, what: str) -> None:
+    """Of the same image and prompt one record chooses A over B, and another B over A."""
+    first: dict[int, int] = {}  # by hash: the texts themselves as keys would be in memory twice
+    both: list[tuple[Pair, Pair]] = []
+    for index, record in enumerate(records.records):
+        pair, image = record.pair, record.images.files()[0]
+        place = first.setdefault(hash((image, pair.prompt, frozenset((pair.chosen, pair.rejected)))), index)
+        earlier = records.records[place]
+        asked_alike = earlier.images.files()[0] == image and earlier.pair.prompt == pair.prompt
+        if asked_alike and (earlier.pair.rejected, earlier.pair.chosen) == (pair.chosen, pair.rejected):
+            both.append((earlier.pair, pair))
+    if both:
+        one, other = both[0]
+        choose = "records choose" if len(both) > 1 else "record chooses"
+        logger.warning(
+            f"{what}: {len(both):,} {choose} the response that another record of the same image and prompt rejects, and"
+            f" the other way round: record {other.id} against {one.id}{', ...' if len(both) > 1 else ''}; they pull"
+            " against each other: --exclude leaves out those that are wrong"
         )
 
 

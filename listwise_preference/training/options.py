@@ -146,6 +146,11 @@ class ObjectiveArguments:
     estimate: bool = option(
         False, "print what the run will cost in memory, time and disk, from its config and data alone, and stop"
     )
+    dry_run: bool = option(
+        False,
+        "read and check everything, build one batch, show its record as the model will see it on a page in"
+        " --output_dir/dry_run, and stop; no weights are loaded",
+    )
 
     def resolve(self, label_smoothing: float = 0.0) -> Objective:
         """The objective's numbers; label smoothing has its option among the Trainer's.
@@ -279,7 +284,9 @@ def _settle(parser: Parser, options: Namespace, explicit: frozenset[str]) -> Non
             options.load_in_4bit and options.load_in_8bit
         ),
         "--load_in_4bit and --load_in_8bit need a package that is not installed: pip install bitsandbytes": (
-            (options.load_in_4bit or options.load_in_8bit) and not options.estimate and not find_spec("bitsandbytes")
+            (options.load_in_4bit or options.load_in_8bit)
+            and not (options.estimate or options.dry_run)
+            and not find_spec("bitsandbytes")
         ),
         "--lora_dropout must be at least 0 and below 1": not 0 <= options.lora_dropout < 1,
         "--learning_rate must be a number, 0 or more": not 0 <= options.learning_rate < math.inf,

@@ -33,6 +33,7 @@ from listwise_preference.training.dataset import make_dataset, refuse_special_to
 from listwise_preference.training.description import describe
 from listwise_preference.training.options import Arguments
 from listwise_preference.training.policy import make_policy
+from listwise_preference.training.record_page.page import write_record_page
 from listwise_preference.training.reference import ReferenceCache, record_keys
 from listwise_preference.training.resources import Resources
 from listwise_preference.training.row_proof import prove_rows
@@ -239,6 +240,34 @@ class Run:
         """What the run will cost, from shapes alone."""
         assert self.resources is not None
         return self.resources.estimate()
+
+    def dry_run(self) -> str:
+        """Show the first record's batch on a page; says where it is.
+
+        Raises:
+            DataError: ``dry_run/`` in the output folder holds something else.
+        """
+        dataset = self.train_set or self.eval_set
+        assert dataset is not None
+        example = dataset[0]
+        batch = self.collator([example])
+        page = self.output / "dry_run" / "index.html"
+        if self.args.process_index == 0:
+            write_record_page(
+                page.parent,
+                batch,
+                example,
+                dataset.records[0],
+                self.processor,
+                model=self.arguments.model.model_name_or_path,
+                records=len(dataset),
+                weights={name: weight for name, weight in self.objective.weights.items() if weight},
+            )
+        rows = "ragged" if self.ragged else "unpacked"
+        if self.family.ragged_rows is None and self.arguments.objective.row_layout != "unpacked":
+            rows = "unpacked (a run tries with its weights whether ragged rows are exact)"
+        tokens, name = batch["input_ids"].numel(), dataset.records[0].pair.id
+        return f"nothing was trained; record {name} as the model will see it, {tokens:,} tokens in rows {rows}: {page}"
 
     def begin(self) -> None:
         """Make the output folder this run's: delete what shall be, and write ``run.json``."""
