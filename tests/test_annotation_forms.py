@@ -189,6 +189,10 @@ def test_what_has_no_box_or_no_label_is_left_out_and_counted(tmp_path: Path) -> 
     write(tmp_path / "yolo" / "classes.txt", "dog\n")
     said = Annotations(tmp_path / "yolo").report([])
     assert "class 7 of 1 names" in said and "not a class and numbers: 1, e.g. a.txt: line 2" in said
+    wrong = [{"original_width": 0}, {"original_height": "0"}, {"value": region()["value"] | {"rotation": "1e999"}}]
+    parts = [region(rectanglelabels=["dog"]) | {"id": number} | change for number, change in enumerate([{}, *wrong])]
+    said = Annotations(write(tmp_path / "sizes.json", label_studio(*parts)), ["a.jpg"]).report([])
+    assert "sizes.json: 3 annotations cannot be used" in said and "not a number" in said
 
 
 def test_what_label_studio_has_beside_boxes_is_counted_and_an_image_nobody_annotated_is_unknown(tmp_path: Path) -> None:

@@ -138,12 +138,14 @@ def _around(points: Iterable[Point]) -> Numbers:
 
 
 def _float(value: Any) -> float:
+    """A number that a file gives, as one or as text; NaN where it is none, or is infinite."""
     if isinstance(value, bool):
         return math.nan
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
         return math.nan
+    return number if math.isfinite(number) else math.nan
 
 
 # VOC and CVAT
@@ -420,7 +422,8 @@ def _add_region(region: Mapping[str, Any], image: FileImage, where: str, found: 
     if _float(region.get("image_rotation") or 0) % 360:
         found.left_out.add("regions on an image that was turned in Label Studio (image_rotation)", where)
         return
-    width, height = _float(region.get("original_width")), _float(region.get("original_height"))
+    sizes = (_float(region.get(f"original_{side}")) for side in ("width", "height"))
+    width, height = (size if size > 0 else math.nan for size in sizes)
     kinds = ("rectanglelabels", "polygonlabels", "ellipselabels", "labels")
     labels = next((region[kind] for kind in kinds if isinstance(region.get(kind), list) and region[kind]), [None])
     if "points" in region:
