@@ -33,11 +33,24 @@ LISTED = 20  # how many numbers, or runs of numbers, one message names
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One JSON value of a file: its number, from 1, and its place, for a message."""
+    """One JSON value of a file, or of another source.
+
+    Attributes:
+        number: from 1, over all sources that are read together.
+        in_file: the same in its own file.
+        line: where lines are counted.
+    """
 
     number: int
-    where: str
+    file: Path | str
     value: Any
+    in_file: int
+    line: int | None = None
+
+    @property
+    def where(self) -> str:
+        """Its place, for a message."""
+        return f"{self.file}: record {self.in_file}" + ("" if self.line is None else f" (line {self.line})")
 
 
 def read_text(file: Path) -> str:
@@ -228,10 +241,10 @@ def iterate_json_rows(file: Path) -> Iterator[Row]:
             raise DataError(f"{file}: not a list of records; write [record, record, ...] or one record a line")
         if not values:
             raise DataError(f"{file}: no records in it: the list is empty")
-        yield from (Row(n, f"{file}: record {n}", value) for n, value in enumerate(values, start=1))
+        yield from (Row(n, file, value, n) for n, value in enumerate(values, start=1))
         return
     for n, (number, line) in enumerate(_lines(file), start=1):
-        yield Row(n, f"{file}: record {n} (line {number})", parse_json(line, file, first_line=number))
+        yield Row(n, file, parse_json(line, file, first_line=number), n, number)
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:

@@ -195,6 +195,11 @@ def trainer_actions(parser: argparse.ArgumentParser) -> dict[str, argparse.Actio
     return {action.option_strings[0]: action for action in parser._actions if action.dest not in ("help", "config")}
 
 
+def test_options_that_are_json_are_read_by_the_bounded_reader() -> None:
+    with pytest.raises(UserError, match="--parallelism_config: line 1: nested too deeply"):
+        TrainerArguments(output_dir="x", parallelism_config="[" * 101 + "]" * 101).build()  # type: ignore[arg-type]
+
+
 @pytest.mark.slow
 def test_the_table_of_the_trainers_options_is_that_of_transformers() -> None:
     """Every option, in order, with its spellings, default, choices and how many values it takes; none besides."""

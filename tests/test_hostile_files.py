@@ -26,7 +26,6 @@ from listwise_preference.models.adapters import check_folders
 from listwise_preference.pages.page import Page
 from listwise_preference.scoring import table
 from listwise_preference.scoring.benchmarks import BENCHMARKS
-from listwise_preference.training.trainer_arguments import TrainerArguments
 
 ROOT = Path(__file__).parents[1]
 PAIR = {"prompt": "What is it?", "chosen": "A dog.", "rejected": "A cat."}
@@ -226,14 +225,6 @@ def test_xml_with_entities_of_its_own_is_refused(tmp_path: Path, form: str, enti
         Annotations(file)
     file.write_text(form.format("a&amp;b.png"))  # XML's own five are
     Annotations(file, ["a&b.png"], {"a&b.png": (8, 6)})
-
-
-# ---- options that are JSON ----
-
-
-def test_options_that_are_json_are_read_by_the_bounded_reader() -> None:
-    with pytest.raises(UserError, match="--parallelism_config: line 1: nested too deeply"):
-        TrainerArguments(output_dir="x", parallelism_config="[" * 101 + "]" * 101).build()  # type: ignore[arg-type]
 
 
 # ---- pages ----

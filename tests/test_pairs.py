@@ -69,7 +69,7 @@ def test_json_and_jsonl_give_the_same_records(tmp_path: Path, root: Path) -> Non
     for name, text in texts.items():
         (tmp_path / name).write_text(text, encoding="utf-8", newline="")
         loaded = load_records(tmp_path / name, root, ImageOnly())
-        assert loaded.records == (
+        assert tuple(loaded.records) == (
             Record(Pair(1, "a.png", "What is it?", "Zwei\u2028Zeilen", "A dog."), ImageFiles((root / "a.png",))),
             Record(Pair("x", "./b.png", "What is it?", "A cat.", "A dog."), ImageFiles((root / "b.png",))),
         )

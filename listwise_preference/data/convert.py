@@ -11,7 +11,7 @@ import os
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ def convert(
             continue
         candidates = [_candidate(row, pair, image_root) for pair in translation.pairs]
         if problems := [problem for one in candidates for problem in one.problems]:
-            whole.problems += dict.fromkeys(problems)
+            whole.problems += tuple(dict.fromkeys(problems))
         good = [one for one in candidates if not one.problems]
         if not good:
             converted.bad.append(whole)
@@ -154,11 +154,11 @@ def _rows(sources: Sequence[Path | str], split: str, image_root: Path) -> Iterat
             if metadata and isinstance(value, dict) and isinstance(name := value.get("file_name"), str):
                 # Of an image folder, whose metadata names images from where it lies itself.
                 value = value | {"file_name": os.path.relpath(metadata / name, image_root)}
-            yield Row(number, row.where, value)
+            yield replace(row, number=number, value=value)
 
 
 def _candidate(row: Row, pair: Record, image_root: Path) -> Candidate:
-    candidate = Candidate(Row(row.number, row.where, pair))
+    candidate = Candidate(replace(row, value=pair))
     read_candidate(candidate, image_root, (IMAGE_TOKEN,))
     check_differ([candidate])
     if candidate.path is not None and not os.path.isfile(candidate.path):  # noqa: PTH113 - which takes any name

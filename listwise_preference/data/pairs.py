@@ -9,18 +9,22 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from tqdm import tqdm
 
-from listwise_preference.data.box_lists import match_lists, read_box
+from listwise_preference.data.box_lists import check_fits, match_lists
 from listwise_preference.data.forms import embedded, path_of, translate
 from listwise_preference.data.ranked_images import (
+    Box,
     Drawing,
     ImageAndCrop,
     ImageFiles,
@@ -29,9 +33,10 @@ from listwise_preference.data.ranked_images import (
     transposed_size,
 )
 from listwise_preference.data.sources import iterate_rows
+from listwise_preference.data.stored import RowWriter, StoredRows
 from listwise_preference.data.validation import ADVICE, EXAMPLES, BadRecord, Candidate, report, shown
 from listwise_preference.errors import DataError, ImageError
-from listwise_preference.files import Row, below, find_file, read_json
+from listwise_preference.files import below, find_file, read_json
 
 logger = logging.getLogger("listwise_preference")
 
@@ -67,7 +72,7 @@ class Records:
     among those asked to leave out that were there; ``report`` is empty when nothing was bad.
     """
 
-    records: tuple[Record, ...]
+    records: StoredRows[Record]
     dropped: int
     without_box: int
     report: str
@@ -121,6 +126,7 @@ ImageSource = Folders | BoxLists | ImageOnly | Crops
 
 _HEADER_THREADS = 8
 _TWICE = "id used twice"
+_WITH_ID = {"id": True}  # of a record that has been read: all that is kept of it
 
 
 def load_records(
@@ -132,8 +138,11 @@ def load_records(
     placeholders: tuple[str, ...] = (),
     excluded: frozenset[str] = frozenset(),
     compares_responses: bool = False,
+    rows: Path | None = None,
 ) -> Records:
     """Read and check every record; of the images only the headers are read.
+
+    The records are kept on the disk (``stored``), so that a million of them fit into any memory.
 
     Args:
         pairs_file: the pairs: JSON, JSONL, CSV, TSV or parquet.
@@ -143,21 +152,24 @@ def load_records(
         placeholders: tokens with a meaning of their own to the model, which may not occur in a user's text.
         excluded: ids, as text, of records to leave out unchecked (see ``read_exclusions``).
         compares_responses: whether a record whose two responses are the same is a bad one.
+        rows: a file to keep the records in; by default one that is gone with them.
 
     Raises:
         DataError: a file that cannot be used at all, bad records under ``stop``, or nothing left.
     """
-    candidates = _read_candidates(pairs_file, image_root, placeholders)
-    if compares_responses:
-        check_differ(candidates)
-    if isinstance(source, Folders):
-        _check_folders(source.folders)
-    if isinstance(source, BoxLists):
-        match_lists(candidates, pairs_file, source.file, image_root)
-    found = excluded & {str(candidate.id) for candidate in candidates if candidate.id is not None}
-    kept = [candidate for candidate in candidates if candidate.id is None or str(candidate.id) not in found]
-    _check_images(kept, source)
-    return _sum_up(kept, pairs_file, on_bad_record, found)
+    with ExitStack() as held:
+        if rows is None:  # what is mapped stays when the file is gone
+            rows = Path(held.enter_context(TemporaryDirectory(ignore_cleanup_errors=True))) / "rows"
+        written = held.enter_context(RowWriter(rows))
+        candidates = _read_candidates(pairs_file, image_root, placeholders, written, compares_responses)
+        if isinstance(source, Folders):
+            _check_folders(source.folders)
+        if isinstance(source, BoxLists):
+            match_lists(candidates, pairs_file, source.file, image_root)
+        found = excluded & {str(candidate.id) for candidate in candidates if candidate.id is not None}
+        kept = [candidate for candidate in candidates if candidate.id is None or str(candidate.id) not in found]
+        _check_images(kept, source)
+        return _sum_up(kept, pairs_file, on_bad_record, found, written, source)
 
 
 def read_entries(pairs_file: Path, image_root: Path, placeholders: tuple[str, ...] = ()) -> tuple[Entry, ...]:
@@ -217,17 +229,32 @@ def _check_folders(folders: tuple[Path, ...]) -> None:
 # One record of the pairs file
 
 
-def _read_candidates(pairs_file: Path, image_root: Path, placeholders: tuple[str, ...]) -> list[Candidate]:
+def _read_candidates(
+    pairs_file: Path,
+    image_root: Path,
+    placeholders: tuple[str, ...],
+    rows: RowWriter | None = None,
+    compares_responses: bool = False,
+) -> list[Candidate]:
+    """All records of the file; with ``rows`` the texts of the good ones are written there and not kept."""
     if not image_root.is_dir():
         raise DataError(f"{image_root}: no such folder; set --image_root to the folder the images are under")
     candidates: list[Candidate] = []
     left_out: Counter[str] = Counter()
-    for row in iterate_rows(pairs_file):
+    paths: dict[Path, Path] = {}
+    for row in tqdm(iterate_rows(pairs_file), desc="Reading", unit=" records", disable=None):
         candidate = Candidate(row)
         if others := read_candidate(candidate, image_root, placeholders):
             left_out += others
-        # Of a million records the texts are in memory once, and nothing else of the file.
-        candidate.row = Row(row.number, row.where, {"id": row.value["id"]} if _has_id(row.value) else None)
+        if compares_responses:
+            check_differ([candidate])
+        if rows is not None and candidate.texts is not None and not candidate.problems:
+            candidate.stored = rows.add([candidate.id, candidate.img_path, str(candidate.path), *candidate.texts])
+            candidate.texts = None
+        # Of a million records nothing else of the file is in memory, and of an image one path.
+        candidate.row = replace(row, value=_WITH_ID if _has_id(row.value) else None)
+        if candidate.path is not None:
+            candidate.path = paths.setdefault(candidate.path, candidate.path)
         candidates.append(candidate)
     if left_out:
         parts = ", ".join(f"{count:,} {what}" for what, count in left_out.most_common())
@@ -437,17 +464,21 @@ def _check_images(candidates: list[Candidate], source: ImageSource) -> None:
 
     A record without a box is left out anyway, so its image is not opened.
     """
-    paths: list[tuple[Candidate, tuple[Path, ...]]] = []
+    files_of: dict[Path, tuple[Path, ...]] = {}
     for candidate in candidates:
         if candidate.path is None or candidate.without_box:
             continue
         try:
-            ranked = _ranked_paths(candidate.path, source.folders) if isinstance(source, Folders) else ()
-            paths.append((candidate, ranked or (candidate.path,)))
+            if candidate.path not in files_of:
+                files_of[candidate.path] = _files(candidate.path, source)
+            candidate.files = files_of[candidate.path]
         except BadRecord as bad:
             candidate.add(bad)
-    sizes = _header_sizes({path for _, files in paths for path in files})
-    for candidate, files in paths:
+    sizes = _header_sizes({path for files in files_of.values() for path in files})
+    for candidate in candidates:
+        files = candidate.files
+        if not files:
+            continue
         for level, path in enumerate(files):
             failure = sizes[path]
             if isinstance(failure, BadRecord):
@@ -460,16 +491,15 @@ def _check_images(candidates: list[Candidate], source: ImageSource) -> None:
         # Of one size in bytes first, so that hardly any file is read.
         if alike := next((two for two in pairwise(readable) if filecmp.cmp(*two, shallow=False)), None):
             candidate.add(BadRecord("ranked images alike", f"{alike[0]} and {alike[1]} are the same image"))
-        match source:
-            case ImageOnly() | Folders():
-                candidate.images = ImageFiles(files)
-            case Crops(seed=seed):
-                candidate.images = ImageAndCrop(files[0], key=f"{seed}/{candidate.id}")
-            case BoxLists(drawing=drawing) if candidate.line is not None:
-                try:
-                    candidate.images = MaskedBox(files[0], read_box(candidate.line.value["box"], size), drawing)
-                except BadRecord as bad:
-                    candidate.add(bad, candidate.line.where)
+        if candidate.box is not None and candidate.line is not None:
+            try:
+                check_fits(candidate.box, size)
+            except BadRecord as bad:
+                candidate.add(bad, candidate.line.where)
+
+
+def _files(path: Path, source: ImageSource) -> tuple[Path, ...]:
+    return _ranked_paths(path, source.folders) if isinstance(source, Folders) else (path,)
 
 
 def _ranked_paths(path: Path, folders: tuple[Path, ...]) -> tuple[Path, ...]:
@@ -502,30 +532,50 @@ def _header_size(path: Path) -> tuple[int, int] | BadRecord:
 
 
 def _sum_up(
-    candidates: list[Candidate], pairs_file: Path, on_bad_record: Literal["stop", "drop"], excluded: frozenset[str]
+    candidates: list[Candidate],
+    pairs_file: Path,
+    on_bad_record: Literal["stop", "drop"],
+    excluded: frozenset[str],
+    rows: RowWriter,
+    source: ImageSource,
 ) -> Records:
     total = len(candidates)
     bad = [candidate for candidate in candidates if candidate.problems]
-    records = []
-    without_box = 0
-    for candidate in candidates:
-        if candidate.problems:
-            continue
-        if candidate.without_box:
-            without_box += 1
-            continue
-        assert candidate.id is not None and candidate.img_path is not None
-        assert candidate.texts is not None and candidate.images is not None
-        records.append(Record(Pair(candidate.id, candidate.img_path, *candidate.texts), candidate.images))
+    without_box = sum(candidate.without_box and not candidate.problems for candidate in candidates)
+    good = [candidate for candidate in candidates if not candidate.problems and not candidate.without_box]
     said = report(bad, pairs_file, total) if bad else ""
-    if not records:
+    if not good:
         counts = f"of {total}, {len(bad)} are bad and {without_box} have no box"
         if excluded:
             counts += f"; {len(excluded)} more are excluded"
         raise DataError(f"{said}\n{pairs_file}: no record is left: {counts}.".lstrip())
     if bad and on_bad_record == "stop":
-        rest = f"--on_bad_record drop leaves these records out and uses the other {len(records)}."
+        rest = f"--on_bad_record drop leaves these records out and uses the other {len(good)}."
         raise DataError(f"{said}\n{rest}")
     if bad:
-        said += f"\nLeft out (--on_bad_record drop); records used: {len(records)}."
-    return Records(tuple(records), dropped=len(bad), without_box=without_box, report=said, excluded=excluded)
+        said += f"\nLeft out (--on_bad_record drop); records used: {len(good)}."
+    numbers = [candidate.stored for candidate in good if candidate.stored is not None]
+    boxes = (candidate.box for candidate in good if candidate.box is not None)
+    edges = (edge for box in boxes for edge in (box.left, box.top, box.right, box.bottom))
+    records = rows.stored(numbers, edges, partial(_record, source))
+    return Records(records, dropped=len(bad), without_box=without_box, report=said, excluded=excluded)
+
+
+def open_records(index: Path, source: ImageSource | None) -> StoredRows[Record]:
+    """Records that another process has saved (``StoredRows.save``), their images from the same source."""
+    return StoredRows.open(index, partial(_record, source or ImageOnly()))
+
+
+def _record(source: ImageSource, row: Any, box: Sequence[int]) -> Record:
+    """The record of a row, as ``_read_candidates`` writes it."""
+    record_id, img_path, path, *texts = row
+    files = _files(Path(path), source)
+    images: RankedImages
+    match source:
+        case ImageOnly() | Folders():
+            images = ImageFiles(files)
+        case Crops(seed=seed):
+            images = ImageAndCrop(files[0], key=f"{seed}/{record_id}")
+        case BoxLists(drawing=drawing):
+            images = MaskedBox(files[0], Box(*box), drawing)
+    return Record(Pair(record_id, img_path, *texts), images)

@@ -129,7 +129,7 @@ def _read_cells(file: Path) -> list[Row]:
                 )
             number = len(rows) + 1
             value = {name: _cell(name, cell) for name, cell in zip(names, cells, strict=True) if cell != ""}
-            rows.append(Row(number, f"{file}: record {number} (line {line})", value))
+            rows.append(Row(number, file, value, number, line))
     except csv.Error as error:
         raise DataError(f"{file}: line {reader.line_num}: not a table of cells: {error}") from None
     if not rows:
@@ -168,7 +168,7 @@ def _from_parquet(file: Path) -> Iterator[Row]:
         for batch in content.iter_batches(batch_size=_ROWS_AT_A_TIME):
             for value in batch.to_pylist():
                 number += 1
-                yield Row(number, f"{file}: record {number}", _without_empty(value))
+                yield Row(number, file, _without_empty(value), number)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{file}: record {number + 1}: not parquet that can be read: {error}") from None
     if not number:
@@ -224,7 +224,7 @@ def _from_dataset(content: Any, name: str) -> Iterator[Row]:
     for batch in content.with_format("arrow").iter(_ROWS_AT_A_TIME):
         for value in batch.to_pylist():
             number += 1
-            yield Row(number, f"{name}: record {number}", _without_empty(value))
+            yield Row(number, name, _without_empty(value), number)
     if not number:
         raise DataError(f"{name}: no records in it")
 

@@ -2,11 +2,11 @@
 
 import json
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from listwise_preference.data.ranked_images import RankedImages
+from listwise_preference.data.ranked_images import Box
 from listwise_preference.files import Row
 
 # What can be wrong with a record, in the order of the report, and what to do about it.
@@ -50,23 +50,29 @@ class BadRecord(Exception):
 
 @dataclass(slots=True)
 class Candidate:
-    """A record while it is read: what is known of it so far, and what is wrong with it."""
+    """A record while it is read: what is known of it so far, and what is wrong with it.
+
+    ``stored`` is its number among the rows that are written while records are read; ``line`` is that of its image list,
+    without its value, ``files`` are its images, ``box`` is what of the first is masked.
+    """
 
     row: Row
     id: str | int | None = None
     img_path: str | None = None
     texts: tuple[str, str, str] | None = None
     path: Path | None = None
+    stored: int | None = None
     line: Row | None = None
     without_box: bool = False
-    images: RankedImages | None = None
-    problems: list[tuple[str, str]] = field(default_factory=list)
+    files: tuple[Path, ...] = ()
+    box: Box | None = None
+    problems: tuple[tuple[str, str], ...] = ()
 
     def add(self, bad: BadRecord, where: str | None = None) -> None:
         """Note what is wrong, in the pairs file or ``where`` else."""
         what = f"{where or self.row.where}: {bad.what}"
         # A report must be printable whatever the data holds, half characters included.
-        self.problems.append((bad.reason, what.encode("utf-8", "backslashreplace").decode()))
+        self.problems += ((bad.reason, what.encode("utf-8", "backslashreplace").decode()),)
 
 
 def report(bad: list[Candidate], pairs_file: Path | str, total: int) -> str:

@@ -5,14 +5,14 @@ responses it has are not read. "image" and "question" or "query" are other names
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from listwise_preference.data.pairs import read_candidate
 from listwise_preference.data.sources import read_file_rows
 from listwise_preference.data.validation import Candidate, report
 from listwise_preference.errors import DataError
-from listwise_preference.files import Record, Row
+from listwise_preference.files import Record
 from listwise_preference.scoring.interface import QuestionFormat
 
 _TWICE = "id used twice"
@@ -48,14 +48,14 @@ def read_prompts(file: Path, image_root: Path, on_bad_record: str, special_token
     """
     if not image_root.is_dir():
         raise DataError(f"{image_root}: no such folder; set --image_root to the folder the images are under")
-    candidates = [Candidate(Row(row.number, row.where, _with_responses(row.value))) for row in read_file_rows(file)]
+    candidates = [Candidate(replace(row, value=_with_responses(row.value))) for row in read_file_rows(file)]
     ids: set[str] = set()
     good: dict[tuple[Path, str], Prompt] = {}
     repeated = 0
     for candidate in candidates:
         read_candidate(candidate, image_root, special_tokens)
         if str(candidate.id) in ids and not candidate.problems:
-            candidate.problems.append((_TWICE, f"{candidate.row.where}: id {candidate.id}"))
+            candidate.problems += ((_TWICE, f"{candidate.row.where}: id {candidate.id}"),)
         ids.add(str(candidate.id))
         if candidate.problems:
             continue

@@ -19,6 +19,7 @@ D dimension of a position: one, or time, height and width.
 
 import inspect
 import unicodedata
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -72,11 +73,20 @@ class Example:
     reference_logps: tuple[float, ...] | None
 
 
+@dataclass(frozen=True)
+class FirstLook:
+    """What is known of the completions of all records before training; see :class:`ListwiseDataset`."""
+
+    completions_cut: int
+    is_estimate: bool
+    alike: dict[int, int | None]
+
+
 class ListwiseDataset(Dataset[Example]):
     """Records; texts are tokenized, and images opened and drawn, when a record is asked for.
 
-    A million records then cost no more than their texts. At the start only those are tokenized, in blocks, of which a
-    response may be longer than ``max_completion_length`` (20,000 of them at most), or chosen and rejected the same.
+    At the start only those are tokenized, in blocks, of which a response may be longer than ``max_completion_length``
+    (20,000 of them at most), or chosen and rejected the same; and nothing where another process has done so (``look``).
 
     Attributes:
         completions_cut: how many of the ``2 * len(self)`` responses were longer than ``max_completion_length`` tokens.
@@ -87,35 +97,35 @@ class ListwiseDataset(Dataset[Example]):
         reference_logps: per record the reference's log-probabilities in the order of the completions, once known.
     """
 
-    def __init__(self, records: Sequence[Record], chat: ChatFormat, max_completion_length: int) -> None:
+    def __init__(
+        self, records: Sequence[Record], chat: ChatFormat, max_completion_length: int, look: FirstLook | None = None
+    ) -> None:
         self.records = records
         self.reference_logps: list[tuple[float, ...]] | None = None
         self._chat, self._cut = chat, max_completion_length
         self.prompt_texts: Sequence[str] = _Texts(records, chat)
         self.chosen_ids: Sequence[list[int]] = _Completions(self, 0)
         self.rejected_ids: Sequence[list[int]] = _Completions(self, 1)
-        self.alike = self._find_alike()
-        self.completions_cut, self.is_estimate = self._count_cut()
+        self.look = look or self._look()
+        self.completions_cut, self.is_estimate = self.look.completions_cut, self.look.is_estimate
+        self.alike = self.look.alike
 
-    def _find_alike(self) -> dict[int, int | None]:
-        alike = [index for index, record in enumerate(self.records) if _may_be_alike(record.pair, self._cut)]
-        return {
+    def _look(self) -> FirstLook:
+        room = self._cut - len(self._chat.response_lead) - 8  # the end token is a token, and may be more
+        alike, long = array("q"), array("q")
+        for index, record in enumerate(self.records):
+            if _may_be_alike(record.pair, self._cut):
+                alike.append(index)
+            if any(_most_tokens(text) > room for text in (record.pair.chosen, record.pair.rejected)):
+                long.append(index)
+        same = {
             index: _first_difference(chosen, rejected)
             for index, (chosen, rejected) in zip(alike, self._whole(alike), strict=True)
             if chosen[: self._cut] == rejected[: self._cut]
         }
-
-    def _count_cut(self) -> tuple[int, bool]:
-        """How many responses are cut, and whether that is reckoned from some of the records, evenly taken."""
-        room = self._cut - len(self._chat.response_lead) - 8  # the end token is a token, and may be more
-        long = [
-            index
-            for index, record in enumerate(self.records)
-            if any(_most_tokens(text) > room for text in (record.pair.chosen, record.pair.rejected))
-        ]
         step = -(-len(long) // _COUNTED) or 1
         counted = sum(len(ids) > self._cut for both in self._whole(long[::step], progress=True) for ids in both)
-        return round(counted * len(long) / max(1, len(long[::step]))), step > 1
+        return FirstLook(round(counted * len(long) / max(1, len(long[::step]))), step > 1, same)
 
     def __len__(self) -> int:
         return len(self.records)

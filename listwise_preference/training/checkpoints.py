@@ -11,8 +11,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -74,8 +73,7 @@ def record_of(arguments: Arguments, records: Sequence[Record]) -> RunRecord:
         "loss_weights": dict(arguments.objective.resolve().weights),
         "init_adapter": sha256_of([adapter_file(Path(start))]) if start else None,
         "training_records": len(records),
-        "pairs": _hash(asdict(record.pair) for record in records),
-        "images": _hash(_image(record.images) for record in records),
+        **_hashes(records),
         "records_a_step": training["per_device_train_batch_size"]
         * training["gradient_accumulation_steps"]
         * process_count(),
@@ -89,11 +87,16 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _hash(values: Iterable[Any]) -> str:
-    digest = hashlib.sha256()
-    for value in values:
-        digest.update(json.dumps(value).encode() + b"\n")
-    return f"sha256:{digest.hexdigest()}"
+def _hashes(records: Sequence[Record]) -> dict[str, str]:
+    """Of the texts and of the images of all records, in their order."""
+    pairs, images = hashlib.sha256(), hashlib.sha256()
+    for record in records:
+        pair = record.pair
+        value = {"id": pair.id, "img_path": pair.img_path, "prompt": pair.prompt, "chosen": pair.chosen,
+                 "rejected": pair.rejected}  # fmt: skip
+        pairs.update(json.dumps(value).encode() + b"\n")
+        images.update(json.dumps(_image(record.images)).encode() + b"\n")
+    return {"pairs": f"sha256:{pairs.hexdigest()}", "images": f"sha256:{images.hexdigest()}"}
 
 
 def _image(images: RankedImages) -> str:

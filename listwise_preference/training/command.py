@@ -24,14 +24,25 @@ from listwise_preference.data.pairs import (
     Record,
     Records,
     load_records,
+    open_records,
     read_exclusions,
 )
 from listwise_preference.data.ranked_images import Drawing, MaskedBox, masked_region
+from listwise_preference.data.stored import StoredRows
 from listwise_preference.errors import DataError, ImageError, Stopped
+from listwise_preference.files import read_json, write_json
 from listwise_preference.models.adapters import check_folders
 from listwise_preference.models.families import special_tokens
 from listwise_preference.models.hub import check_model, check_upload
-from listwise_preference.training.checkpoints import check_named, find_checkpoint, folder_of_one_run, record_of
+from listwise_preference.training.checkpoints import (
+    RunRecord,
+    check_named,
+    find_checkpoint,
+    folder_of_one_run,
+    process_count,
+    record_of,
+)
+from listwise_preference.training.one_machine import filled_once
 from listwise_preference.training.options import Arguments, parse
 from listwise_preference.training.stopping import StopRequests
 
@@ -58,16 +69,18 @@ def train(arguments: Arguments) -> None:
     check_named(arguments)
     if arguments.training.do_train and arguments.training.push_to_hub:
         check_upload(arguments.training.hub_token, f"{arguments.training.output_dir}/final")
-    training, evaluation = read_data(arguments)
-    if arguments.data.sample_questions:
-        read_own_questions(Path(arguments.data.sample_questions), Path(arguments.data.image_root))
-    check_model(arguments.model.model_name_or_path, arguments.model.model_revision)
-    record, checkpoint = None, None
     with ExitStack() as held:
         stop = held.enter_context(StopRequests(arguments))
-        trains = arguments.training.do_train and not (arguments.objective.estimate or arguments.objective.dry_run)
-        if trains:
-            record = record_of(arguments, training)
+        shared = held.enter_context(ExitStack())
+        folder = shared.enter_context(filled_once(lambda folder: _prepare(arguments, folder)))
+        training, evaluation, record = _prepared(arguments, folder)
+        if process_count() == 1:
+            shared.close()  # what is mapped from it stays
+        if arguments.data.sample_questions:
+            read_own_questions(Path(arguments.data.sample_questions), Path(arguments.data.image_root))
+        check_model(arguments.model.model_name_or_path, arguments.model.model_revision)
+        checkpoint = None
+        if record is not None:
             if is_main_process():  # one process holds the folder for all that a launcher started
                 output = Path(str(arguments.training.output_dir)).expanduser()
                 held.enter_context(folder_of_one_run(output))
@@ -87,6 +100,7 @@ def train(arguments: Arguments) -> None:
                 return
             run.load()
             run.begin()
+            shared.close()  # the others have opened their data
             shared_work = True
             if arguments.objective.precompute_ref_log_probs:
                 run.precompute_reference()
@@ -114,27 +128,54 @@ def train(arguments: Arguments) -> None:
             raise
 
 
-def read_data(arguments: Arguments) -> tuple[Sequence[Record], Sequence[Record]]:
+def _prepare(arguments: Arguments, folder: Path) -> None:
+    """Read and check the data, and write what :func:`_prepared` opens in each process of the machine."""
+    training, evaluation = read_data(arguments, folder)
+    training.save(folder / "training.index")
+    evaluation.save(folder / "evaluation.index")
+    trains = arguments.training.do_train and not (arguments.objective.estimate or arguments.objective.dry_run)
+    write_json(folder / "record.json", record_of(arguments, training) if trains else None)
+
+
+def _prepared(arguments: Arguments, folder: Path) -> tuple[Sequence[Record], Sequence[Record], RunRecord | None]:
+    """Records to train on and to evaluate on, and what decides the adapter where one is trained."""
+    data = arguments.data
+    lists = (data.eval_pairs and data.eval_image_lists) or data.image_lists
+    training = open_records(folder / "training.index", image_source(arguments, data.image_lists))
+    evaluation = open_records(folder / "evaluation.index", image_source(arguments, lists))
+    return training, evaluation, read_json(folder / "record.json")
+
+
+def image_source(arguments: Arguments, lists: str | None) -> ImageSource | None:
+    """Where the images of a pairs file come from; None where the objective ranks images, and none are named."""
+    data, objective = arguments.data, arguments.objective.resolve()
+    if not objective.uses_list:
+        return ImageOnly()
+    if objective.list_source == "crops":
+        return Crops(arguments.training.seed)
+    if lists is not None:
+        return BoxLists(Path(lists), Drawing(data.list_size, data.visual_prompt, data.grow, data.fill))
+    if data.ranked_image_folders:
+        return Folders(tuple(Path(folder) for folder in data.ranked_image_folders))
+    return None
+
+
+def read_data(arguments: Arguments, folder: Path | None = None) -> tuple[StoredRows[Record], StoredRows[Record]]:
     """Training and evaluation records, every one checked.
+
+    Args:
+        arguments: the run's options.
+        folder: for the files that the records are kept in; by default they are gone with them.
 
     Raises:
         DataError: with a report of what is wrong and what to do.
     """
     data, objective = arguments.data, arguments.objective.resolve()
-    seed = arguments.training.seed
     to_exclude = read_exclusions(Path(data.exclude)) if data.exclude else frozenset()
 
-    def read(pairs: str, lists: str | None, what: str, excluded: frozenset[str] = frozenset()) -> Sequence[Record]:
-        source: ImageSource
-        if not objective.uses_list:
-            source = ImageOnly()
-        elif objective.list_source == "crops":
-            source = Crops(seed)
-        elif lists is not None:
-            source = BoxLists(Path(lists), Drawing(data.list_size, data.visual_prompt, data.grow, data.fill))
-        elif data.ranked_image_folders:
-            source = Folders(tuple(Path(folder) for folder in data.ranked_image_folders))
-        else:
+    def read(pairs: str, lists: str | None, what: str, excluded: frozenset[str] = frozenset()) -> StoredRows[Record]:
+        source = image_source(arguments, lists)
+        if source is None:
             raise DataError(
                 "the list term needs ranked images, and there are two ways on: make lists with"
                 f" python make_image_lists.py --pairs {pairs} --image_root {data.image_root} --output lists.jsonl and"
@@ -148,6 +189,7 @@ def read_data(arguments: Arguments) -> tuple[Sequence[Record], Sequence[Record]]
             placeholders=special_tokens(),
             excluded=excluded,
             compares_responses=objective.uses_rejected,
+            rows=folder and folder / f"{what}.rows",
         )
         _say_what_was_left_out(records, what, excluded)
         _say_which_images_are_equal(records, what)
@@ -155,12 +197,12 @@ def read_data(arguments: Arguments) -> tuple[Sequence[Record], Sequence[Record]]
             _say_which_pairs_contradict(records, what)
         return records.records
 
-    training: Sequence[Record] = ()
+    training: StoredRows[Record] = StoredRows.none()
     if arguments.training.do_train and data.pairs:
         training = read(data.pairs, data.image_lists, "training", to_exclude)
     if data.eval_pairs:
         return training, read(data.eval_pairs, data.eval_image_lists or data.image_lists, "evaluation")
-    return hold_out(training, data.eval_share, seed)
+    return hold_out(training, data.eval_share, arguments.training.seed)
 
 
 def _say_what_was_left_out(records: Records, what: str, excluded: frozenset[str]) -> None:
@@ -179,7 +221,7 @@ def _say_what_was_left_out(records: Records, what: str, excluded: frozenset[str]
 def _say_which_images_are_equal(records: Records, what: str) -> None:
     """A box of fewer columns or rows than a list has steps is masked alike in some of them."""
     alike = []
-    for record in records.records:
+    for record in records.records if isinstance(records.records[0].images, MaskedBox) else ():
         if isinstance(images := record.images, MaskedBox):
             regions = [masked_region(images.box, level, images.drawing) for level in range(len(images))]
             if len(set(regions)) < len(regions):
@@ -199,6 +241,8 @@ def _say_which_pairs_contradict(records: Records, what: str) -> None:
     for index, record in enumerate(records.records):
         pair, image = record.pair, record.images.files()[0]
         place = first.setdefault(hash((image, pair.prompt, frozenset((pair.chosen, pair.rejected)))), index)
+        if place == index:
+            continue
         earlier = records.records[place]
         asked_alike = earlier.images.files()[0] == image and earlier.pair.prompt == pair.prompt
         if asked_alike and (earlier.pair.rejected, earlier.pair.chosen) == (pair.chosen, pair.rejected):
@@ -213,7 +257,7 @@ def _say_which_pairs_contradict(records: Records, what: str) -> None:
         )
 
 
-def hold_out(records: Sequence[Record], share: float, seed: int) -> tuple[Sequence[Record], Sequence[Record]]:
+def hold_out(records: StoredRows[Record], share: float, seed: int) -> tuple[StoredRows[Record], StoredRows[Record]]:
     """Split off about ``share`` of the records for evaluation, in input order, the same for the same seed.
 
     All records of an image go to one side, so that no image is both trained and evaluated on.
@@ -222,12 +266,13 @@ def hold_out(records: Sequence[Record], share: float, seed: int) -> tuple[Sequen
         DataError: nothing would be left on one side.
     """
     if share == 0:
-        return records, ()
+        return records, StoredRows.none()
 
     def place(path: str) -> str:
         return hashlib.sha256(f"{seed}:{path}".encode()).hexdigest()
 
-    counts = Counter(record.pair.img_path for record in records)
+    paths = [sys.intern(record.pair.img_path) for record in records]
+    counts = Counter(paths)
     held: set[str] = set()
     held_count = 0
     for path in sorted(counts, key=place):
@@ -235,8 +280,8 @@ def hold_out(records: Sequence[Record], share: float, seed: int) -> tuple[Sequen
             break
         held.add(path)
         held_count += counts[path]
-    training = [record for record in records if record.pair.img_path not in held]
-    evaluation = [record for record in records if record.pair.img_path in held]
+    training = records.take([index for index, path in enumerate(paths) if path not in held])
+    evaluation = records.take([index for index, path in enumerate(paths) if path in held])
     if not training or not evaluation:
         raise DataError(f"--eval_share {share} of {len(records)} records leaves nothing to train or evaluate on")
     return training, evaluation

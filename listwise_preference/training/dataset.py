@@ -3,10 +3,14 @@
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
 from listwise_preference.data.pairs import Record
+from listwise_preference.data.stored import some
 from listwise_preference.errors import DataError
 from listwise_preference.models.chat_format import ChatFormat
 from listwise_preference.training.batch import Collator, ListwiseDataset
@@ -46,20 +50,27 @@ def make_dataset(
     Raises:
         DataError: a record of equal completions, unless dropped; or nothing is left.
     """
-    dataset = ListwiseDataset(records, chat, cut)
+    dataset = _dataset(records, chat, cut)
     if compares_responses and dataset.alike:
         report = f"{what}: {_alike(dataset, cut)}"
-        kept = [record for index, record in enumerate(records) if index not in dataset.alike]
+        kept = some(records, [index for index in range(len(records)) if index not in dataset.alike])
         if not drop or not kept:
             raise DataError(f"{report}; --on_bad_record drop leaves such records out, {len(kept)} others are there")
         logger.warning(f"{report}; left out (--on_bad_record drop)")
-        dataset = ListwiseDataset(kept, chat, cut)
+        dataset = _dataset(kept, chat, cut)
     images, about = len(records[0].images), "about " if dataset.is_estimate else ""
     logger.info(
         f"{what}: {len(dataset):,} records of {images} image{'s' if images > 1 else ''};"
         f" {about}{dataset.completions_cut:,} of {2 * len(dataset):,} completions cut at {cut} tokens"
     )
     return dataset
+
+
+def _dataset(records: Sequence[Record], chat: ChatFormat, cut: int) -> ListwiseDataset:
+    """Looked at by one process, whose tokens the others need not make again."""
+    look = [ListwiseDataset(records, chat, cut).look if PartialState().is_main_process else None]
+    broadcast_object_list(look)
+    return ListwiseDataset(records, chat, cut, look[0])
 
 
 def say_tokens(dataset: ListwiseDataset, collator: Collator, processor: Any) -> None:
@@ -96,18 +107,26 @@ def _alike(dataset: ListwiseDataset, cut: int) -> str:
     return f"{said}. --max_completion_length {max(lengths)} keeps {len(lengths):,} of them apart" if lengths else said
 
 
-def refuse_special_tokens(records: Sequence[Record], tokenizer: Any) -> None:
-    """Refuse texts that a tokenizer would not take as text.
+def refuse_special_tokens(records: Iterable[Record], tokenizer: Any) -> None:
+    """Refuse texts that a tokenizer would not take as text. One process looks for all.
 
     Raises:
         DataError: a record's text contains one of the tokenizer's special tokens.
     """
+    found = [_special_token(records, tokenizer) if PartialState().is_main_process else None]
+    broadcast_object_list(found)
+    if found[0] is not None:
+        raise DataError(found[0])
+
+
+def _special_token(records: Iterable[Record], tokenizer: Any) -> str | None:
     special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     pattern = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
     for record in records:
         texts = {"prompt": record.pair.prompt, "chosen": record.pair.chosen, "rejected": record.pair.rejected}
         for key in texts:
             if found := pattern.search(texts[key]):
-                raise DataError(
+                return (
                     f'record {record.pair.id}: "{key}" contains {found[0]}, a special token of this model: take it out'
                 )
+    return None

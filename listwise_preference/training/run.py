@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ class Run:
         )
         chat = ChatFormat(self.processor, system_prompt=arguments.data.system_prompt)
         # A checkpoint may have more of them than its family, for which the data has been checked.
-        refuse_special_tokens([*training, *evaluation], self.processor.tokenizer)
+        refuse_special_tokens(chain(training, evaluation), self.processor.tokenizer)
         self.train_set = self._dataset("training", training, chat) if training else None
         self.eval_set = self._dataset("evaluation", evaluation, chat) if evaluation else None
         self.resources: Resources | None = None
