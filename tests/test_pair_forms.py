@@ -276,7 +276,9 @@ def test_images_inside_records_are_unpacked_once_each(tmp_path: Path) -> None:
         program.convert([file], tmp_path / "out", tmp_path / "images")
 
 
-def test_a_folder_of_datasets_and_json_read_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_datasets_and_json_read_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     import datasets
 
     features = datasets.Features({name: datasets.Value("string") for name in ("question", "chosen", "rejected")})
@@ -296,6 +298,10 @@ def test_a_folder_of_datasets_and_json_read_by_it(tmp_path: Path, monkeypatch: p
     read = datasets.load_dataset("json", data_files=str(lines), split="train", cache_dir=str(tmp_path / "cache"))
     with pytest.raises(DataError, match="consists of json files; `datasets` changes texts"):
         check_builder(read, "owner/name")
+    assert "when it read them" not in caplog.text
+    read.save_to_disk(str(tmp_path / "of json"))
+    list(iterate_rows(tmp_path / "of json"))
+    assert "of json was made of json files; `datasets` changed texts" in caplog.text
 
     monkeypatch.setitem(sys.modules, "datasets", None)  # as if it were not installed
     with pytest.raises(DataError, match="pip install datasets"):

@@ -6,6 +6,7 @@ one type: "007" becomes 7, and "null" nothing. A cell of CSV stays the text it i
 
 import csv
 import io
+import logging
 import os
 import re
 import sys
@@ -15,6 +16,8 @@ from typing import Any
 
 from listwise_preference.errors import DataError
 from listwise_preference.files import Row, first_bytes, iterate_json_rows, parse_json, read_text
+
+logger = logging.getLogger("listwise_preference")
 
 _ENDINGS = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 # Beside the records of a folder, and not records themselves.
@@ -189,6 +192,11 @@ def _from_folder(folder: Path, split: str) -> Iterator[Row]:
         if split not in content:
             raise DataError(f"{folder}: no split {split}; --split takes one of {', '.join(content)}")
         content = content[split]
+    if content.info.builder_name in _GUESSING:
+        logger.warning(
+            f"{folder} was made of {content.info.builder_name} files; `datasets` changed texts of columns of mixed"
+            ' types when it read them ("007" to 7, "null" to nothing): the files themselves are read as they stand'
+        )
     return _from_dataset(content, str(folder))
 
 
