@@ -396,6 +396,8 @@ class ListwiseTrainer(Trainer):
             batch_size=batch_size,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
+            # Of its own: dropout shall not depend on whether the values were computed or found.
+            generator=torch.Generator(),
         )
         model: Any = self.model
         batch: Any
