@@ -9,15 +9,18 @@ import errno
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from listwise_preference.errors import DataError
+
+logger = logging.getLogger("listwise_preference")
 
 Record = dict[str, Any]
 
@@ -381,6 +384,71 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def held_alone(lock: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock file, which is removed at the end, with the folders made for it that are still empty.
+
+    The lock is the operating system's, so that a process that dies leaves none behind. The file has a few bytes, which
+    show that the disk takes some.
+
+    Raises:
+        DataError: another process holds it, with ``refusal``; or the place cannot be written.
+    """
+    made = [folder for folder in lock.parents if not folder.exists()]
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        stream = _locked(lock)
+    except BlockingIOError:
+        raise DataError(refusal) from None
+    except OSError as error:
+        reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror or error
+        raise DataError(f"{lock.parent}: cannot be written: {reason}") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            lock.unlink()
+        stream.close()
+        for folder in made:
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
+
+
+def _locked(lock: Path) -> IO[bytes]:
+    """The open file; raises BlockingIOError where another process holds it."""
+    while True:
+        stream = lock.open("ab")
+        try:
+            _lock(stream)
+            if os.fstat(stream.fileno()).st_ino == lock.stat().st_ino:
+                stream.truncate(0)
+                stream.write(b"\0" * 4096)
+                stream.flush()
+                return stream
+            stream.close()
+        except FileNotFoundError:  # the process before has just removed this one
+            stream.close()
+        except BlockingIOError:
+            stream.close()
+            raise
+        except OSError:
+            with contextlib.suppress(OSError):
+                lock.unlink()
+                stream.close()
+            raise
+
+
+def _lock(stream: IO[bytes]) -> None:
+    try:
+        import fcntl
+
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except (ImportError, OSError) as error:  # Windows; a file system without locks
+        logger.warning(f"{stream.name} cannot be locked ({error}): do not start this run twice")
 
 
 def write_json(file: Path, value: Any) -> None:

@@ -6,6 +6,7 @@ the result. The same command resumes there; a command that would give another re
 replaces the folder.
 """
 
+import contextlib
 import json
 import logging
 import shutil
@@ -14,11 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from listwise_preference.errors import DataError
-from listwise_preference.files import Record, cut_partial_line, json_line, parse_json, read_json, write_json
+from listwise_preference.files import Record, cut_partial_line, held_alone, json_line, parse_json, read_json, write_json
 
 logger = logging.getLogger("listwise_preference")
 
 WAYS_ON = "Name another --output, or start again with --restart."
+
+
+def one_run(output: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold an output for this run alone, so that the same command started twice does not work on it twice.
+
+    Raises:
+        DataError: another run is at work on it, or its folder cannot be written.
+    """
+    refusal = f"{output}: another run is at work on it; wait for it, or name another --output"
+    return held_alone(output.with_name(f".{output.name}.lock"), refusal)
 
 
 class ResumableStore:
@@ -47,14 +58,24 @@ class ResumableStore:
         return {item[self._key]: item for items in self.items_by_process() for item in items}
 
     def append(self, items: Iterable[Record]) -> None:
-        """Add finished items and flush them."""
-        if not self._has_appended:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            cut_partial_line(self.file)
-            self._has_appended = True
-        # A model can write half a surrogate pair; the file stays UTF-8.
-        with self.file.open("a", encoding="utf-8", errors="replace") as stream:
-            stream.write("".join(map(json_line, items)))
+        """Add finished items and flush them.
+
+        Raises:
+            DataError: the disk takes no more; what was added before stays.
+        """
+        try:
+            if not self._has_appended:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                cut_partial_line(self.file)
+                self._has_appended = True
+            # A model can write half a surrogate pair; the file stays UTF-8.
+            with self.file.open("a", encoding="utf-8", errors="replace") as stream:
+                stream.write("".join(map(json_line, items)))
+        except OSError as error:
+            kept = "what was finished before is kept, and the same command goes on once there is space"
+            full = DataError(f"{self.file}: cannot be written: {error.strerror or error}; {kept}")
+            full.of_one_process = True
+            raise full from error
 
     def _items(self, file: Path) -> Iterator[Record]:
         for line in file.read_bytes().split(b"\n")[:-1]:

@@ -1,6 +1,7 @@
 """Finished items on the disk: what is continued, what is refused, what a stop at any moment leaves."""
 
 import json
+import resource
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from listwise_preference.errors import DataError
-from listwise_preference.store import ResumableOutput, ResumableStore, differences
+from listwise_preference.store import ResumableOutput, ResumableStore, differences, one_run
 
 
 class Output(ResumableOutput):
@@ -129,6 +130,30 @@ def test_what_others_made_is_neither_continued_nor_replaced(tmp_path: Path) -> N
                 Output(tmp_path / name).begin({"seed": 0}, restart=restart)
     assert (tmp_path / "mine").read_text() == "mine"
     assert (tmp_path / "there.parts" / "0.jsonl").exists()
+
+
+def test_the_same_command_started_twice_is_refused_and_a_lock_that_nobody_holds_is_not(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "output.json"
+    (tmp_path / ".output.json.lock").touch()  # left by a process that was killed
+    with one_run(tmp_path / "output.json"), one_run(output):
+        with pytest.raises(DataError, match="another run is at work on it"), one_run(output):
+            pass
+        with pytest.raises(DataError, match="another run is at work on it"), one_run(tmp_path / "output.json"):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_takes_no_more_is_one_message_and_what_was_finished_stays(tmp_path: Path) -> None:
+    store = ResumableStore(tmp_path, "number")
+    store.append([{"number": 1}])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30, limits[1]))  # bytes of a file
+    try:
+        with pytest.raises(DataError, match="cannot be written: File too large; what was finished before is kept"):
+            store.append([{"number": 2, "text": "long" * 10}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(ResumableStore(tmp_path, "number").items()) == [1]
 
 
 def test_other_versions_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,6 +7,7 @@ main(RECIPE)
 ``response_files`` describes the files beside ``--output``.
 """
 
+import contextlib
 import logging
 import math
 import sys
@@ -34,6 +35,7 @@ from listwise_preference.models.families import special_tokens
 from listwise_preference.models.hub import check_model
 from listwise_preference.scoring.benchmarks import BENCHMARKS
 from listwise_preference.scoring.interface import QuestionFormat
+from listwise_preference.store import one_run
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -143,6 +145,11 @@ def respond(options: Namespace, form: QuestionFormat) -> None:
     Raises:
         DataError, ModelError: options, questions or images cannot be used, or ``options.output`` is of another run.
     """
+    with one_run(options.output) if is_main_process() else contextlib.nullcontext():
+        _respond(options, form)
+
+
+def _respond(options: Namespace, form: QuestionFormat) -> None:
     is_main = is_main_process()
     adapter = None if options.adapter == "none" else Path(options.adapter)
     asked = None

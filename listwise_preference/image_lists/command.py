@@ -1,5 +1,6 @@
 """make_image_lists.py: options, all checks that need no model, then the lists and what is made of them."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -33,6 +34,7 @@ from listwise_preference.image_lists.review.review import ReviewItem, check_revi
 from listwise_preference.image_lists.store import ListStore
 from listwise_preference.image_lists.summary import draw_histogram, summarize
 from listwise_preference.models.families import special_tokens
+from listwise_preference.store import one_run
 
 Result = TypeVar("Result")
 
@@ -46,7 +48,14 @@ _MINUTE = 60
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the lists. Exits with code 2 and a message on what a user can mend."""
     options = parse(argv, sys.modules["__main__"].__doc__)
-    run_program(lambda: _run(options), stopped="stopped; what is finished is kept, and the same command continues")
+    run_program(
+        lambda: _run_alone(options), stopped="stopped; what is finished is kept, and the same command continues"
+    )
+
+
+def _run_alone(options: Options) -> None:
+    with one_run(options.output) if is_main_process() else contextlib.nullcontext():
+        _run(options)
 
 
 def _run(options: Options) -> None:

@@ -1,5 +1,6 @@
 """make_pairs.py: options and prompts checked, responses sampled, their objects looked for, pairs chosen."""
 
+import contextlib
 import logging
 import sys
 from argparse import Namespace
@@ -36,6 +37,7 @@ from listwise_preference.pair_making.objects import (
     verdict,
 )
 from listwise_preference.pair_making.prompts import Prompt, Prompts, place_of, question_format, read_prompts
+from listwise_preference.store import one_run
 
 logger = logging.getLogger("listwise_preference")
 
@@ -126,7 +128,14 @@ def _detectors(options: Namespace) -> list[tuple[str, str]]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the pairs. Exits with code 2 and a message on an error that the user can correct."""
     options = parse(argv)
-    run_program(lambda: _run(options), stopped="stopped; what is finished is kept, and the same command continues")
+    run_program(
+        lambda: _run_alone(options), stopped="stopped; what is finished is kept, and the same command continues"
+    )
+
+
+def _run_alone(options: Namespace) -> None:
+    with one_run(options.output) if is_main_process() else contextlib.nullcontext():
+        _run(options)
 
 
 def _run(options: Namespace) -> None:

@@ -11,15 +11,15 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from listwise_preference.data.pairs import Record
 from listwise_preference.data.ranked_images import MaskedBox, RankedImages
 from listwise_preference.errors import DataError, ModelError
-from listwise_preference.files import read_json, sha256_of, sync, write_atomic, write_json
+from listwise_preference.files import held_alone, read_json, sha256_of, sync, write_json
 from listwise_preference.models.adapters import adapter_file
 from listwise_preference.training.options import Arguments
 
@@ -315,39 +315,12 @@ def clear(output: Path) -> None:
 # ---- the folder ----
 
 
-@contextlib.contextmanager
-def folder_of_one_run(output: Path) -> Iterator[None]:
+def folder_of_one_run(output: Path) -> contextlib.AbstractContextManager[None]:
     """Hold the output folder for this run alone, and show that it can be written.
-
-    The lock is the operating system's, so that a process that dies leaves none behind.
 
     Raises:
         DataError: another run is at work there, or the folder cannot be written.
     """
-    made = not output.exists()
-    probe = output / f".probe-{os.getpid()}"
-    write_atomic(probe, b"\0" * 4096)
-    probe.unlink()
-    lock = output / ".lock"
-    with lock.open("w") as stream:
-        try:
-            _lock(stream)
-            yield
-        finally:
-            if made and list(output.iterdir()) == [lock]:  # nothing came of it
-                lock.unlink()
-                output.rmdir()
-
-
-def _lock(stream: IO[str]) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        folder = Path(stream.name).parent
-        raise DataError(f"{folder}: another run is at work in this folder; wait for it, or name another") from None
-    except OSError as error:  # a file system without locks
-        logger.warning(f"{stream.name} cannot be locked ({error.strerror}): do not start this run twice")
+    return held_alone(
+        output / ".lock", f"{output}: another run is at work in this folder; wait for it, or name another"
+    )
