@@ -1,5 +1,6 @@
 """merge.py: options -> adapter and records checked -> merged model on disk, proved there."""
 
+import logging
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -13,6 +14,9 @@ from listwise_preference.errors import DataError, ModelError
 from listwise_preference.files import read_json
 from listwise_preference.models.adapters import adapter_file, check_folders
 from listwise_preference.models.families import special_tokens
+from listwise_preference.store import one_run
+
+logger = logging.getLogger("listwise_preference")
 
 
 def parse(argv: Sequence[str] | None = None) -> Namespace:
@@ -59,16 +63,23 @@ def _run(options: Namespace) -> None:
     if not options.model_name_or_path:
         raise ModelError(f"{options.adapter} does not name its base model: give --model_name_or_path")
     check_folders(options.model_name_or_path, None)
-    if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
+    there = options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir()))
+    if there and not (options.output / "merge.json").is_file():
         raise DataError(f"--output {options.output}: there is something already; name a new folder")
     if options.processor_settings is None:
         options.processor_settings = _of_training(options.adapter, "model").get("processor_settings")
     records = _records(options)
 
     # All is there: now the heavy part.
-    from listwise_preference.merging.merge import merge_and_prove
+    from listwise_preference.merging.merge import is_merged, merge_and_prove
 
-    merge_and_prove(options, records)
+    with one_run(options.output):
+        if not there:
+            merge_and_prove(options, records)
+        elif is_merged(options):
+            logger.info(f"{options.output} is this base with this adapter already: nothing to do")
+        else:
+            raise DataError(f"--output {options.output}: there is another merged model already; name a new folder")
 
 
 def _of_training(adapter: Path, group: str) -> dict[str, Any]:

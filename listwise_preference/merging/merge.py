@@ -8,7 +8,6 @@ than rounding explains. One model is in memory at a time.
 
 import logging
 import shutil
-import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ import peft
 import torch
 import transformers
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import ProcessorMixin
@@ -26,7 +26,7 @@ from transformers import ProcessorMixin
 from listwise_preference import __version__
 from listwise_preference.data.pairs import Record
 from listwise_preference.errors import ModelError
-from listwise_preference.files import sha256_of, write_atomic, write_json
+from listwise_preference.files import expecting, read_json, sha256_of, write_atomic, write_json
 from listwise_preference.models import adapters, loading
 from listwise_preference.models.chat_format import ChatFormat
 from listwise_preference.models.families import family_of
@@ -75,8 +75,9 @@ def merge_and_prove(options: Namespace, records: Sequence[Record]) -> Proof:
     def logps(model: nn.Module) -> Tensor:
         return _logps(model, processor, records)
 
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{options.output.name}-", dir=options.output.parent))
+    partial = options.output.with_name(f".{options.output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what a run that was killed left
+    partial.mkdir(parents=True)
     try:
         logger.info(f"base and adapter in float32: {len(records)} records, then merging")
         adapted = _adapted(options, "float32")
@@ -95,7 +96,6 @@ def merge_and_prove(options: Namespace, records: Sequence[Record]) -> Proof:
         if not proof.difference <= proof.bound:  # not a number is refused as well
             raise ModelError(f"the merged model is not what base and adapter are: {proof}; nothing was written")
         _describe(options, partial, proof, tied)
-        partial.chmod(0o755)  # mkdtemp makes folders for their owner alone
         if options.output.exists():
             options.output.rmdir()  # empty, as checked
         partial.rename(options.output)
@@ -103,6 +103,29 @@ def merge_and_prove(options: Namespace, records: Sequence[Record]) -> Proof:
         shutil.rmtree(partial, ignore_errors=True)
     logger.info(f"the merged model is in {options.output}")
     return proof
+
+
+def is_merged(options: Namespace) -> bool:
+    """Whether ``options.output`` holds what :func:`merge_and_prove` would write, by its ``merge.json``."""
+    made = read_json(options.output / "merge.json")
+    with expecting("the record of a merged model", options.output / "merge.json"):
+        found = {
+            "base": made["base"]["weights"],
+            "adapter": made["adapter"]["sha256"],
+            "dtype": made["dtype"],
+            "processor_settings": made.get("processor_settings"),
+        }
+    return found == _decides(options)
+
+
+def _decides(options: Namespace) -> dict[str, Any]:
+    """All that decides the merged model; the weights are read for their hash."""
+    return {
+        "base": loading.weights_identity(options.model_name_or_path, options.model_revision),
+        "adapter": sha256_of([options.adapter / "adapter_config.json", adapters.adapter_file(options.adapter)]),
+        "dtype": options.dtype,
+        "processor_settings": options.processor_settings,
+    }
 
 
 def compare(merged: Tensor, exact: Tensor, rounded: Tensor, base: Tensor, bound: float | None = None) -> Proof:
@@ -151,19 +174,23 @@ def _write(adapted: PeftModel, processor: ProcessorMixin, folder: Path, options:
     try:
         model.save_pretrained(folder, max_shard_size=options.max_shard_size)
         processor.save_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"the merged model cannot be saved: {error}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"the merged model cannot be saved: {error}; nothing was written") from error
     return tied
 
 
 def _describe(options: Namespace, folder: Path, proof: Proof, tied: bool) -> None:
     """The card, and the same for machines."""
-    identity = loading.weights_identity(options.model_name_or_path, options.model_revision)
-    adapter = sha256_of([options.adapter / "adapter_config.json", adapters.adapter_file(options.adapter)])
+    decides = _decides(options)
     record = {
-        "base": {"name": options.model_name_or_path, "revision": options.model_revision, "weights": identity},
-        "adapter": {"folder": str(options.adapter), "sha256": adapter},
+        "base": {
+            "name": options.model_name_or_path,
+            "revision": options.model_revision,
+            "weights": decides["base"],
+        },
+        "adapter": {"folder": str(options.adapter), "sha256": decides["adapter"]},
         "dtype": options.dtype,
+        "processor_settings": options.processor_settings,
         "tied_vocabulary": tied,
         "proof": asdict(proof),
         "versions": {
