@@ -235,7 +235,7 @@ def test_order_is_first_sentence_then_prompt_then_rest() -> None:
     )
 
 
-def test_contrast_puts_what_only_the_chosen_answer_names_first() -> None:
+def test_contrast_puts_what_only_the_chosen_answer_names_first_and_chosen_only_takes_no_other() -> None:
     """The rejected answer names dog and ball, and denies the frisbee, so the frisbee still tells the two apart.
 
     The lawn stands in the prompt alone, and tells nothing.
@@ -249,6 +249,7 @@ def test_contrast_puts_what_only_the_chosen_answer_names_first() -> None:
     by_contrast = [phrase.text for phrase in candidate_phrases(one, prefer="contrast")]
     assert in_order == ["dog", "frisbee", "lawn", "cat", "ball"]
     assert by_contrast == ["frisbee", "cat", "dog", "lawn", "ball"]
+    assert [phrase.text for phrase in candidate_phrases(one, prefer="chosen_only")] == ["frisbee", "cat"]
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,25 @@ def test_verbs_taken_for_nouns_are_asked_again_without_and_denied_objects_are_ne
     assert (lines[2]["tried"][0]["phrase"], lines[2]["surface"]) == ("bus stop", "bus")
 
 
+def test_chosen_only_masks_nothing_that_the_rejected_answer_names_and_no_unnamed_object(tmp_path: Path) -> None:
+    """A dog and a ball are there. Where both answers name the dog, the ball is left alone too."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    box = {"img_path": "a.png", "label": "dog", "box": [0, 0, 30, 30]}
+    boxes = [box, {**box, "label": "ball", "box": [30, 30, 60, 60]}]
+    (tmp_path / "annotations.jsonl").write_text("".join(json.dumps(one) + "\n" for one in boxes))
+    pair = {"img_path": "a.png", "prompt": "Describe.", "rejected": "A dog with a cat."}
+    pairs = write_json(
+        tmp_path / "pairs.json",
+        [
+            {"id": 1, **pair, "chosen": "A dog with a ball."},
+            {"id": 2, **pair, "chosen": "There is a dog."},
+        ],
+    )
+    main(options(tmp_path / "lists.jsonl", pairs, tmp_path, "--prefer", "chosen_only"))
+    lines = read(tmp_path / "lists.jsonl")
+    assert [(line["verdict"], line.get("phrase")) for line in lines] == [("unverified", "ball"), ("no_object", None)]
+
+
 def test_what_the_boxes_file_leaves_out_is_in_the_summary_and_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

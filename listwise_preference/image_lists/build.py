@@ -246,7 +246,7 @@ class Builder:
                 self._finish(record, "unverified", record.candidates[0])
             elif record.candidates:
                 to_verify.append(record)
-            elif record.asked_for_anything:
+            elif record.asked_for_anything or self.rules.prefer == "chosen_only":
                 self._finish(record, "not_hideable" if record.verified else "no_object")
             else:
                 still_open.append(record)

@@ -4,14 +4,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from listwise_preference.cli import Parser, count, parse_options, share
 from listwise_preference.data.ranked_images import Drawing, Fill, Grow, VisualPrompt
 from listwise_preference.image_lists.detectors import DETECTORS
+from listwise_preference.image_lists.english.critical_object import Prefer
 from listwise_preference.image_lists.export import EXPORTS
-
-Prefer = Literal["order", "contrast"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,8 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
     add = parser.group("object", "What in the image is masked.")
     add("--prefer", choices=get_args(Prefer), default=Rules.prefer, help="order: objects as the paper takes them, "
         "first sentence of the chosen response, prompt, rest of the chosen response; contrast: before these, objects "
-        "of the chosen response that the rejected one does not name")  # fmt: skip
+        "of the chosen response that the rejected one does not name; chosen_only: these alone, and no other object of "
+        "the image where there is none")  # fmt: skip
     add("--detector", choices=tuple(DETECTORS), default="grounding-dino", help="what finds the boxes: "
         + "; ".join(f"{name}: {entry.help}" for name, entry in DETECTORS.items()))  # fmt: skip
     for entry in DETECTORS.values():

@@ -13,9 +13,10 @@ from listwise_preference.data.pairs import Pair
 from listwise_preference.errors import DataError
 from listwise_preference.image_lists.english.noun_phrases import Mention, mentions
 
-__all__ = ["DataError", "Phrase", "Source", "candidate_phrases"]
+__all__ = ["DataError", "Phrase", "Prefer", "Source", "candidate_phrases"]
 
 Source = Literal["chosen_first", "prompt", "chosen_rest"]
+Prefer = Literal["order", "contrast", "chosen_only"]
 _ANSWER_NO = re.compile(r"\W*no\b(?! one)", re.IGNORECASE)
 
 
@@ -34,7 +35,7 @@ class Phrase:
     shorter: "Phrase | None" = field(default=None, compare=False)
 
 
-def candidate_phrases(pair: Pair, prefer: Literal["order", "contrast"] = "order") -> tuple[Phrase, ...]:
+def candidate_phrases(pair: Pair, prefer: Prefer = "order") -> tuple[Phrase, ...]:
     """The objects that the chosen response and the prompt name, best first, each once.
 
     An object that the chosen response only denies is not taken from the prompt either; nor, when the response begins
@@ -43,7 +44,8 @@ def candidate_phrases(pair: Pair, prefer: Literal["order", "contrast"] = "order"
     Args:
         pair: the texts, of any kind; only English is understood, and elsewhere few phrases or none are found.
         prefer: ``order`` is the paper's order, by position within a source. ``contrast`` puts the objects first that
-            the chosen response names and the rejected one does not, and keeps that order otherwise.
+            the chosen response names and the rejected one does not, and keeps that order otherwise. ``chosen_only``
+            takes those alone, so that there may be none.
 
     Raises:
         DataError: NLTK or its data is missing.
@@ -61,8 +63,10 @@ def candidate_phrases(pair: Pair, prefer: Literal["order", "contrast"] = "order"
         for mention in found:
             if not mention.denied:
                 phrases.setdefault(mention.text, _phrase(mention, source))
-    if prefer == "contrast":
+    if prefer != "order":
         telling = _named(chosen) - _named(mentions(pair.rejected))
+        if prefer == "chosen_only":
+            return tuple(phrase for phrase in phrases.values() if phrase.text in telling)
         return tuple(sorted(phrases.values(), key=lambda phrase: phrase.text not in telling))
     return tuple(phrases.values())
 
