@@ -183,10 +183,11 @@ class Bench:
             if len(made) < PAIRS // 2:
                 raise RuntimeError(f"{pairs}: only {len(made)} pairs; the base hallucinates too little")
             data.write_json(pairs, made[:PAIRS])
-            self._make_lists(folder, pairs, lists)
+            self.make_lists(folder, pairs, lists)
         return folder / "image", pairs, lists
 
-    def _make_lists(self, folder: Path, pairs: Path, lists: Path, *options: str) -> None:
+    def make_lists(self, folder: Path, pairs: Path, lists: Path, *options: str) -> None:
+        """Lists for pairs on the scenes of a folder, by ``make_image_lists.py`` and the known boxes."""
         paths = {"pairs": pairs, "image_root": folder / "image", "annotations": folder / "annotations.jsonl"}
         given = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
         with nltk_data(folder):
@@ -277,9 +278,10 @@ class Bench:
         """The counters of every checkpoint on ``validation`` or ``test`` scenes, the base's first (step 0)."""
 
         def made() -> list[dict[str, float]]:
+            base = self.base(run.base, run.seed)
             scenes, folder = self.evaluation_scenes(what, run.seed), self.train(run)
             return [self.base_scores(run.base, run.seed, what)] + [
-                {"step": step} | self._score(run, folder / f"checkpoint-{step}", scenes, "generative")
+                {"step": step} | self.score(base, folder / f"checkpoint-{step}", scenes, "generative")
                 for step in range(SAVE_EVERY, STEPS + 1, SAVE_EVERY)
             ]
 
@@ -291,7 +293,8 @@ class Bench:
 
         def made() -> dict[str, float]:
             adapter = self.train(run) / f"checkpoint-{step}" if step else None
-            return self._score(run, adapter, self.evaluation_scenes("test", run.seed), "discriminative")
+            base = self.base(run.base, run.seed)
+            return self.score(base, adapter, self.evaluation_scenes("test", run.seed), "discriminative")
 
         name = run.name if step else f"base-{run.base}-{run.seed}"
         result: dict[str, float] = kept(self.work / "scores" / "yes_no" / f"{name}-{step}.json", made)
@@ -301,18 +304,19 @@ class Bench:
         """The counters of a base's own descriptions."""
 
         def made() -> dict[str, float]:
-            run = Run("dpo", seed, 0.0, base=base)
-            return {"step": 0} | self._score(run, None, self.evaluation_scenes(what, seed), "generative")
+            scenes = self.evaluation_scenes(what, seed)
+            return {"step": 0} | self.score(self.base(base, seed), None, scenes, "generative")
 
         result: dict[str, float] = kept(self.work / "scores" / what / f"base-{base}-{seed}.json", made)
         return result
 
-    def _score(self, run: Run, adapter: Path | None, scenes: Path, questions: str) -> dict[str, float]:
+    def score(self, base: Path, adapter: Path | None, scenes: Path, questions: str) -> dict[str, float]:
+        """The counters of a model's responses to one of the files of questions."""
         output = self.work / "answers" / f"{os.getpid()}.json"
         output.parent.mkdir(parents=True, exist_ok=True)
         for left in output.parent.glob(f"{output.name}*"):
             left.unlink()
-        self._generate(self.base(run.base, run.seed), adapter, scenes, questions, output)
+        self._generate(base, adapter, scenes, questions, output)
         benchmark = amber_rules.load_amber(scenes)
         answers, problems = amber_rules.check(read_records(output), benchmark)
         problems.refuse_unless(False, output)
@@ -365,7 +369,7 @@ class Bench:
                 for number, scene in enumerate(drawn, start=1)
             ]
             data.write_json(pairs, records)
-            self._make_lists(folder, pairs, lists, "--restart")
+            self.make_lists(folder, pairs, lists, "--restart")
             (folder / "removed").mkdir(exist_ok=True)
             for scene, line in zip(drawn, lists.read_text().splitlines(), strict=True):
                 record = json.loads(line)
@@ -451,7 +455,7 @@ PROBED = ("methods", "naive", "distractor")
 Task = tuple[Callable[..., object], tuple[Any, ...]]
 
 
-def _set_up(work: Path) -> None:
+def set_up(work: Path) -> None:
     """A worker's own: what the programs print goes into a file."""
     log = (work / f"log-{os.getpid()}.txt").open("a", buffering=1)
     os.dup2(log.fileno(), sys.stdout.fileno())
@@ -474,6 +478,24 @@ def carry_out(pool: ProcessPoolExecutor, work: Path, tasks: Iterable[Task], what
         done.result()
 
 
+def in_processes(bench: Bench, workers: int, work: Callable[[Callable[..., None]], None]) -> None:
+    """Call ``work`` with a function that carries out tasks; exits on Ctrl-C and with the first task that fails."""
+    program = Path(sys.argv[0]).name
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=set_up, initargs=(bench.work,)
+    ) as pool:
+        try:
+            work(partial(carry_out, pool, bench.work))
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            print("\nstopped; the same command goes on from here", file=sys.stderr)
+            sys.exit(130)
+        except RuntimeError as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            print(f"{program}: error: {error}", file=sys.stderr)
+            sys.exit(1)
+
+
 def main() -> None:
     """Do what is not done yet, and report."""
     parser = cli.Parser(__doc__)
@@ -485,19 +507,7 @@ def main() -> None:
     bench = Bench(args.work.resolve())
     if kept(bench.work / "settings.json", lambda: SETTINGS) != json.loads(json.dumps(SETTINGS)):
         parser.error(f"{args.work} holds work under other settings: name another folder with --work, or remove it")
-    with ProcessPoolExecutor(
-        args.workers, multiprocessing.get_context("spawn"), initializer=_set_up, initargs=(bench.work,)
-    ) as pool:
-        try:
-            work(bench, partial(carry_out, pool, bench.work))
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            print("\nstopped; the same command goes on from here", file=sys.stderr)
-            sys.exit(130)
-        except RuntimeError as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            print(f"objectives.py: error: {error}", file=sys.stderr)
-            sys.exit(1)
+    in_processes(bench, args.workers, partial(work, bench))
     write_atomic(args.output / "results.json", json.dumps(collect(bench), indent=1) + "\n")
     report(args.output)
 
