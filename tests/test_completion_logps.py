@@ -50,9 +50,14 @@ def in_float64(batch: Batch) -> Batch:
 
 
 def one_at_a_time(model: nn.Module, chat: ChatFormat, example: Any) -> list[float]:
-    """Each completion alone behind its prompt: whole logits, log-softmax, sum over the completion's tokens."""
-    completions = [example.chosen_ids, example.rejected_ids] + [example.chosen_ids] * (len(example.images) - 1)
-    images = [example.images[0], *example.images]
+    """Each completion alone behind its prompt: whole logits, log-softmax, sum over the completion's tokens.
+
+    Chosen and rejected on image 1, chosen on the others, rejected on the others.
+    """
+    others = example.images[1:]
+    completions = [example.chosen_ids, example.rejected_ids]
+    completions += [example.chosen_ids] * len(others) + [example.rejected_ids] * len(others)
+    images = [*[example.images[0]] * 2, *others, *others]
     values = []
     for image, completion in zip(images, completions, strict=True):
         inputs = chat.processor(text=[example.prompt_text], images=[image], return_tensors="pt")
@@ -75,12 +80,13 @@ def test_ragged_unpacked_and_one_at_a_time_agree(checkpoint: Path, attn_implemen
         for ragged in (False, True):
             if ragged:
                 use_ragged_attention(model.get_base_model())
-            batch = in_float64(Collator(chat.processor, ragged=ragged)(examples))
-            logps = completion_logps(model, batch)
             # eager attention takes its softmax in float32 whatever the model's precision
             tolerance = 1e-9 if attn_implementation == "sdpa" else 1e-5
-            torch.testing.assert_close(logps, expected, atol=tolerance, rtol=0)
-    assert expected.shape == (4, 4)
+            for on_all, count in ((False, 4), (True, 6)):
+                batch = in_float64(Collator(chat.processor, ragged=ragged, rejected_on_all=on_all)(examples))
+                logps = completion_logps(model, batch)
+                torch.testing.assert_close(logps, expected[:, :count], atol=tolerance, rtol=0)
+    assert expected.shape == (4, 6)
     assert (expected < -10).all()
 
 

@@ -6,7 +6,14 @@ import math
 import pytest
 import torch
 
-from listwise_preference.training.losses import TERMS, LossTerm, anchor_loss, dpo_loss, plackett_luce_loss
+from listwise_preference.training.losses import (
+    TERMS,
+    LossTerm,
+    anchor_loss,
+    dpo_loss,
+    plackett_luce_loss,
+    tied_plackett_luce_loss,
+)
 from listwise_preference.training.objective import PRESETS, Objective, compare, metrics, read_weights
 
 
@@ -86,6 +93,49 @@ def test_answers_are_taken_apart_in_their_order() -> None:
     expected = math.log1p(math.exp(-1.0)) + math.log1p(math.exp(-1.5))
     expected += math.log1p(math.exp(-0.5) + math.exp(-1.5)) + math.log1p(math.exp(-1.0))
     assert outcome.loss_B.item() == pytest.approx(expected)
+
+
+def test_the_margin_list_ranks_images_by_chosen_minus_rejected() -> None:
+    """Log-ratios, beta 0.5: chosen 4, 3, 1 on three images, rejected 0, 3, 5; margins 2, 0, -2 after beta.
+
+    log(1 + e^-2 + e^-4) = 0.1429 and log(1 + e^-2) = 0.1269. The order of completions is chosen, rejected on image 1,
+    chosen on 2 and 3, rejected on 2 and 3.
+    """
+    policy = torch.tensor([[4.0, 0.0, 3.0, 1.0, 3.0, 5.0]])
+    objective = Objective({"margin_list": 1.0}, beta=0.5)
+    assert objective.uses_list and objective.uses_rejected and objective.uses_rejected_on_all
+    outcome = compare(objective, policy, torch.zeros_like(policy))
+    assert outcome.rewards.chosen_BL.tolist() == [[2.0, 1.5, 0.5]]
+    assert outcome.rewards.rejected_BL.tolist() == [[0.0, 1.5, 2.5]]
+    assert outcome.loss_B.item() == pytest.approx(0.1429 + 0.1269, abs=1e-4)
+    assert metrics(objective, outcome)["rewards_image/level_3"].item() == 0.5
+
+
+def test_what_only_an_image_changes_cancels_in_the_margin_list() -> None:
+    """Both responses become likelier by 7 nats on image 2: the list of the chosen one changes, the margins do not."""
+    policy = torch.tensor([[-9.0, -9.5, -8.0, -11.0, -10.0, -10.5]], dtype=torch.float64)
+    reference = torch.full_like(policy, -10.0)
+    shifted = policy + torch.tensor([[0.0, 0.0, 7.0, 0.0, 7.0, 0.0]])
+    margin = Objective({"margin_list": 1.0}, beta=1.0)
+    assert compare(margin, policy, reference).loss_B.item() == pytest.approx(
+        compare(margin, shifted, reference).loss_B.item()
+    )
+    both = Objective({"listwise": 1.0, "margin_list": 1.0}, beta=1.0)
+    before, after = (compare(both, values, reference).terms["listwise"].item() for values in (policy, shifted))
+    assert after > before + 6
+
+
+def test_a_tie_is_the_sum_of_both_orders() -> None:
+    """exp(S) = 3, 2, 1: 3/6 * 2/3 = 1/3 one way, 2/6 * 3/4 = 1/4 the other; together 7/12."""
+    scores = torch.tensor([[3.0, 2.0, 1.0]], dtype=torch.float64).log()
+    assert tied_plackett_luce_loss(scores).item() == pytest.approx(math.log(12 / 7))
+    assert tied_plackett_luce_loss(scores[:, [1, 0, 2]]).item() == pytest.approx(math.log(12 / 7))
+    # two images that are tied are always in one of their two orders
+    assert tied_plackett_luce_loss(scores[:, :2]).item() == pytest.approx(0.0)
+    # 24 equally likely orders of four, of which two are asked for
+    assert tied_plackett_luce_loss(torch.zeros(1, 4)).item() == pytest.approx(math.log(12))
+    outcome = compare(Objective({"tied_list": 1.0}, beta=1.0), scores, torch.zeros_like(scores))
+    assert outcome.loss_B.item() == pytest.approx(math.log(12 / 7), abs=1e-6)
 
 
 def test_weights_scale_their_terms_and_zero_removes_them() -> None:

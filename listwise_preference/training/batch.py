@@ -10,10 +10,11 @@ For a record with L images, row k is [prompt with image k | chosen completion]; 
 Ragged rows are behind one another in one sequence, without padding; the rejected completion does not see the chosen
 one and its positions start where the chosen one's did (``models.ragged_attention``), so that row 1 scores two
 completions as if each were alone. Unpacked rows give the rejected completion a row of its own, with its image again:
-L + 1 rows, padded on the right, an ordinary mask.
+L + 1 rows, padded on the right, an ordinary mask. An objective may score the rejected completion on every image: then
+every ragged row carries both, and there are 2 L unpacked ones.
 
 Shapes: B record, R row, T token, N completion token,
-A completion (chosen on image 1, rejected, chosen on image 2 ... L),
+A completion (chosen on image 1, rejected, chosen on image 2 ... L, rejected on image 2 ... L if it is scored on all),
 D dimension of a position: one, or time, height and width.
 """
 
@@ -225,6 +226,7 @@ class Collator:
     Args:
         processor: of the model.
         with_rejected: score the rejected response too.
+        rejected_on_all: score it on every image, not only on the first.
         ragged: rows behind one another in one sequence (else one below the other, padded).
         response_token_type: of the model's family.
         rope_index: the model's own ``get_rope_index``, where it has positions of several dimensions; for ragged rows.
@@ -235,6 +237,11 @@ class Collator:
     ragged: bool = True
     response_token_type: int | None = None
     rope_index: Callable[..., tuple[Tensor, Tensor]] | None = None
+    rejected_on_all: bool = False
+
+    def rejected_count(self, levels: int) -> int:
+        """On how many of a record's images the rejected completion is scored."""
+        return levels if self.rejected_on_all else int(self.with_rejected)
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """Build the rows; prompts and image tokens are never cut."""
@@ -247,18 +254,20 @@ class Collator:
         rows = _Rows()
         ids = [prompt.tolist() for prompt in unpadded(encoded, "input_ids")]
         prompts = zip(ids, self._prompt_positions(encoded), strict=True)
-        completion = 0
+        completion = 0  # the first of the record
         for example in examples:
-            for level in range(len(example.images)):
+            levels = len(example.images)
+            rejected = self.rejected_count(levels)
+            for level in range(levels):
                 prompt, positions = next(prompts)
-                rows.add(prompt, positions, example.chosen_ids, completion)
-                completion += 1
-                if level == 0 and self.with_rejected:
+                rows.add(prompt, positions, example.chosen_ids, completion + level + (self.with_rejected and level > 0))
+                if level < rejected:
+                    place = completion + (1 if level == 0 else levels + level)
                     if self.ragged:
-                        rows.extend(len(prompt), example.rejected_ids, completion)
+                        rows.extend(len(prompt), example.rejected_ids, place)
                     else:
-                        rows.add(*next(prompts), example.rejected_ids, completion)
-                    completion += 1
+                        rows.add(*next(prompts), example.rejected_ids, place)
+            completion += levels + rejected
 
         layout = self._ragged(rows) if self.ragged else self._unpacked(rows)
         batch: Any = {
@@ -277,9 +286,9 @@ class Collator:
         return batch
 
     def _row_images(self, example: Example) -> Sequence[Image.Image]:
-        """The image of each row; of unpacked rows the second has the first image again, for the rejected completion."""
-        again = self.with_rejected and not self.ragged
-        return (*example.images[:1], *example.images) if again else example.images
+        """The image of each row; of unpacked rows an image comes again, for the rejected completion on it."""
+        again = 0 if self.ragged else self.rejected_count(len(example.images))
+        return [image for level, image in enumerate(example.images) for _ in range(1 + (level < again))]
 
     def _prompt_positions(self, encoded: dict[str, Tensor]) -> list[Tensor]:
         """The positions of each prompt, (D, T): one dimension, or those that the model itself gives to images."""

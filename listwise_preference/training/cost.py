@@ -72,8 +72,8 @@ class Data:
         levels = len(dataset.records[0].images)
         answers, texts = [], []
         for prompt, (chosen, rejected) in zip(prompts, dataset.completions(sample), strict=True):
-            answers.append(levels * len(chosen) + collator.with_rejected * len(rejected))
-            rows = levels + (collator.with_rejected and not collator.ragged)
+            answers.append(levels * len(chosen) + collator.rejected_count(levels) * len(rejected))
+            rows = levels + (0 if collator.ragged else collator.rejected_count(levels))
             texts.append(rows * prompt + answers[-1])
         longest = max(range(len(texts)), key=texts.__getitem__)  # of the sample
         sizes = {}

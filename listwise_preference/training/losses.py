@@ -7,7 +7,7 @@ its weight can be given (``--loss_weights NAME=1``), and the logs, eval_records.
 torch is imported where it computes, so that options are checked without waiting for it.
 
 Shapes: B record, L image of the list, best first, A completion (chosen on image 1, rejected if it is scored, chosen on
-image 2 ... L).
+image 2 ... L, rejected on image 2 ... L if it is scored on all).
 """
 
 from __future__ import annotations
@@ -58,6 +58,18 @@ def plackett_luce_loss(scores_BL: Tensor) -> Tensor:
     return torch.stack(terms, dim=-1).sum(dim=-1) if terms else torch.zeros_like(scores_BL[:, 0])
 
 
+def tied_plackett_luce_loss(scores_BL: Tensor) -> Tensor:
+    """Plackett-Luce where the first two images are tied, ``-log`` of both orders' summed probabilities. Shape (B,).
+
+    For an image that belongs at the level of the untouched one, as one with an equal box masked where nothing is. For L
+    equal scores it is ln(L! / 2); with two images alone nothing is asked, and it is 0.
+    """
+    import torch
+
+    exchanged_BL = torch.cat([scores_BL[:, 1:2], scores_BL[:, :1], scores_BL[:, 2:]], dim=1)
+    return -torch.logaddexp(-plackett_luce_loss(scores_BL), -plackett_luce_loss(exchanged_BL))
+
+
 def sft_loss(chosen_logps_B: Tensor, lengths_B: Tensor) -> Tensor:
     """``-log pi(w|x) / |w|``, supervised fine-tuning on the chosen response, a mean over its tokens. Shape (B,).
 
@@ -85,6 +97,7 @@ class Rewards:
         lengths_BA: of the completions, tokens; for terms that need them.
         beta: of the rewards.
         with_rejected: whether completion 2 is the rejected response.
+        rejected_on_all: whether the last L - 1 completions are the rejected response on images 2 ... L.
         anchor_delta: the margin of the anchor term.
         label_smoothing: of the DPO term.
     """
@@ -97,6 +110,7 @@ class Rewards:
     with_rejected: bool
     anchor_delta: float
     label_smoothing: float = 0.0
+    rejected_on_all: bool = False
 
     @property
     def chosen_BL(self) -> Tensor:
@@ -105,7 +119,17 @@ class Rewards:
 
         if not self.with_rejected:
             return self.rewards_BA
-        return torch.cat([self.rewards_BA[:, :1], self.rewards_BA[:, 2:]], dim=1)
+        completions = self.rewards_BA.shape[1]
+        end = completions // 2 + 1 if self.rejected_on_all else completions
+        return torch.cat([self.rewards_BA[:, :1], self.rewards_BA[:, 2:end]], dim=1)
+
+    @property
+    def rejected_BL(self) -> Tensor:
+        """Rewards of the rejected response on each image, for terms that need them."""
+        import torch
+
+        assert self.rejected_on_all
+        return torch.cat([self.rewards_BA[:, 1:2], self.rewards_BA[:, self.rewards_BA.shape[1] // 2 + 1 :]], dim=1)
 
     @property
     def chosen_length_B(self) -> Tensor:
@@ -133,11 +157,13 @@ class LossTerm:
         loss: from a batch's rewards to one loss per record, (B,).
         needs_rejected: whether the rejected response must be scored for it.
         needs_list: whether the images after the first must be scored for it.
+        needs_rejected_on_all: whether the rejected response must be scored on those too.
     """
 
     loss: Callable[[Rewards], Tensor]
     needs_rejected: bool = False
     needs_list: bool = False
+    needs_rejected_on_all: bool = False
 
 
 TERMS: dict[str, LossTerm] = {
@@ -146,6 +172,15 @@ TERMS: dict[str, LossTerm] = {
     ),
     "anchor": LossTerm(lambda rewards: anchor_loss(rewards.chosen_B, rewards.anchor_delta)),
     "listwise": LossTerm(lambda rewards: plackett_luce_loss(rewards.chosen_BL), needs_list=True),
+    # Of log pi(y|x) = S(x, y) - log Z(x) a reward of one response keeps the change of log Z(x_k), which depends on the
+    # image; in the difference of two responses on the same image it cancels.
+    "margin_list": LossTerm(
+        lambda rewards: plackett_luce_loss(rewards.chosen_BL - rewards.rejected_BL),
+        needs_rejected=True,
+        needs_list=True,
+        needs_rejected_on_all=True,
+    ),
+    "tied_list": LossTerm(lambda rewards: tied_plackett_luce_loss(rewards.chosen_BL), needs_list=True),
     "sft": LossTerm(lambda rewards: sft_loss(rewards.policy_logps_BA[:, 0], rewards.chosen_length_B)),
     "ipo": LossTerm(lambda rewards: ipo_loss(rewards.chosen_B, rewards.rejected_B, rewards.beta), needs_rejected=True),
 }

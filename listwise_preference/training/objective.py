@@ -3,7 +3,8 @@
 Options are checked against this module, so it imports torch only where it computes.
 
 Shapes: B record, L image of the list, A completion. The completions of a record have this order everywhere:
-chosen on image 1, rejected on image 1 (when the objective uses it), chosen on image 2 ... L.
+chosen on image 1, rejected on image 1 (when the objective uses it), chosen on image 2 ... L, rejected on image 2 ... L
+(when it uses them).
 """
 
 from __future__ import annotations
@@ -109,6 +110,11 @@ class Objective:
         return any(term.needs_rejected for term in self.terms.values())
 
     @property
+    def uses_rejected_on_all(self) -> bool:
+        """Whether the rejected response is scored on every image."""
+        return any(term.needs_rejected_on_all for term in self.terms.values())
+
+    @property
     def uses_list(self) -> bool:
         """Whether images after the first are scored."""
         return any(term.needs_list for term in self.terms.values())
@@ -174,6 +180,7 @@ def compare(
         objective.uses_rejected,
         objective.anchor_delta,
         objective.label_smoothing,
+        objective.uses_rejected_on_all,
     )
     terms = {name: term.loss(rewards) for name, term in objective.terms.items()}
     loss_B = torch.zeros_like(rewards_BA[:, 0])

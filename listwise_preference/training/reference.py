@@ -21,7 +21,9 @@ from listwise_preference.training.batch import ListwiseDataset
 LogPs = tuple[float, ...]
 
 
-def record_keys(dataset: ListwiseDataset, run_identity: str, *, with_rejected: bool) -> list[str]:
+def record_keys(
+    dataset: ListwiseDataset, run_identity: str, *, with_rejected: bool, rejected_on_all: bool = False
+) -> list[str]:
     """One key per record; ``run_identity`` holds all that is the same for every record. Reads every image file."""
     files = sorted({file for record in dataset.records for file in record.images.files()})
     with ThreadPoolExecutor() as pool:
@@ -38,6 +40,7 @@ def record_keys(dataset: ListwiseDataset, run_identity: str, *, with_rejected: b
             rejected_ids if with_rejected else None,
             [hash_of[file] for file in record.images.files()],
             record.images.describe(),
+            *(["rejected on all images"] if rejected_on_all else []),
         ]
         keys.append(hashlib.sha256(json.dumps(content).encode()).hexdigest())
     return keys

@@ -80,7 +80,7 @@ def prove_rows(
     Raises:
         ModelError: the image does not change a value, or no layout is exact.
     """
-    one = dataclasses.replace(collator, ragged=False, with_rejected=False)
+    one = dataclasses.replace(collator, ragged=False, with_rejected=False, rejected_on_all=False)
 
     def alone(image_index: int, ids: list[int], *, inverted: bool = False) -> float:
         image = example.images[image_index]
@@ -91,6 +91,8 @@ def prove_rows(
     if collator.with_rejected:
         completions.append((0, example.rejected_ids))
     completions += [(level, example.chosen_ids) for level in range(1, len(example.images))]
+    if collator.rejected_on_all:
+        completions += [(level, example.rejected_ids) for level in range(1, len(example.images))]
     alone_A = torch.tensor([alone(level, ids) for level, ids in completions], dtype=torch.float64)
     if alone(0, example.chosen_ids, inverted=True) == alone_A[0].item():
         raise ModelError("the model does not look at the image: with its colours inverted the response is as probable")

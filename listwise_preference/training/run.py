@@ -88,6 +88,7 @@ class Run:
         self.collator = Collator(
             self.processor,
             with_rejected=self.objective.uses_rejected,
+            rejected_on_all=self.objective.uses_rejected_on_all,
             ragged=self.ragged,
             response_token_type=self.family.response_token_type,
             rope_index=loading.rope_index(self.config),
@@ -306,7 +307,11 @@ class Run:
             # By one process, which reads every image for it.
             keys: list[Any] = [None] * len(dataset)
             if self.trainer.is_world_process_zero():
-                keys = list(record_keys(dataset, identity, with_rejected=self.objective.uses_rejected))
+                scored = {
+                    "with_rejected": self.objective.uses_rejected,
+                    "rejected_on_all": self.objective.uses_rejected_on_all,
+                }
+                keys = list(record_keys(dataset, identity, **scored))
             broadcast_object_list(keys)
             computed = self.trainer.precompute_reference(dataset, keys, cache, batch_size)
             logger.info(

@@ -466,8 +466,8 @@ def write_eval_records(
 ) -> None:
     """One JSON line per record in input order: log-probabilities, rewards and losses.
 
-    The lists have the order chosen on image 1, rejected, chosen on image 2 ... L; what the objective does not use is
-    null.
+    The lists have the order chosen on image 1, rejected, chosen on image 2 ... L, and rejected on image 2 ... L where a
+    term needs it there; what else the objective does not use is null.
     """
     policy, reference, lengths = (torch.from_numpy(values) for values in prediction.predictions)
     outcome = compare(objective, policy, reference, lengths)
