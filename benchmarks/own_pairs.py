@@ -31,6 +31,7 @@ from listwise_preference.small_world import data
 from listwise_preference.small_world.scenes import NATURAL
 
 Do = Callable[..., None]  # carries out tasks
+Counters = dict[str, float]  # AMBER's, summed over images
 
 SEEDS = (0, 1, 2, 3, 4)
 CHOICE_SEEDS = (0, 4)
@@ -89,7 +90,7 @@ class Choice:
 
 def scenes(bench: Bench, what: str, seed: int) -> Path:
     """Scenes of this comparison; other names, other scenes."""
-    count = {"training": TRAINING_SCENES, "validation": VALIDATION_SCENES, "test": TEST_SCENES}[what]
+    count = {"training": TRAINING_SCENES, "validation": VALIDATION_SCENES}.get(what, TEST_SCENES)
     return bench.scenes(f"own {what}", seed, count)
 
 
@@ -132,19 +133,27 @@ def pairs(bench: Bench, seed: int) -> tuple[Path, dict[str, tuple[Path, Path]]]:
 
 def train(bench: Bench, run: Run) -> Path:
     """The run's folder with its checkpoints."""
+
+    def changes() -> Mapping[str, Any]:
+        _, files = pairs(bench, run.seed)
+        return {**METHODS[run.method], "image_lists": str(files[run.kind][1])}
+
+    return fit(bench, run, changes)
+
+
+def fit(bench: Bench, run: Run, changes: Callable[[], Mapping[str, Any]]) -> Path:
+    """Train where it is not done: the run's folder. ``changes`` to the recipe name the images after the first too."""
     folder = bench.work / "runs" / run.name
     if not (folder / "final" / "adapter_model.safetensors").is_file():
         from listwise_preference.training.command import main
 
         image_root, files = pairs(bench, run.seed)
-        file, lists = files[run.kind]
         shutil.rmtree(folder, ignore_errors=True)
         recipe = lpoi.RECIPE | {
             "model_name_or_path": str(bench.base("robust", run.seed)),
             "output_dir": str(folder),
-            "pairs": str(file),
+            "pairs": str(files[run.kind][0]),
             "image_root": str(image_root),
-            "image_lists": str(lists),
             "ranked_image_folders": None,
             "dtype": "float32",
             "learning_rate": run.learning_rate,
@@ -161,30 +170,30 @@ def train(bench: Bench, run: Run) -> Path:
             "use_cpu": True,
             "disable_tqdm": True,
             "report_to": "none",
-            **METHODS[run.method],
+            **changes(),
         }
         main(recipe, [])
     return folder
 
 
-def scores(bench: Bench, run: Run, step: int, what: str) -> dict[str, float]:
-    """AMBER's counters of a checkpoint on ``validation`` or ``test`` scenes."""
+def scores(bench: Bench, run: Run, step: int, what: str, train: Callable[[Bench, Run], Path] = train) -> Counters:
+    """AMBER's counters of a checkpoint on scenes of this name."""
 
-    def made() -> dict[str, float]:
+    def made() -> Counters:
         base = bench.base("robust", run.seed)
         return bench.score(base, train(bench, run) / f"checkpoint-{step}", scenes(bench, what, run.seed), "generative")
 
-    result: dict[str, float] = kept(bench.work / "scores" / what / f"{run.name}-{step}.json", made)
+    result: Counters = kept(bench.work / "scores" / what / f"{run.name}-{step}.json", made)
     return result
 
 
-def base_scores(bench: Bench, seed: int) -> dict[str, float]:
-    """The same of a base, on test scenes."""
+def base_scores(bench: Bench, seed: int, what: str = "test") -> Counters:
+    """The same of a base."""
 
-    def made() -> dict[str, float]:
-        return bench.score(bench.base("robust", seed), None, scenes(bench, "test", seed), "generative")
+    def made() -> Counters:
+        return bench.score(bench.base("robust", seed), None, scenes(bench, what, seed), "generative")
 
-    result: dict[str, float] = kept(bench.work / "scores" / "test" / f"base-{seed}.json", made)
+    result: Counters = kept(bench.work / "scores" / what / f"base-{seed}.json", made)
     return result
 
 
