@@ -2,8 +2,8 @@
 
     python benchmarks/image_terms.py         # runs/own_pairs -> docs/evidence/image_terms{.json,_tables.md}
 
-Every variant changes LPOI's list term and is compared with DPO + anchor, mDPO and LPOI. Bases, pairs, and the scenes for
-training and validation are those of ``own_pairs.py``: its work below ``--work`` is used, and made where it is not there.
+Every variant changes the list term and is compared with DPO + anchor, mDPO and LPOI. Bases, pairs, and the scenes for
+training and validation are those of ``own_pairs.py``: its work below ``--work`` is used, and made where it is missing.
 The test scenes are others. What is compared and how it is judged stands in docs/evidence/protocol-2.md.
 
 The same command goes on after a stop. What was measured, seed by seed, goes into image_terms.json after each method;

@@ -72,6 +72,30 @@ def test_the_tables_shown_are_those_of_the_results_shown() -> None:
     assert (folder / "tables.md").read_text() == LEGEND + markdown(json.loads((folder / "results.json").read_text()))
 
 
+def test_holms_correction_by_hand() -> None:
+    """0.01 of three counts three times, 0.03 of the two that are left twice; 0.04 not less than that."""
+    from own_pairs_report import holm
+
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+
+
+def test_the_tables_of_own_pairs_are_those_of_their_results() -> None:
+    from own_pairs_report import LEGEND, markdown
+
+    folder = ROOT / "docs" / "evidence"
+    results = json.loads((folder / "own_pairs.json").read_text())
+    assert (folder / "own_pairs_tables.md").read_text() == LEGEND + markdown(results)
+
+
+def test_a_choice_on_the_edge_of_its_grid_is_said() -> None:
+    from own_pairs_report import on_edge
+
+    tried = [{"learning_rate": rate, "step": step} for rate in (1e-3, 2e-3, 4e-3) for step in (5, 10, 15)]
+    assert on_edge({"learning_rate": 2e-3, "step": 10, "validation": tried}) == "no"
+    assert on_edge({"learning_rate": 4e-3, "step": 5, "validation": tried}) == "lr, step"
+
+
 def test_methods_are_compared_seed_by_seed() -> None:
     """CHAIR 10, 12, 14 against 11, 13, 15: -1 on every seed, and no interval about it."""
     from objectives_report import paired_table
