@@ -135,11 +135,11 @@ def packed(ragged: Any, pad: int) -> Any:
 class Steps:
     """One model, with weights or of shapes alone, its batches, and a step in each of the ways."""
 
-    def __init__(self, shape: str, size: str, bf16: bool, weights: bool = True, in_4bit: bool = False) -> None:
+    def __init__(self, shape: str, size: str, bf16: bool, weights: bool = True, bits: int | None = None) -> None:
         import torch
 
         from listwise_preference.models import ragged_attention
-        from listwise_preference.models.dry_run import stand_for_4bit, without_weights
+        from listwise_preference.models.dry_run import stand_for_quantized, without_weights
         from listwise_preference.training.batch import Collator
         from listwise_preference.training.objective import Objective
 
@@ -170,8 +170,8 @@ class Steps:
         if weights:
             self.reference, self.loss, self.gradient = self.one_at_a_time()
         else:
-            if in_4bit:
-                stand_for_4bit(self.model)
+            if bits is not None:
+                stand_for_quantized(self.model, bits)
             without_weights(self.model)
             self.reference = torch.zeros(1, 6)
 
@@ -443,9 +443,9 @@ def estimate(options: argparse.Namespace) -> dict[str, Any]:
 
     data = cost.Data.of(records_of(steps.processor, options.shape), Collator(steps.processor))
     costs = {}
-    for name in (options.dtype, "4-bit"):
-        if name == "4-bit":
-            steps = Steps(options.shape, options.size, bf16, weights=False, in_4bit=True)
+    for name, bits in ((options.dtype, None), ("8-bit", 8), ("4-bit", 4)):
+        if bits is not None:
+            steps = Steps(options.shape, options.size, bf16, weights=False, bits=bits)
         steps.prepare("default")
         costs[name] = cost.StepCost(steps.model, data, torch.bfloat16 if bf16 else None, online=False)
     epochs = 3 if options.shape == "idefics2" else 1  # the recipes'

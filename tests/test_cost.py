@@ -28,7 +28,7 @@ from listwise_preference.models.dry_run import (
     PassCost,
     Quantized,
     measure,
-    stand_for_4bit,
+    stand_for_quantized,
     weight_bytes,
     without_weights,
 )
@@ -154,15 +154,18 @@ def test_fused_layers_keep_half_of_what_pefts_layers_keep() -> None:
     assert ours.saved_bytes <= 0.56 * pefts.saved_bytes
 
 
-def test_a_weight_in_4_bits_is_half_a_byte_and_its_share_of_two_scales() -> None:
-    """A layer of 64 x 128 has 8192 weights: 4096 bytes, 128 scales of a byte, and half of a scale of scales."""
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantized_weight_is_half_a_byte_or_one_and_its_share_of_scales(bits: int) -> None:
+    """A layer of 64 x 128 has 8192 weights. In 4 bits: 4096 bytes, 128 scales of a byte, and half of a scale of scales;
+    in 8 bits: 8192 bytes and 64 scales of four."""
     policy, _, _ = small("llava", weights=False)
     layers = [module for module in policy.modules() if isinstance(module, torch.nn.Linear)]
     before = weight_bytes(policy)
-    stand_for_4bit(policy)
+    stand_for_quantized(policy, bits)
     quantized = [layer for layer in layers if isinstance(layer, Quantized)]
-    count = sum(layer.weight.numel() for layer in quantized)
-    assert before - weight_bytes(policy) == pytest.approx(count * (2 - (4096 + 128 + 2) / 8192), abs=1)
+    count, rows = sum(layer.weight.numel() for layer in quantized), sum(layer.out_features for layer in quantized)
+    after = count * (4096 + 128 + 2) / 8192 if bits == 4 else count + 4 * rows
+    assert before - weight_bytes(policy) == pytest.approx(2 * count - after, abs=1)
     base: Any = policy.get_base_model()
     assert base.get_output_embeddings() not in quantized  # nor is the adapter
     assert not any(layer.weight.requires_grad for layer in quantized)

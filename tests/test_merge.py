@@ -45,7 +45,11 @@ def test_the_merged_model_is_base_and_adapter(checkpoint: Path, tmp_path: Path, 
     left = tmp_path / ".merged.partial"  # by a run that was killed
     left.mkdir()
     (left / "model-00077-of-00077.safetensors").touch()
-    proof = merge(adapter, tmp_path / "merged", "--dtype", dtype, "--max_shard_size", "100KB")["proof"]
+    (adapter / "run.json").write_text(json.dumps({"arguments": {"data": {"system_prompt": 'Say "yes".'}}}))
+    record = merge(adapter, tmp_path / "merged", "--dtype", dtype, "--max_shard_size", "100KB")
+    proof, card = record["proof"], (tmp_path / "merged" / "README.md").read_text()
+    assert record["system_prompt"] == 'Say "yes".'
+    assert r'{"role": "system", "content": [{"type": "text", "text": "Say \"yes\"."}]}, {"role": "user"' in card
     written = (tmp_path / "merged" / "merge.json").stat().st_mtime_ns
     merge(adapter, tmp_path / "merged", "--dtype", dtype)
     assert (tmp_path / "merged" / "merge.json").stat().st_mtime_ns == written  # the same again: nothing to do

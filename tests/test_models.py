@@ -335,6 +335,10 @@ def test_a_system_prompt_is_a_turn_before_the_question(checkpoint: Path) -> None
     said = ChatFormat(processor, system_prompt="Be brief.").prompt_text("What is it?")
     plain = ChatFormat(processor).prompt_text("What is it?")
     assert said.endswith(plain) and "Be brief." in said.removesuffix(plain)
+    with pytest.raises(
+        ModelError, match="--system_prompt contains <image>, a special token of this model: take it out"
+    ):
+        ChatFormat(processor, system_prompt="Look at <image>.")
     user_alone = "{% for m in messages if m['role'] != 'system' %}"
     processor.chat_template = str(processor.chat_template).replace("{% for message in messages %}", user_alone, 1)
     processor.chat_template = processor.chat_template.replace("message[", "m[").replace("in message ", "in m ")

@@ -30,7 +30,7 @@ from listwise_preference.files import sha256_of
 from listwise_preference.generation.own_questions import OWN
 from listwise_preference.generation.questions import Questions, read_questions
 from listwise_preference.generation.response_files import ResponseFiles
-from listwise_preference.models.adapters import check_folders
+from listwise_preference.models.adapters import check_folders, trained_with
 from listwise_preference.models.families import special_tokens
 from listwise_preference.models.hub import check_model
 from listwise_preference.scoring.benchmarks import BENCHMARKS
@@ -156,6 +156,7 @@ def _respond(options: Namespace, form: QuestionFormat) -> None:
     if is_main:
         _check_places(options, adapter, form)
         check_folders(options.model_name_or_path, adapter)
+        _say_other_system_prompt(options, adapter)
         asked = read_questions(
             form, options.questions, options.image_root, options.on_bad_record, options.text_only_questions
         )
@@ -263,7 +264,9 @@ def _ask(options: Namespace) -> None:
         raise DataError(f"--ask: {token} in the question would be read as an image or as the end of a text")
     if options.serve is not None and not all(map(find_spec, ("starlette", "uvicorn"))):
         raise ModelError("--serve needs packages that are not installed: pip install starlette uvicorn")
-    check_folders(options.model_name_or_path, None if options.adapter == "none" else Path(options.adapter))
+    adapter = None if options.adapter == "none" else Path(options.adapter)
+    check_folders(options.model_name_or_path, adapter)
+    _say_other_system_prompt(options, adapter)
     check_model(options.model_name_or_path, options.model_revision)
 
     from listwise_preference.generation.ask import run
@@ -277,6 +280,12 @@ def _ask(options: Namespace) -> None:
         system_prompt=options.system_prompt,
     )
     run(options, file, question, decoding)
+
+
+def _say_other_system_prompt(options: Namespace, adapter: Path | None) -> None:
+    trained = trained_with(adapter, "data").get("system_prompt") if adapter else None
+    if trained is not None and trained != options.system_prompt:
+        logger.warning(f"the adapter was trained behind --system_prompt {trained!r}, and is asked without it")
 
 
 def _check_places(options: Namespace, adapter: Path | None, form: QuestionFormat) -> None:

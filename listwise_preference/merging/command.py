@@ -5,14 +5,13 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from listwise_preference.cli import Parser, count, json_object, positive, run_program
 from listwise_preference.data.pairs import Record, read_entries
 from listwise_preference.data.ranked_images import ImageFiles
 from listwise_preference.errors import DataError, ModelError
 from listwise_preference.files import read_json
-from listwise_preference.models.adapters import adapter_file, check_folders
+from listwise_preference.models.adapters import adapter_file, check_folders, trained_with
 from listwise_preference.models.families import special_tokens
 from listwise_preference.store import one_run
 
@@ -67,7 +66,8 @@ def _run(options: Namespace) -> None:
     if there and not (options.output / "merge.json").is_file():
         raise DataError(f"--output {options.output}: there is something already; name a new folder")
     if options.processor_settings is None:
-        options.processor_settings = _of_training(options.adapter, "model").get("processor_settings")
+        options.processor_settings = trained_with(options.adapter, "model").get("processor_settings")
+    options.system_prompt = trained_with(options.adapter, "data").get("system_prompt")
     records = _records(options)
 
     # All is there: now the heavy part.
@@ -82,14 +82,6 @@ def _run(options: Namespace) -> None:
             raise DataError(f"--output {options.output}: there is another merged model already; name a new folder")
 
 
-def _of_training(adapter: Path, group: str) -> dict[str, Any]:
-    """A group of the options that the adapter was trained with, by its run.json; empty where it has none."""
-    file = adapter / "run.json"
-    run = read_json(file) if file.is_file() else {}
-    options: dict[str, Any] = run.get("arguments", {}).get(group, {})
-    return options
-
-
 def _records(options: Namespace) -> list[Record]:
     """The first records whose texts and image are good.
 
@@ -98,7 +90,7 @@ def _records(options: Namespace) -> list[Record]:
     """
     pairs, root = options.pairs, options.image_root
     if pairs is None:
-        data = _of_training(options.adapter, "data")
+        data = trained_with(options.adapter, "data")
         if not data.get("pairs") or not Path(data["pairs"]).is_file():
             raise DataError(
                 "the pairs of the adapter's training are not there to compare on: give --pairs, and --image_root"

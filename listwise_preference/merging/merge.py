@@ -6,6 +6,7 @@ rounding changes whether one merges or not; and by the merged model from disk, w
 than rounding explains. One model is in memory at a time.
 """
 
+import json
 import logging
 import shutil
 from argparse import Namespace
@@ -73,7 +74,7 @@ def merge_and_prove(options: Namespace, records: Sequence[Record]) -> Proof:
     processor = loading.load_processor(name, revision, options.processor_settings)
 
     def logps(model: nn.Module) -> Tensor:
-        return _logps(model, processor, records)
+        return _logps(model, processor, records, options.system_prompt)
 
     partial = options.output.with_name(f".{options.output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a run that was killed left
@@ -151,12 +152,12 @@ def _adapted(options: Namespace, dtype: str) -> PeftModel:
     return adapters.load_adapter(base, options.adapter).eval()
 
 
-def _logps(model: nn.Module, processor: ProcessorMixin, records: Sequence[Record]) -> Tensor:
+def _logps(model: nn.Module, processor: ProcessorMixin, records: Sequence[Record], system_prompt: str | None) -> Tensor:
     """Of the chosen and the rejected response to each record: (records, 2), on the CPU."""
     config: Any = model.config
     token_type = family_of(config.model_type).response_token_type
     weights = next(model.parameters())
-    dataset = ListwiseDataset(records, ChatFormat(processor), _LONGEST)
+    dataset = ListwiseDataset(records, ChatFormat(processor, system_prompt=system_prompt), _LONGEST)
     collate = Collator(processor, ragged=False, response_token_type=token_type)
     rows = []
     with torch.no_grad():
@@ -191,6 +192,7 @@ def _describe(options: Namespace, folder: Path, proof: Proof, tied: bool) -> Non
         "adapter": {"folder": str(options.adapter), "sha256": decides["adapter"]},
         "dtype": options.dtype,
         "processor_settings": options.processor_settings,
+        "system_prompt": options.system_prompt,
         "tied_vocabulary": tied,
         "proof": asdict(proof),
         "versions": {
@@ -202,6 +204,9 @@ def _describe(options: Namespace, folder: Path, proof: Proof, tied: bool) -> Non
     }
     write_json(folder / "merge.json", record)
     at = f" at `{options.model_revision}`" if options.model_revision else ""
+    system, turn = options.system_prompt, ""
+    if system is not None:
+        turn = f'{{"role": "system", "content": [{{"type": "text", "text": {json.dumps(system)}}}]}}, '
     card = f"""---
 library_name: transformers
 pipeline_tag: image-text-to-text
@@ -220,7 +225,7 @@ from transformers import pipeline
 
 ask = pipeline("image-text-to-text", model="{options.output.name}", dtype="auto")
 content = [{{"type": "image", "url": "photo.jpg"}}, {{"type": "text", "text": "What is in the image?"}}]
-messages = [{{"role": "user", "content": content}}]
+messages = [{turn}{{"role": "user", "content": content}}]
 print(ask(text=messages, max_new_tokens=200, return_full_text=False)[0]["generated_text"])
 ```
 

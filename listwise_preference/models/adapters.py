@@ -133,6 +133,15 @@ def check_folders(model: str, adapter: Path | None) -> None:
         check_adapter(adapter)
 
 
+def trained_with(folder: Path, group: str) -> dict[str, Any]:
+    """A group of the options that an adapter was trained with, by its run.json; empty where it has none."""
+    file = folder / "run.json"
+    run = read_json(file) if file.is_file() else {}
+    arguments = run.get("arguments") if isinstance(run, dict) else None
+    options = arguments.get(group) if isinstance(arguments, dict) else None
+    return options if isinstance(options, dict) else {}
+
+
 def adapter_file(folder: Path) -> Path:
     """The weights' file of an adapter folder.
 

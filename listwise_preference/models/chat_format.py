@@ -30,7 +30,8 @@ class ChatFormat:
         system_prompt: of a system turn before every prompt.
 
     Raises:
-        ModelError: there is no template, it writes no generation prompt, or it does not continue it.
+        ModelError: there is no template, it writes no generation prompt, or it does not continue it; or the system
+            prompt has no place in it, or contains a special token.
     """
 
     def __init__(
@@ -39,6 +40,9 @@ class ChatFormat:
         if not processor.chat_template:
             raise ModelError("the checkpoint's processor has no chat template (chat_template.jinja)")
         self.processor = processor
+        special = next((token for token in self._special_tokens() if token in (system_prompt or "")), None)
+        if special is not None:
+            raise ModelError(f"--system_prompt contains {special}, a special token of this model: take it out")
         self._before = [] if system_prompt is None else [_turn("system", system_prompt)]
         # Responses here have no thoughts in front of them; a template that can leave those out shall do so.
         self._options: dict[str, Any] = (
@@ -66,10 +70,11 @@ class ChatFormat:
 
     def _end_token(self, behind: str) -> str:
         """The special token that text behind a response begins with, or the tokenizer's."""
-        tokenizer = self.processor.tokenizer
-        special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-        written = [token for token in special if behind.strip().startswith(token)]
-        return max(written, key=len, default=str(tokenizer.eos_token))
+        written = [token for token in self._special_tokens() if behind.strip().startswith(token)]
+        return max(written, key=len, default=str(self.processor.tokenizer.eos_token))
+
+    def _special_tokens(self) -> list[str]:
+        return [str(token) for token in self.processor.tokenizer.added_tokens_decoder.values() if token.special]
 
     @staticmethod
     def _user_turn(prompt: str, with_image: bool = True) -> dict[str, Any]:

@@ -26,6 +26,8 @@ aten = torch.ops.aten
 VISION, LANGUAGE, VOCABULARY = "vision tower and connector", "language model", "vocabulary"
 # Bytes of a weight in NF4: half a byte, and for 64 weights a scale that is quantized to a byte itself.
 BYTES_IN_4BIT = 0.5 + 1 / 64 + 4 / (64 * 256)
+# Of LLM.int8() a byte, and for each row of the weights a scale in float32.
+_SCALE_IN_8BIT = 4
 
 
 @dataclass(frozen=True)
@@ -47,25 +49,35 @@ class PassCost:
 
 
 class Quantized(nn.Linear):
-    """Stands for a linear layer in 4 bits, which keeps for the backward pass what this one does."""
+    """Stands for a linear layer in 4 or 8 bits, which keeps for the backward pass what this one does."""
+
+    bits: int
+
+    @property
+    def weight_bytes(self) -> float:
+        """Of the weights and their scales."""
+        count = self.weight.numel()
+        return count * BYTES_IN_4BIT if self.bits == 4 else count + _SCALE_IN_8BIT * self.out_features
 
 
-def stand_for_4bit(model: PeftModel) -> None:
-    """Make the layers that loading in 4 bits quantizes known as such, with peft's way of calling them."""
+def stand_for_quantized(model: PeftModel, bits: int) -> None:
+    """Make the layers that loading in 4 or 8 bits quantizes known as such, with peft's way of calling them."""
     base: Any = model.get_base_model()
     head = base.get_output_embeddings()
     for module in model.modules():
         if isinstance(module, LoraLinear):
-            module.cast_input_dtype_enabled = False  # peft's own 4-bit layer leaves that to autocast
+            module.cast_input_dtype_enabled = False  # peft's own quantized layers leave that to autocast
         if type(module) is nn.Linear and module is not head and not module.weight.requires_grad:
             module.__class__ = Quantized
+            assert isinstance(module, Quantized)
+            module.bits = bits
 
 
 def weight_bytes(model: nn.Module) -> int:
     """Of the parameters that are not trained."""
-    in_4bit = {id(module.weight) for module in model.modules() if isinstance(module, Quantized)}
+    quantized = {id(module.weight): module.weight_bytes for module in model.modules() if isinstance(module, Quantized)}
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    return round(sum(p.numel() * (BYTES_IN_4BIT if id(p) in in_4bit else p.element_size()) for p in frozen))
+    return round(sum(quantized.get(id(p), p.numel() * p.element_size()) for p in frozen))
 
 
 def without_weights(model: PeftModel) -> PeftModel:

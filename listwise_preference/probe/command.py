@@ -20,7 +20,7 @@ from listwise_preference.data.ranked_images import Drawing, Fill, VisualPrompt
 from listwise_preference.errors import DataError
 from listwise_preference.files import sha256_of
 from listwise_preference.image_lists.detectors.annotations import Annotations
-from listwise_preference.models.adapters import check_folders
+from listwise_preference.models.adapters import check_folders, trained_with
 from listwise_preference.models.families import special_tokens
 from listwise_preference.models.hub import check_model
 from listwise_preference.probe import beaf_pairs
@@ -75,6 +75,7 @@ def add_command(commands: Subcommands) -> None:
     add("--attn_implementation", choices=("sdpa", "eager", "flash_attention_2"), default="sdpa", help="attention")
     settings = "JSON over the checkpoint's settings of its image processor, as the adapter was trained with them"
     add("--processor_settings", type=json_object, metavar="JSON", help=settings)
+    add("--system_prompt", metavar="TEXT", help="a turn before every prompt (default: that of the adapter's training)")
     add("--batch_size", type=count, default=1, help="records at a time, each with all its images")
     add("--max_completion_length", type=count, default=384, help="tokens after which a response is cut")
     add("--seed", type=int, default=0, help="of the boxes' places and of the resamples")
@@ -88,6 +89,8 @@ def score_awareness(args: Namespace) -> Result:
     adapter = None if args.adapter == "none" else Path(args.adapter)
     records, probes, notes = _read(args)
     check_folders(args.model_name_or_path, adapter)
+    if args.system_prompt is None and adapter is not None:
+        args.system_prompt = trained_with(adapter, "data").get("system_prompt")
     check_model(args.model_name_or_path, args.model_revision)
     measurements, model = _probe(args, adapter, probes)
     summary = summarize(measurements, resamples=args.bootstrap, seed=args.seed)
@@ -184,9 +187,10 @@ def _probe(args: Namespace, adapter: Path | None, probes: Sequence[Probe]) -> tu
             "dtype": args.dtype,
             "attn_implementation": args.attn_implementation,
             "processor_settings": args.processor_settings,
+            "system_prompt": args.system_prompt,
             "max_completion_length": args.max_completion_length,
         }
-        scorer = ModelScorer(model, processor, args.batch_size, args.max_completion_length)
+        scorer = ModelScorer(model, processor, args.batch_size, args.max_completion_length, args.system_prompt)
         return measure(probes, scorer), identity
     except ArithmeticError as error:
         raise DataError(f"{error}; try another --dtype than {args.dtype}") from error

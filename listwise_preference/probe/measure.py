@@ -226,12 +226,14 @@ class ModelScorer:
         processor: the model's.
         batch_size: records in one forward pass, each with all of its images.
         max_completion_length: tokens after which a response is cut, as in training.
+        system_prompt: of a turn before every prompt, as in training.
     """
 
     model: Any
     processor: Any
     batch_size: int = 1
     max_completion_length: int = 384
+    system_prompt: str | None = None
 
     def __call__(self, records: Sequence[Record]) -> Iterator[tuple[int, Scores]]:
         """Raises ImageError, and ModelError for a checkpoint without a usable chat template."""
@@ -243,7 +245,9 @@ class ModelScorer:
         from listwise_preference.training.batch import Collator, ListwiseDataset, on_device
         from listwise_preference.training.completion_logps import completion_logps
 
-        dataset = ListwiseDataset(records, ChatFormat(self.processor), self.max_completion_length)
+        dataset = ListwiseDataset(
+            records, ChatFormat(self.processor, system_prompt=self.system_prompt), self.max_completion_length
+        )
         family = family_of(self.model.config.model_type)
         collate = Collator(
             self.processor, with_rejected=False, ragged=False, response_token_type=family.response_token_type

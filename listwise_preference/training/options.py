@@ -62,6 +62,11 @@ class ModelArguments:
     freeze_vision_tower: bool = option(False, "give the vision tower no adapter")
 
     @property
+    def bits(self) -> int | None:
+        """Of the base weights, where they are quantized."""
+        return 4 if self.load_in_4bit else 8 if self.load_in_8bit else None
+
+    @property
     def quantized(self) -> str:
         """How the base weights are, for what identifies them."""
         return "/nf4" if self.load_in_4bit else "/int8" if self.load_in_8bit else ""

@@ -19,7 +19,7 @@ def make_policy(
     args: TrainingArguments,
     *,
     ragged: bool,
-    in_4bit: bool = False,
+    bits: int | None = None,
     attention: str = ragged_attention.NAME,
 ) -> tuple[PeftModel, list[str]]:
     """The base model with a fresh adapter, or with the one to start from; and what is to say of it.
@@ -29,7 +29,7 @@ def make_policy(
         arguments: the run's.
         args: the Trainer's, settled for this machine.
         ragged: whether all rows of a micro-batch lie behind one another.
-        in_4bit: whether shapes alone stand for weights in 4 bits.
+        bits: 4 or 8 where shapes alone stand for quantized weights.
         attention: form of the ragged one.
 
     Raises:
@@ -70,8 +70,8 @@ def make_policy(
         said.append(left)
     if freeze_tower(base, tower):
         said.append("the vision tower is not trained: no gradients through it, the same images encoded once")
-    if in_4bit:
-        dry_run.stand_for_4bit(policy)
+    if bits is not None:
+        dry_run.stand_for_quantized(policy, bits)
     if arguments.objective.fused_layers:
         autocast = "bfloat16" if args.bf16 else "float16" if args.fp16 else options.dtype
         if is_deepspeed_zero3_enabled():

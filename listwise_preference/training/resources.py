@@ -52,8 +52,8 @@ class Resources:
         self.output = Path(str(args.output_dir))
         self._disk_checked = False
 
-    def step_cost(self, data: cost.Data, *, in_4bit: bool, on_gpu: bool = True) -> cost.StepCost:
-        """Of a training step, from the model's shapes."""
+    def step_cost(self, data: cost.Data, *, bits: int | None, on_gpu: bool = True) -> cost.StepCost:
+        """Of a training step, from the model's shapes, with its weights quantized to so many bits or as they are."""
         options, args = self.arguments.model, self.arguments.training
         attention = "eager" if options.attn_implementation == "eager" else "sdpa"
         base = loading.empty_model(self.config, dtype=loading.DTYPES[options.dtype], attn_implementation=attention)
@@ -63,7 +63,7 @@ class Resources:
             self.arguments,
             self.args,
             ragged=self.collator.ragged,
-            in_4bit=in_4bit,
+            bits=bits,
             attention=ragged_attention.KERNEL if kernel else ragged_attention.NAME,
         )
         autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
@@ -135,24 +135,24 @@ class Resources:
 
     def _choose(self, wanted: int | None) -> int:
         """Every how many layers are checkpointed."""
-        on_gpu, in_4bit = self.args.device.type != "cpu", self.arguments.model.load_in_4bit
+        on_gpu = self.args.device.type != "cpu"
         data, free = cost.Data.of(self.records, self.collator), cost.free_bytes(self.args.device)
-        step = self.step_cost(data, in_4bit=in_4bit, on_gpu=on_gpu)
+        step = self.step_cost(data, bits=self.arguments.model.bits, on_gpu=on_gpu)
         self.check_disk(step.trained)
         if on_gpu:
             self.reference_batch_size = min(32, step.reference_records_that_fit(free))
         return cost.choose_checkpointing(
-            step, lambda: self.step_cost(data, in_4bit=True), wanted, self.args.per_device_train_batch_size, free
+            step, lambda: self.step_cost(data, bits=4), wanted, self.args.per_device_train_batch_size, free
         )
 
     def estimate(self) -> str:
         """What the run will cost, from shapes alone."""
         args, records = self.args, self.records
         data = cost.Data.of(records, self.collator)
-        dtype = self.arguments.model.dtype
-        costs = {name: self.step_cost(data, in_4bit=name == "4-bit") for name in (dtype, "4-bit")}
-        if self.arguments.model.load_in_4bit:
-            costs = dict(reversed(costs.items()))
+        own = self.arguments.model.bits
+        each = [own, *(bits for bits in (None, 8, 4) if bits != own)]
+        names = {None: self.arguments.model.dtype, 8: "8-bit", 4: "4-bit"}
+        costs = {names[bits]: self.step_cost(data, bits=bits) for bits in each}
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         trained = args.max_steps * batch if args.max_steps > 0 else args.num_train_epochs * len(records)
         work = cost.Workload(
