@@ -142,7 +142,7 @@ class ResumableOutput(ResumableStore):
         self.check()
         replaces = restart
         if restart:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._remove_parts()
         elif any(self.items_by_process()):
             begun = self._begun()
             self._refuse_other(begun.get("run"), run)
@@ -156,7 +156,15 @@ class ResumableOutput(ResumableStore):
 
     def discard(self) -> None:
         """Remove the parts once OUTPUT is written. Called once, by one process, at the end."""
-        shutil.rmtree(self.folder)
+        self._remove_parts()
+
+    def _remove_parts(self) -> None:
+        """Under another name, so that a stop in the middle leaves no folder whose run is not known."""
+        gone = self.folder.with_name(f"{self.folder.name}.gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        if self.folder.is_dir():
+            self.folder.rename(gone)
+            shutil.rmtree(gone)
 
     def _begun(self) -> Record:
         begun = read_json(self._run_file) if self._run_file.exists() else {}

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,26 @@ def test_stopped_between_output_and_the_end_of_its_parts(tmp_path: Path) -> None
     assert Output(tmp_path / "out").begin({"seed": 0}, restart=False)
     output.file.unlink()
     assert Output(tmp_path / "out").begin({"seed": 0}, restart=False)
+
+
+def test_stopped_while_the_parts_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of the parts neither binds the next run nor stays."""
+    first = Output(tmp_path / "output.json")
+    first.begin({"seed": 0}, restart=False)
+    first.append([{"number": 1}])
+
+    def deletes_one_file(folder: Path, **_: object) -> None:
+        if folder.exists():
+            (folder / "run.json").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", deletes_one_file)
+        first.finish({"seed": 0}, "whole")
+    again = Output(tmp_path / "output.json")
+    assert again.begin({"seed": 0}, restart=False)
+    again.discard()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["output.json", "output.run"]
 
 
 def test_what_others_made_is_neither_continued_nor_replaced(tmp_path: Path) -> None:
