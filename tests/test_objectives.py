@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from .conftest import ROOT
 
@@ -140,3 +142,79 @@ def test_runs_that_differ_have_folders_of_their_own() -> None:
     runs = [Run(method, seed, rate) for method in METHODS for seed in (0, 1) for rate in (1e-3, 3e-3)]
     runs += [Run("mdpo", 0, 1e-3, beta=0.3), Run("mdpo", 0, 1e-3, base="naive"), Run("mdpo", 0, 1e-3, pairs="natural")]
     assert len({run.name for run in runs}) == len(runs)
+
+
+def test_a_variant_must_be_above_every_reference() -> None:
+    """F 1 above one reference on every seed, but not above the other: p is 1. Above both: the larger of the two p."""
+    from image_terms_report import question_p
+    from objectives_report import spread
+
+    def method(*f: float) -> dict[str, Any]:
+        return {"test": {"f": list(f)}}
+
+    methods = {"new": method(81.0, 82.1, 83.2), "low": method(80.0, 81.0, 82.0), "high": method(82.0, 82.0, 84.0)}
+    assert question_p(methods, "new", {"low": {}, "high": {}}) == 1.0
+    methods["high"] = method(80.9, 82.2, 82.0)
+    differences = [0.1, -0.1, 1.2]
+    assert question_p(methods, "new", {"low": {}, "high": {}}) == pytest.approx(spread(differences).p)
+
+
+def test_the_choices_of_the_second_round_read_validation_scenes_of_the_choice_seeds_alone(tmp_path: Path) -> None:
+    """Only those scores are there to read."""
+    from image_terms import choose, grid
+    from objectives import Bench
+    from own_pairs import LEARNING_RATES
+
+    (tmp_path / "scores" / "validation").mkdir(parents=True)
+    for setting, runs in grid("margins", "truth"):
+        good = (setting.learning_rate, setting.step) == (LEARNING_RATES[1], 15)
+        for run in runs:
+            file = tmp_path / "scores" / "validation" / f"{run.name}-{setting.step}.json"
+            file.write_text(json.dumps(counters(setting.step, 5 if good else 10, 90 if good else 80)))
+    choice = choose(Bench(tmp_path), "margins")
+    assert (choice.learning_rate, choice.step) == (LEARNING_RATES[1], 15)
+    assert [path.name for path in tmp_path.iterdir()] == ["scores"]
+
+
+def test_a_control_masks_no_object_and_the_removed_object_is_not_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import own_pairs
+    from image_terms import with_control, with_removed
+    from objectives import Bench
+
+    from listwise_preference.small_world import data
+    from listwise_preference.small_world.scenes import NATURAL
+
+    monkeypatch.setattr(own_pairs, "TRAINING_SCENES", 6)
+    bench = Bench(tmp_path)
+    folder = own_pairs.scenes(bench, "training", 0)
+    scenes = data.scenes(NATURAL, 6, "own training 0")
+    # A kind that is not there in place of one that is: six pairs without any model.
+    said = [(number, f"A {'dog' if 'dog' not in scene.visible else 'cat'}.") for number, scene in enumerate(scenes, 1)]
+    pairs = data.preference_pairs(scenes, said, matched=False)
+    assert len(pairs) > 3
+    for kind in own_pairs.KINDS:
+        data.write_json(folder / f"pairs-{kind}.json", pairs)
+        bench.make_lists(folder, folder / f"pairs-{kind}.json", folder / f"lists-{kind}.jsonl")
+    (folder / "paired").touch()
+
+    lists = [json.loads(line) for line in (folder / "lists-truth.jsonl").read_text().splitlines()]
+    boxes = [json.loads(line) for line in (folder / "annotations.jsonl").read_text().splitlines()]
+    control, removed = with_control(bench, 0)["ranked_image_folders"], with_removed(bench, 0)["ranked_image_folders"]
+    assert [Path(one).name for one in control] == ["1", "2", "3", "4", "5", "6"]
+    assert [Path(one).name for one in removed] == ["1", "2", "3", "4", "5"]
+    masked = 0
+    for line in lists:
+        name, scene = line["img_path"], scenes[line["id"] - 1]
+        first, second, hidden = (np.asarray(Image.open(Path(control[level]) / name)) for level in (0, 1, 5))
+        assert (first == np.asarray(scene.draw())).all()
+        for box in (one["box"] for one in boxes if one["img_path"] == name):
+            left, top, right, bottom = box
+            assert (first[top:bottom, left:right] == second[top:bottom, left:right]).all()
+        masked += bool((first != second).any())
+        left, top, right, bottom = line["box"]
+        assert (first[top:bottom, left:right] != hidden[top:bottom, left:right]).any()
+        last = np.asarray(Image.open(Path(removed[4]) / name))
+        assert (last == np.asarray(scene.without(line["phrase"]).draw())).all() and (last != first).any()
+    assert masked == 2  # the other two images have no free place that large, and are their own controls
