@@ -1,6 +1,6 @@
 """What answers to the criticisms of an image term do to hallucination in the small world.
 
-    python benchmarks/image_terms.py         # runs/own_pairs -> docs/evidence/image_terms{.json,_tables.md}
+    python benchmarks/image_terms.py         # runs/own_pairs -> docs/evidence/image_terms{.json,_tables.md,.png}
 
 Every variant changes the list term and is compared with DPO + anchor, mDPO and LPOI. Bases, pairs, and the scenes for
 training and validation are those of ``own_pairs.py``: its work below ``--work`` is used, and made where it is missing.

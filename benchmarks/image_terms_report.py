@@ -1,4 +1,4 @@
-"""image_terms_tables.md from ``image_terms.json``, in which ``image_terms.py`` keeps what it measured, seed by seed.
+"""Tables and the figure of ``image_terms.json``, in which ``image_terms.py`` keeps what it measured, seed by seed.
 
 python benchmarks/image_terms_report.py [FOLDER, docs/evidence by default]
 """
@@ -13,6 +13,7 @@ from own_pairs_report import holm, measured, on_edge
 
 from listwise_preference.cli import run_program
 from listwise_preference.files import read_json, write_atomic
+from listwise_preference.pages.charts import LIGHT, chart
 
 ROOT = Path(__file__).parents[1]
 LEGEND = """Made by `python benchmarks/image_terms.py`. CHAIR and Cover in per cent by `score.py amber`'s rules on test
@@ -84,9 +85,30 @@ def markdown(results: Mapping[str, Any]) -> str:
     return text
 
 
+def figure(file: Path, results: Mapping[str, Any]) -> None:
+    """What each method changed, CHAIR against Cover."""
+    base, references = results["base"], results["settings"]["references"]
+    colours = iter(LIGHT.lines)
+    with chart(file, size=(7.2, 5.2)) as (axis,):
+        for name, of in results["methods"].items():
+            x, y = (spread(minus(of["test"][column], base[column])) for column in ("chair", "cover"))
+            # Squares for what the variants are compared with.
+            axis.errorbar(
+                x.mean, y.mean, xerr=x.high - x.mean, yerr=y.high - y.mean, label=name, linewidth=1, markersize=6,
+                marker="s" if name in references else "o", color=next(colours, LIGHT.quiet),
+            )  # fmt: skip
+        axis.set_xlabel(
+            "CHAIR minus the base's (lower is better)\n\nSquares: references; 95 % intervals over five seeds"
+        )
+        axis.set_ylabel("Cover minus the base's (higher is better)")
+        axis.legend()
+
+
 def report(folder: Path) -> None:
-    """Write the tables beside their numbers."""
-    write_atomic(folder / "image_terms_tables.md", LEGEND + markdown(read_json(folder / "image_terms.json")))
+    """Write tables and figure beside their numbers."""
+    results = read_json(folder / "image_terms.json")
+    write_atomic(folder / "image_terms_tables.md", LEGEND + markdown(results))
+    figure(folder / "image_terms.png", results)
 
 
 if __name__ == "__main__":
