@@ -113,7 +113,8 @@ def folders(bench: Bench, seed: int, name: str, change: Callable[[Mapping[str, A
 
 
 def with_control(bench: Bench, seed: int) -> Recipe:
-    """Behind the untouched image one in which an equal box is masked where no object is; itself where there is none."""
+    """Behind the untouched image one in which a box is masked where no object is: as large as the object's, or as the
+    first of three quarters, a half, a quarter of its sides for which there is a place."""
     image_root, _ = pairs(bench, seed)
     names = [path.name for path in image_root.iterdir()]
     annotations = Annotations(image_root.parent / "annotations.jsonl", names)
@@ -122,8 +123,11 @@ def with_control(bench: Bench, seed: int) -> Recipe:
         box = Box(*record["box"])
         found = annotations.boxes(record["img_path"], levels[0].size)
         assert isinstance(found, list)
-        free = background_box(levels[0].size, box, [box, *(one.box for one in found)], record["img_path"])
-        levels.insert(1, levels[0] if free is None else ranked_images(levels[0], free, Drawing(2))[-1])
+        objects = [box, *(one.box for one in found)]
+        sizes = [(max(1, box.width * part // 4), max(1, box.height * part // 4)) for part in (4, 3, 2, 1)]
+        places = (background_box(levels[0].size, Box(0, 0, *size), objects, record["img_path"]) for size in sizes)
+        free = next(place for place in places if place is not None)
+        levels.insert(1, ranked_images(levels[0], free, Drawing(2))[-1])
 
     return folders(bench, seed, "control", change)
 
