@@ -81,7 +81,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     parts["Test scenes"] = table(head, rows)
     text = "\n\n".join(f"## {title}\n\n{of}" for title, of in parts.items()) + "\n"
     if left := [name for name in (*references, *variants, *settings["plain"]) if name not in methods]:
-        text += f"\nNot run yet: {', '.join(left)}.\n"
+        text += f"\nNot run yet: {'; '.join(left)}.\n"
     return text
 
 

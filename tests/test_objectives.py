@@ -216,3 +216,11 @@ def test_a_control_masks_no_object_and_the_removed_object_is_not_drawn(
         assert (first[top:bottom, left:right] != hidden[top:bottom, left:right]).any()
         last = np.asarray(Image.open(Path(removed[4]) / name))
         assert (last == np.asarray(scene.without(line["phrase"]).draw())).all() and (last != first).any()
+
+
+def test_the_tables_of_the_image_terms_are_those_of_their_results() -> None:
+    from image_terms_report import LEGEND, markdown
+
+    folder = ROOT / "docs" / "evidence"
+    results = json.loads((folder / "image_terms.json").read_text())
+    assert (folder / "image_terms_tables.md").read_text() == LEGEND + markdown(results)
