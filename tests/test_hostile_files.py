@@ -25,6 +25,7 @@ from listwise_preference.image_lists.detectors.annotations import Annotations
 from listwise_preference.models.adapters import check_folders
 from listwise_preference.pages.page import Page
 from listwise_preference.scoring import table
+from listwise_preference.scoring.amber_page import report
 from listwise_preference.scoring.benchmarks import BENCHMARKS
 
 ROOT = Path(__file__).parents[1]
@@ -101,6 +102,13 @@ def test_a_link_under_the_root_is_followed_wherever_it_leads(root: Path) -> None
         assert QUESTIONS["of one's own"](root, Path(name)) == root / name
     with pytest.raises(DataError, match="is not under"):  # by its name it has left the folder again
         QUESTIONS["pope"](root, Path("folder/../../other/secret.png"))
+
+
+def test_the_report_on_amber_shows_no_image_from_elsewhere(root: Path, tmp_path: Path) -> None:
+    for name in ("../other/secret.png", str(tmp_path / "other" / "secret.png")):
+        with pytest.raises(ImageError, match=r"secret.png leads out of the folder of images"):
+            report._draw_small(tmp_path, root, name, tmp_path / "small.jpg")
+    assert report._draw_small(tmp_path, root, "sub/../a.png", tmp_path / "small.jpg")["width"] == 8
 
 
 # ---- images inside records ----

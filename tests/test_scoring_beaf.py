@@ -147,3 +147,18 @@ def test_its_images_feed_the_probe(score: Score, world: Path, small_checkpoints:
         score("beaf-pairs", world / "beaf_qna.json", "--image_root", world,
               "--coco_annotations", world / "instances.json", "--output", out).err
     )  # fmt: skip
+
+
+def test_an_image_name_that_leads_out_of_its_folder_is_refused(score: Score, world: Path) -> None:
+    """Images are there by that name; written by it, the pair's would replace one above the output folder."""
+    text = (world / "beaf_qna.json").read_text().replace('"image": "x', '"image": "../../../x')
+    (world / "beaf_qna.json").write_text(text)
+    root = world / "a" / "b" / "c"
+    root.mkdir(parents=True)
+    for image in (world / "images").iterdir():
+        (world / image.name).write_bytes(image.read_bytes())
+    before = {file: file.read_bytes() for file in world.iterdir() if file.is_file()}
+    run = score("beaf-pairs", world / "beaf_qna.json", "--image_root", root,
+                "--coco_annotations", world / "instances.json", "--output", world / "out")  # fmt: skip
+    assert "../../../x_00.png leads out of its folder" in run.err and run.status == 2
+    assert {file: file.read_bytes() for file in world.iterdir() if file.is_file()} == before

@@ -15,7 +15,7 @@ from pathlib import Path
 from listwise_preference.cli import Subcommands
 from listwise_preference.data.ranked_images import transposed_size
 from listwise_preference.errors import DataError
-from listwise_preference.files import Record, json_line, write_atomic, write_json
+from listwise_preference.files import Record, below, json_line, write_atomic, write_json
 from listwise_preference.image_lists.detectors.annotations import Annotations
 from listwise_preference.image_lists.detectors.detect import Failed
 from listwise_preference.scoring.beaf import image_before, read_questions
@@ -42,7 +42,14 @@ def _run(args: Namespace) -> dict[str, int]:
     pairs, lists, without_box, problems = [], [], [], []
     for question in removals:
         found = _OBJECT.fullmatch(question["question"].strip())
-        files = [_find(args.image_root, name) for name in (image_before(question), question["image"])]
+        names = (image_before(question), question["image"])
+        # Of the same name, since --removed_root looks for the image of the pair's own path.
+        path = f"{Path(question['image']).stem[-2:]}/{names[0]}"
+        places = [below(args.output / folder, path) for folder in ("before", "after")]
+        if None in (*(below(args.image_root, name) for name in names), *places):
+            problems.append(f"id {question['id']}: {question['image']} leads out of its folder")
+            continue
+        files = [_find(args.image_root, name) for name in names]
         missing = [str(file) for file in files if not file.is_file()]
         if missing or found is None:
             what = f"no image {' and no image '.join(missing)}" if missing else f"no object in {question['question']!r}"
@@ -54,10 +61,9 @@ def _run(args: Namespace) -> dict[str, int]:
         if not of_object:
             without_box.append(question["id"])
             continue
-        # Of the same name, since --removed_root looks for the image of the pair's own path.
-        path = f"{Path(question['image']).stem[-2:]}/{image_before(question)}"
-        for folder, file in zip(("before", "after"), files, strict=True):
-            _link(file, args.output / folder / path)
+        for file, place in zip(files, places, strict=True):
+            if place is not None:
+                _link(file, place)
         pairs.append(_pair(question, path, f"{article}{name}"))
         box = [
             min(one.left for one in of_object),

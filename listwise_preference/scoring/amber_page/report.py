@@ -12,7 +12,7 @@ from PIL import Image
 
 from listwise_preference.data.ranked_images import open_image
 from listwise_preference.errors import ImageError
-from listwise_preference.files import Record
+from listwise_preference.files import Record, below
 from listwise_preference.pages.page import Page, link
 from listwise_preference.pages.thumbnails import write_thumbnails
 from listwise_preference.scoring.amber_rules import DescriptionScore, Judged, NounVerdict
@@ -124,7 +124,9 @@ def _draw_small(folder: Path, image_root: Path, name: str | None, file: Path) ->
     """Write an image's small copy; returns its size and the address of the image. Raises ImageError."""
     if name is None:
         raise ImageError("query/query_all.json, which names the image, is missing under --data")
-    path = image_root / name
+    path = below(image_root, name)
+    if path is None:
+        raise ImageError(f"{name} leads out of the folder of images")
     try:
         image = open_image(path)
     except ImageError as error:
