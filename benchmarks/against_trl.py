@@ -69,7 +69,7 @@ def against_trl(options: argparse.Namespace) -> dict[str, Any]:
         records = load_records(work / "pairs.json", SAMPLE, source).records
         chat = ChatFormat(processor)
         dataset = ListwiseDataset(records, chat, 384)
-        dataset.reference_logps = [(-500.0,) * (6 if objective.uses_list else 2)] * len(records)
+        dataset.reference_logps = torch.full((len(records), 6 if objective.uses_list else 2), -500.0).double()
         policy = add_adapter(model, r=8, alpha=8, dropout=0.0, target_modules=["all-linear"])
         use_ragged_attention(model)
         fuse_layers(policy)

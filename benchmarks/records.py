@@ -3,10 +3,10 @@
     python benchmarks/records.py --records 1000000 --images 10000 --lists --processes 2
 
 Pairs with responses of 40 to 120 words on that many small images are written to a temporary folder. First each step by
-itself, in one process: the seconds of CPU of all its threads and the memory that the process itself holds (USS) and has
-held at most (its peak, with the pages of files that it maps). Then ``lpoi_llava.py`` on a small model, for one
-training step, in that many processes: the seconds of CPU of all of them and the memory that they have together at most,
-what they share counted once (PSS).
+itself, in one process: the seconds of CPU of all its threads, and the memory of its own that it has at most and holds
+afterwards, without the pages of files that it maps. Then ``lpoi_llava.py`` on a small model, for one training step, in
+that many processes: the seconds of CPU of all of them and the memory that they have together at most, with the pages of
+files, what they share counted once (PSS).
 """
 
 import argparse
@@ -18,6 +18,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -93,30 +94,45 @@ def steps(folder: Path, options: list[str]) -> None:
 
     arguments = parse({}, options, description="")
     processor = loading.load_processor(str(folder / "model"), None)
-    before = say("programs and libraries loaded", time.process_time(), 0)
-    start = time.process_time()
-    records, _ = read_data(arguments, folder)
-    say("read and checked", start, before)
-    start = time.process_time()
-    record_of(arguments, records)
-    say("hashed, so that a resumed run is known to be the same", start, before)
-    start = time.process_time()
-    refuse_special_tokens(records, processor.tokenizer)
-    say("looked through for the model's special tokens", start, before)
-    start = time.process_time()
-    dataset = ListwiseDataset(records, ChatFormat(processor), 384)
-    say(f"made a dataset, about {dataset.completions_cut:,} completions cut", start, before)
+    with Step("read and checked"):
+        records, _ = read_data(arguments, folder)
+    with Step("hashed, so that a resumed run is known to be the same"):
+        record_of(arguments, records)
+    with Step("looked through for the model's special tokens"):
+        refuse_special_tokens(records, processor.tokenizer)
+    with Step("made a dataset"):
+        ListwiseDataset(records, ChatFormat(processor), 384)
 
 
-def say(what: str, start: float, before: int) -> int:
-    """One row; returns the memory that the process holds."""
-    seconds, peak = time.process_time() - start, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    held = psutil.Process().memory_full_info().uss
-    print(
-        f"{what:55} {seconds:6.1f} s of CPU; {(held - before) / 1e9:.2f} GB held, {peak / 1e9:.2f} GB at most",
-        flush=True,
-    )
-    return held
+class Step:
+    """One row of the table; the memory is looked at ten times a second."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._done = threading.Event()
+        self._watch = threading.Thread(target=self._look)
+
+    def __enter__(self) -> None:
+        self._seconds, self._before = time.process_time(), own_memory()
+        self._most = self._before
+        self._watch.start()
+
+    def __exit__(self, *_: object) -> None:
+        seconds = time.process_time() - self._seconds
+        self._done.set()
+        self._watch.join()
+        most, held = ((one - self._before) / 1e9 for one in (self._most, own_memory()))
+        print(f"{self._what:55} {seconds:6.1f} s of CPU; {most:.2f} GB at most, {held:.2f} GB held", flush=True)
+
+    def _look(self) -> None:
+        while not self._done.wait(0.1):
+            self._most = max(self._most, own_memory())
+
+
+def own_memory() -> int:
+    """Bytes of this process that are no pages of files."""
+    memory = psutil.Process().memory_info()
+    return memory.rss - memory.shared
 
 
 def together(program: list[str]) -> None:

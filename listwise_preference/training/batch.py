@@ -95,14 +95,14 @@ class ListwiseDataset(Dataset[Example]):
             than 20,000 records with long responses it is reckoned from some (``is_estimate``).
         alike: records, by index, of which chosen and rejected are the same tokens, with the ``max_completion_length``
             from which they would differ; ``None`` where they never do.
-        reference_logps: per record the reference's log-probabilities in the order of the completions, once known.
+        reference_logps: (records, A) in float64, the reference's log-probabilities, once known.
     """
 
     def __init__(
         self, records: Sequence[Record], chat: ChatFormat, max_completion_length: int, look: FirstLook | None = None
     ) -> None:
         self.records = records
-        self.reference_logps: list[tuple[float, ...]] | None = None
+        self.reference_logps: Tensor | None = None
         self._chat, self._cut = chat, max_completion_length
         self.prompt_texts: Sequence[str] = _Texts(records, chat)
         self.chosen_ids: Sequence[list[int]] = _Completions(self, 0)
@@ -143,7 +143,7 @@ class ListwiseDataset(Dataset[Example]):
             chosen_ids=chosen_ids,
             rejected_ids=rejected_ids,
             images=images,
-            reference_logps=self.reference_logps[index] if self.reference_logps is not None else None,
+            reference_logps=None if self.reference_logps is None else tuple(self.reference_logps[index].tolist()),
         )
 
     def completions(self, indices: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:

@@ -384,7 +384,7 @@ class ListwiseTrainer(Trainer):
         bar.close()
         # Through memory and not only through files: processes on several machines may not share a disk.
         known |= dict(gather_object(computed))
-        dataset.reference_logps = [known[key] for key in keys]
+        dataset.reference_logps = torch.tensor([known[key] for key in keys], dtype=torch.float64)
         return len(missing)
 
     def _reference_values(
