@@ -112,6 +112,18 @@ def test_plot_is_a_png_with_a_panel_for_each_metric_on_one_scale(score: Score, t
     assert (pixels == papers).all(axis=2).sum() > 4 * 1000
 
 
+def test_a_plot_has_no_room_for_numbers_that_are_not_there(score: Score, tmp_path: Path) -> None:
+    """A line is 0.8 inches and 0.2 for each run: six metrics of one run are two lines; of the paper's four rows, which
+    have no yes/no questions, the first line alone is higher."""
+    chart, heights = tmp_path / "chart.png", []
+    file = write(tmp_path / "a.json", AMBER | {"discriminative": {"accuracy": 80.0, "f1": 81.0}})
+    for paper in ((), ("--paper_model", "LLaVA-v1.5-7B")):
+        score("compare", file, *paper, "--plot", chart)
+        with Image.open(chart) as drawn:
+            heights.append(drawn.height / charts.DOTS)
+    assert heights == [pytest.approx(2 * (0.8 + 0.2)), pytest.approx(0.8 + 5 * 0.2 + 0.8 + 0.2)]
+
+
 def test_a_plot_that_cannot_be_written_is_one_line(score: Score, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     run = score("compare", write(tmp_path / "a.json", AMBER), "--plot", tmp_path / "file" / "chart.png")

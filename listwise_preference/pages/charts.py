@@ -60,6 +60,7 @@ def chart(
     across: int = 1,
     down: int = 1,
     size: tuple[float, float] = (5.6, 3.3),
+    heights: Sequence[float] = (),
     palette: Palette = LIGHT,
     shared: bool = False,
 ) -> Iterator[list["Axes"]]:
@@ -67,6 +68,7 @@ def chart(
 
     Args:
         size: width and height of a panel in inches, of DOTS pixels each.
+        heights: of the panels of each line instead, in inches.
         shared: all panels have the same range across and up.
 
     Raises:
@@ -99,8 +101,9 @@ def chart(
     }
     with matplotlib.rc_context(style):
         layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
-        figure = Figure(figsize=(size[0] * across, size[1] * down), dpi=DOTS, layout=layout)
-        axes = figure.subplots(down, across, squeeze=False, sharex=shared, sharey=shared)
+        heights = heights or [size[1]] * down
+        figure = Figure(figsize=(size[0] * across, sum(heights)), dpi=DOTS, layout=layout)
+        axes = figure.subplots(down, across, squeeze=False, sharex=shared, sharey=shared, height_ratios=heights)
         yield list(axes.flat)
         content = io.BytesIO()
         FigureCanvasAgg(figure).print_png(content)

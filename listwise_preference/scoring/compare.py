@@ -1,9 +1,10 @@
 """Results side by side, with the paper's own rows beside them: text, Markdown and a bar chart."""
 
-import math
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -184,37 +185,40 @@ def cell(row: Row, column: Column) -> str:
 def plot(rows: Mapping[str, Sequence[Row]], path: Path) -> None:
     """A bar chart as PNG: a line of panels for each benchmark, one panel for each metric, all of a line on one scale.
 
-    The rows' names stand once, at the left; values behind their bars, 95 % intervals as whiskers.
+    The rows' names stand once, at the left; values behind their bars, 95 % intervals as whiskers. Metrics that other
+    rows have, as the paper's have no yes/no questions, begin a new line.
 
     Raises:
         DataError: there are no numbers, or the file cannot be written.
     """
-    lines: list[tuple[str, Sequence[Column]]] = []
+    lines: list[tuple[str, Sequence[Column], Sequence[Row]]] = []
     for benchmark, runs in rows.items():
-        shown = [one for one in BENCHMARKS[benchmark].columns if any(one.key in row.values for row in runs)]
-        across = -(-len(shown) // -(-len(shown) // _ACROSS)) if shown else 1  # lines of equal length
-        lines += [(benchmark, shown[start : start + across]) for start in range(0, len(shown), across)]
+        which = [([one.key in row.values for row in runs], one) for one in BENCHMARKS[benchmark].columns]
+        for known, alike in groupby(which, itemgetter(0)):
+            if not any(known):
+                continue
+            shown, having = [column for _, column in alike], list(compress(runs, known))
+            across = -(-len(shown) // -(-len(shown) // _ACROSS))  # lines of equal length
+            lines += [(benchmark, shown[start : start + across], having) for start in range(0, len(shown), across)]
     if not lines:
         raise DataError("nothing to draw: the results hold no numbers")
-    across = max(len(columns) for _, columns in lines)
-    most = max(len(runs) for runs in rows.values())
+    across = max(len(columns) for _, columns, _ in lines)
     arrows = {"higher": " \u2191", "lower": " \u2193", "neither": ""}
-    size = (_WIDTH / across, 0.8 + 0.2 * most)
-    with charts.chart(path, across=across, down=len(lines), size=size) as axes:
-        for place, (benchmark, columns) in enumerate(lines):
-            panels, runs = axes[place * across : (place + 1) * across], rows[benchmark]
+    size, heights = (_WIDTH / across, 0.0), [0.8 + 0.2 * len(runs) for _, _, runs in lines]
+    with charts.chart(path, across=across, down=len(lines), size=size, heights=heights) as axes:
+        for place, (benchmark, columns, runs) in enumerate(lines):
+            panels = axes[place * across : (place + 1) * across]
             ends = [
                 max([row.values[one.key], *row.intervals.get(one.key, ())])
                 for one in BENCHMARKS[benchmark].columns
-                for row in runs
+                for row in rows[benchmark]
                 if one.key in row.values
             ]
             for number, (axis, column) in enumerate(zip(panels, columns, strict=False)):
-                values = [row.values.get(column.key) for row in runs]
                 charts.bars(
                     axis,
                     [row.name for row in runs],
-                    [math.nan if value is None else value for value in values],
+                    [row.values[column.key] for row in runs],
                     [row.intervals.get(column.key) for row in runs],
                     [charts.LIGHT.quiet if row.name.startswith("paper: ") else charts.LIGHT.lines[0] for row in runs],
                     title=(benchmark if number == 0 else "") + f"\n{column.heading}{arrows[column.better]}",
