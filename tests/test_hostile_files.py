@@ -26,6 +26,7 @@ from listwise_preference.models.adapters import check_folders
 from listwise_preference.pages.page import Page
 from listwise_preference.scoring import table
 from listwise_preference.scoring.amber_page import report
+from listwise_preference.scoring.amber_rules import load_amber
 from listwise_preference.scoring.benchmarks import BENCHMARKS
 
 ROOT = Path(__file__).parents[1]
@@ -109,6 +110,14 @@ def test_the_report_on_amber_shows_no_image_from_elsewhere(root: Path, tmp_path:
         with pytest.raises(ImageError, match=r"secret.png leads out of the folder of images"):
             report._draw_small(tmp_path, root, name, tmp_path / "small.jpg")
     assert report._draw_small(tmp_path, root, "sub/../a.png", tmp_path / "small.jpg")["width"] == 8
+
+
+def test_ambers_ids_are_whole_numbers(tmp_path: Path) -> None:
+    """A text among numbers could not be put in order, where ids that are missing are listed."""
+    for id_ in ("12", "9" * 300, 1.5, True, None):
+        written(tmp_path / "annotations.json", [{"id": id_, "type": "generative", "truth": [], "hallu": []}])
+        with pytest.raises(DataError, match="is no whole number"):
+            load_amber(tmp_path)
 
 
 # ---- images inside records ----

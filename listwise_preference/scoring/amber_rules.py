@@ -93,6 +93,8 @@ def load_amber(folder: Path) -> Amber:
         queries = {query["id"]: query for path in query_files if path.is_file() for query in read_json(path)}
         questions = {}
         for record in read_json(data / "annotations.json"):
+            if type(record["id"]) is not int:
+                raise TypeError(f"id {str(record['id'])[:60]!r} is no whole number")
             query = queries.get(record["id"], {})
             # "relation" and "discriminative-relation" are one kind, as in the official program.
             kind = KIND_OF_TYPE.get(record["type"], "relation")
@@ -100,7 +102,7 @@ def load_amber(folder: Path) -> Amber:
                 record = record | {name: [_text(one) for one in _list(record[name])] for name in ("truth", "hallu")}
             else:
                 _text(record["truth"])
-            questions[int(record["id"])] = Question(
+            questions[record["id"]] = Question(
                 record["id"],
                 kind,
                 record["truth"],
