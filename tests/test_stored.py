@@ -166,8 +166,10 @@ def test_those_that_wait_end_with_the_one_that_fills(
         pass
 
 
-def test_a_process_alone_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with filled_once(fill) as folder:
-        assert folder.parent == tmp_path and (folder / "file").exists()
-    assert list(tmp_path.iterdir()) == []
+def test_a_process_alone_leaves_nothing_even_where_it_is_killed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The records' file has no name from its beginning."""
+    written(root, random.Random(0))
+    monkeypatch.setattr("tempfile.tempdir", str(root.parent / "worse"))
+    before = sorted((root.parent / "worse").iterdir())
+    records = load_records(root.parent / "p.json", root, ImageOnly()).records
+    assert len(records) == 200 and sorted((root.parent / "worse").iterdir()) == before

@@ -11,12 +11,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from tqdm import tqdm
@@ -157,10 +155,7 @@ def load_records(
     Raises:
         DataError: a file that cannot be used at all, bad records under ``stop``, or nothing left.
     """
-    with ExitStack() as held:
-        if rows is None:  # what is mapped stays when the file is gone
-            rows = Path(held.enter_context(TemporaryDirectory(ignore_cleanup_errors=True))) / "rows"
-        written = held.enter_context(RowWriter(rows))
+    with RowWriter(rows) as written:
         candidates = _read_candidates(pairs_file, image_root, placeholders, written, compares_responses)
         if isinstance(source, Folders):
             _check_folders(source.folders)

@@ -6,11 +6,13 @@ processes that map the file, those that load records included.
 
 import json
 import mmap
+import os
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import IO, Any, Generic, Self, TypeVar, overload
 
 T = TypeVar("T")
 Make = Callable[[Any, Sequence[int]], T]
@@ -22,9 +24,10 @@ _ERRORS = "surrogateescape"
 class RowWriter:
     """JSON values, one behind the other in a file."""
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._stream = file.open("wb", buffering=1 << 20)
+    def __init__(self, file: Path | None) -> None:
+        """A file without a name is gone with the last process that maps it, whatever ends that."""
+        self._file = file or Path()
+        self._stream = TemporaryFile() if file is None else file.open("w+b")  # noqa: SIM115 - this is one
         self._ends = array("q", [0])
 
     def __enter__(self) -> Self:
@@ -46,7 +49,7 @@ class RowWriter:
         """Those of the values, once all are written; see :class:`StoredRows`."""
         self._stream.flush()
         starts, ends = (array("q", [self._ends[number + more] for number in numbers]) for more in (0, 1))
-        return StoredRows(self._file, _mapped(self._file), starts, ends, array("q", boxes), make)
+        return StoredRows(self._file, _mapped(self._stream), starts, ends, array("q", boxes), make)
 
 
 class StoredRows(Sequence[T], Generic[T]):
@@ -123,7 +126,9 @@ class StoredRows(Sequence[T], Generic[T]):
             return cls.none()
         numbers, size = array("q", content), int(count)
         file = index.with_name(name.decode())
-        return cls(file, _mapped(file), numbers[:size], numbers[size : 2 * size], numbers[2 * size :], make)
+        with file.open("rb") as stream:
+            values = _mapped(stream)
+        return cls(file, values, numbers[:size], numbers[size : 2 * size], numbers[2 * size :], make)
 
     def __getstate__(self) -> dict[str, Any]:
         # A process that is started anew gets the whole: the file may be gone.
@@ -135,8 +140,6 @@ def some(values: Sequence[T], indices: Sequence[int]) -> Sequence[T]:
     return values.take(indices) if isinstance(values, StoredRows) else [values[index] for index in indices]
 
 
-def _mapped(file: Path) -> mmap.mmap | bytes:
-    if not file.stat().st_size:
-        return b""
-    with file.open("rb") as stream:
-        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+def _mapped(stream: IO[bytes]) -> mmap.mmap | bytes:
+    empty = not os.fstat(stream.fileno()).st_size
+    return b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)

@@ -39,10 +39,9 @@ from listwise_preference.training.checkpoints import (
     check_named,
     find_checkpoint,
     folder_of_one_run,
-    process_count,
     record_of,
 )
-from listwise_preference.training.one_machine import filled_once
+from listwise_preference.training.one_machine import filled_once, is_shared
 from listwise_preference.training.options import Arguments, parse
 from listwise_preference.training.stopping import StopRequests
 
@@ -72,10 +71,12 @@ def train(arguments: Arguments) -> None:
     with ExitStack() as held:
         stop = held.enter_context(StopRequests(arguments))
         shared = held.enter_context(ExitStack())
-        folder = shared.enter_context(filled_once(lambda folder: _prepare(arguments, folder)))
-        training, evaluation, record = _prepared(arguments, folder)
-        if process_count() == 1:
-            shared.close()  # what is mapped from it stays
+        if is_shared():
+            folder = shared.enter_context(filled_once(lambda folder: _prepare(arguments, folder)))
+            training, evaluation, record = _prepared(arguments, folder)
+        else:
+            training, evaluation = read_data(arguments)
+            record = _record(arguments, training)
         if arguments.data.sample_questions:
             read_own_questions(Path(arguments.data.sample_questions), Path(arguments.data.image_root))
         check_model(arguments.model.model_name_or_path, arguments.model.model_revision)
@@ -133,8 +134,13 @@ def _prepare(arguments: Arguments, folder: Path) -> None:
     training, evaluation = read_data(arguments, folder)
     training.save(folder / "training.index")
     evaluation.save(folder / "evaluation.index")
+    write_json(folder / "record.json", _record(arguments, training))
+
+
+def _record(arguments: Arguments, training: Sequence[Record]) -> RunRecord | None:
+    """What decides the adapter, where one is trained."""
     trains = arguments.training.do_train and not (arguments.objective.estimate or arguments.objective.dry_run)
-    write_json(folder / "record.json", record_of(arguments, training) if trains else None)
+    return record_of(arguments, training) if trains else None
 
 
 def _prepared(arguments: Arguments, folder: Path) -> tuple[Sequence[Record], Sequence[Record], RunRecord | None]:

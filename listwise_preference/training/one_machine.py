@@ -17,21 +17,19 @@ _PATIENCE = 1800.0  # seconds until the process that fills it must have begun; t
 _COMPLETE = "complete"
 
 
+def is_shared() -> bool:
+    """Whether a launcher says that other processes of the run are on this machine (``LOCAL_WORLD_SIZE``)."""
+    return os.environ.get("LOCAL_WORLD_SIZE", "1") != "1" and os.name != "nt"
+
+
 @contextmanager
 def filled_once(fill: Callable[[Path], None]) -> Iterator[Path]:
     """The folder, deleted at the end of the process that has filled it; what is mapped from it stays.
-
-    Without a launcher that says how many processes are on the machine (``LOCAL_WORLD_SIZE``), each fills its own.
 
     Raises:
         DataError: there is no room for the folder.
         Stopped: the process that should have filled it has failed, and says why itself.
     """
-    if os.environ.get("LOCAL_WORLD_SIZE", "1") == "1" or os.name == "nt":
-        with tempfile.TemporaryDirectory(prefix="lpoi-", ignore_cleanup_errors=True) as name:
-            fill(Path(name))
-            yield Path(name)
-        return
     # Also of two launchers on one machine, as when several machines are tried out on one.
     where = "-".join(os.environ.get(name, "0") for name in ("MASTER_ADDR", "MASTER_PORT", "GROUP_RANK"))
     folder = Path(tempfile.gettempdir()) / f"lpoi-{os.getuid()}-{where}"
