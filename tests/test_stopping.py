@@ -3,11 +3,13 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -158,6 +160,22 @@ def test_a_disk_that_fills_leaves_the_last_whole_checkpoint_and_no_half_one(
     assert damage(folder / "checkpoint-1") == [] and not (folder / "checkpoint-2").exists()
     train("run", *longer)
     assert damage(folder / "final") == [] and len(logged(folder)) == 2
+
+
+def test_a_disk_that_holds_no_checkpoint_is_refused_before_training(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The adapter, and a checkpoint with two moments more: 4 x 4 bytes a parameter, of which one byte is missing."""
+    final = train("run", "--max_steps", "1") / "final"
+    needed = 16 * sum(tensor.numel() for tensor in load_file(final / "adapter_model.safetensors").values())
+    more = ("--max_steps", "1", "--save_strategy", "steps", "--save_steps", "1")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
+    with pytest.raises(SystemExit):
+        train("small", *more)
+    assert "MB are free and the adapter with one checkpoint needs" in capsys.readouterr().err
+    assert not (tmp_path / "small").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))
+    train("small", *more)
 
 
 # ---- numbers that are none ----

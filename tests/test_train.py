@@ -17,6 +17,7 @@ from listwise_preference.models.adapters import load_adapter
 from listwise_preference.models.loading import load_base_model, load_processor
 from listwise_preference.training.command import main
 from listwise_preference.training.losses import TERMS, LossTerm
+from listwise_preference.training.reference import ReferenceCache
 
 from .asking import generate_responses
 from .conftest import ROOT, SAMPLE, Run, sample_pairs
@@ -330,8 +331,6 @@ def test_resuming_is_not_having_stopped(train: Train, precompute: str) -> None:
 def test_processes_that_see_the_cache_at_different_times_share_the_work(tmp_path: Path) -> None:
     """Whoever reads the folder while another already writes there must not plan with other values: one run's files
     are added to by nobody else, a partial line and a garbled one are no values."""
-    from listwise_preference.training.reference import ReferenceCache
-
     first, second = ReferenceCache(tmp_path), ReferenceCache(tmp_path)
     first.add(["a"], [[1.5, -2.0]])
     second.add(["b"], [[0.25]])
@@ -375,6 +374,12 @@ def test_two_processes_are_one_with_the_same_global_batch(
     run_program("lpoi_llava.py", *common, "--output_dir", tmp_path / "one", "--gradient_accumulation_steps", "4")
     for key in ("loss", "rewards/margins", "list/kendall_tau", "logps/chosen"):
         assert logged(tmp_path / "two", key) == pytest.approx(logged(tmp_path / "one", key), abs=1e-4)
+    adapters = [load_file(tmp_path / name / "final" / "adapter_model.safetensors") for name in ("one", "two")]
+    for name, tensor in adapters[0].items():
+        torch.testing.assert_close(adapters[1][name], tensor, atol=1e-5, rtol=0)
+    values, by_two = (ReferenceCache(tmp_path / name / "reference").load() for name in ("one", "two"))
+    assert len(values) == len(sample_pairs(100)) and by_two.keys() == values.keys()
+    assert all(by_two[key] == pytest.approx(values[key], abs=1e-4) for key in values)
     one, both = (eval_records(tmp_path / name) for name in ("one", "two"))
     assert [record["id"] for record in both] == [pair["id"] for pair in sample_pairs(100)]
     assert [record["loss"] for record in both] == pytest.approx([record["loss"] for record in one], abs=1e-4)

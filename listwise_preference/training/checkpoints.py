@@ -191,6 +191,12 @@ def damage(folder: Path, allowed: Collection[str] = ()) -> list[str]:
     return lines
 
 
+def identity(folder: Path) -> str:
+    """A checkpoint's name, and a few letters of a hash that tells it from others of that name."""
+    manifest = folder / MANIFEST
+    return f"{folder.name} ({sha256_of([manifest])[:8] if manifest.is_file() else 'no manifest'})"
+
+
 # ---- where a run begins ----
 
 

@@ -5,6 +5,7 @@ A recipe is a dict of options: ``main(RECIPE)``. Options and data are read and c
 
 import hashlib
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ from listwise_preference.data.pairs import (
 )
 from listwise_preference.data.ranked_images import Drawing, MaskedBox, masked_region
 from listwise_preference.data.stored import StoredRows
-from listwise_preference.errors import DataError, ImageError, Stopped
+from listwise_preference.errors import DataError, ImageError, Stopped, UserError
 from listwise_preference.files import read_json, write_json
 from listwise_preference.models.adapters import check_folders
 from listwise_preference.models.families import special_tokens
@@ -86,7 +87,12 @@ def train(arguments: Arguments) -> None:
                 output = Path(str(arguments.training.output_dir)).expanduser()
                 held.enter_context(folder_of_one_run(output))
                 stop.clear_mark()
-            checkpoint = find_checkpoint(arguments, record)
+            try:
+                checkpoint = find_checkpoint(arguments, record)
+            except UserError:
+                if os.environ.get("RANK") == os.environ.get("LOCAL_RANK"):
+                    raise
+                # Another machine, which may have a disk of its own: ``Run.load`` compares where all of them begin.
 
         from listwise_preference.training.run import Run  # torch, transformers, peft
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from huggingface_hub.errors import HfHubHTTPError
 from peft import PeftModel
 from transformers import PreTrainedModel, TrainingArguments
@@ -23,7 +23,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from listwise_preference.data.own_questions import read_own_questions
 from listwise_preference.data.pairs import Record
-from listwise_preference.errors import ModelError, Stopped, UserError
+from listwise_preference.errors import DataError, ModelError, Stopped, UserError
 from listwise_preference.files import write_json
 from listwise_preference.models import adapters, loading, ragged_attention
 from listwise_preference.models.chat_format import ChatFormat
@@ -117,6 +117,7 @@ class Run:
             if self.checkpoint is not None and checkpoints.read_record(self.checkpoint) is not None:
                 allowed = self.arguments.run.allow_changed or ()
                 checkpoints.refuse_changes(self.checkpoint, {"base_weights": self.base_weights}, allowed)
+            self._refuse_other_disks()
         if self.resources is not None:
             self.resources.settle_memory()
         options = self.arguments.model
@@ -158,6 +159,16 @@ class Run:
         if self.arguments.data.sample_questions:
             self.trainer.add_callback(self._samples(policy))
         self.description["row_layout"] = "ragged" if self.ragged else "unpacked"
+
+    def _refuse_other_disks(self) -> None:
+        """Refuse machines that would not all go on from the same checkpoint; before, some would wait for others."""
+        here = checkpoints.identity(self.checkpoint) if self.checkpoint is not None else "the beginning"
+        seen = [here] if self.args.world_size == 1 else gather_object([here])
+        if others := [f"process {rank} from {one}" for rank, one in enumerate(seen) if one != seen[0]]:
+            raise DataError(
+                f"--output_dir {self.output}: process 0 would go on from {seen[0]}, {', '.join(others)}: the machines"
+                " need a folder that they share, or a copy of process 0's on each of them"
+            )
 
     def _samples(self, policy: PeftModel) -> Samples:
         data = self.arguments.data
