@@ -1,157 +1,43 @@
-"""A type of model that has no entry of its own: Idefics3, trained, evaluated and generated with."""
+"""What holds for all types of model: checkpoints that cannot be used, tokens of an image, experts."""
 
 import json
 import logging
-import math
 import re
+import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from transformers import (
-    GenerationConfig,
-    Idefics3Config,
-    Idefics3ForConditionalGeneration,
-    Idefics3ImageProcessorPil,
-    Idefics3Processor,
-    LlamaConfig,
-)
-from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
 
-from listwise_preference.data.pairs import BoxLists, Pair, Record, load_records
-from listwise_preference.data.ranked_images import Drawing, ImageFiles
+from listwise_preference.data.pairs import Pair, Record
+from listwise_preference.data.ranked_images import ImageFiles
 from listwise_preference.errors import DataError, ModelError
 from listwise_preference.generation.command import main as generate
+from listwise_preference.image_lists.verify import Verifier
+from listwise_preference.merging.command import main as merge_adapter
 from listwise_preference.models.adapters import load_adapter, merge
 from listwise_preference.models.chat_format import ChatFormat
-from listwise_preference.models.families import FAMILIES
 from listwise_preference.models.loading import load_base_model, load_processor, processor_identity
 from listwise_preference.models.prompt_tensors import encode_prompts
-from listwise_preference.models.ragged_attention import use_ragged_attention
-from listwise_preference.small_world.model import SAMPLE_TEXTS, build_tokenizer
-from listwise_preference.training.batch import Collator, ListwiseDataset
+from listwise_preference.probe.command import main as score
 from listwise_preference.training.command import main as train
 from listwise_preference.training.command import read_data
-from listwise_preference.training.completion_logps import completion_logps
 from listwise_preference.training.dataset import refuse_special_tokens
 from listwise_preference.training.options import parse
 from listwise_preference.training.run import Run
 
 from .conftest import SAMPLE, sample_pairs
 
-SPECIAL = ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
+Checkpoint = Callable[[str], Path]
 
 
-@pytest.fixture
-def idefics3(tmp_path: Path) -> Path:
-    """A small checkpoint; an image becomes <fake_token_around_image><global-img>, 4 <image>, and a fake token again."""
-    tokenizer = build_tokenizer(SAMPLE_TEXTS, 600, list(SPECIAL))
-    side = {"longest_edge": 56}
-    processor = Idefics3Processor(
-        Idefics3ImageProcessorPil(size=side, max_image_size=side),
-        tokenizer,
-        image_seq_len=4,
-        chat_template=FAMILIES["idefics2"].chat_template,
-    )
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.1}
-    model = Idefics3ForConditionalGeneration(
-        Idefics3Config(
-            vision_config=Idefics3VisionConfig(
-                hidden_size=48, intermediate_size=96, image_size=56, patch_size=14, **sizes
-            ),
-            text_config=LlamaConfig(
-                vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, pad_token_id=0, **sizes
-            ),
-            scale_factor=2,
-            image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-            tie_word_embeddings=False,
-        )
-    )
-    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
-    model.save_pretrained(tmp_path / "idefics3")
-    processor.save_pretrained(tmp_path / "idefics3")
-    return tmp_path / "idefics3"
-
-
-def test_ragged_rows_score_as_each_completion_alone(idefics3: Path) -> None:
-    source = BoxLists(SAMPLE / "image_lists.jsonl", Drawing(list_size=2))
-    records = load_records(SAMPLE / "pairs.json", SAMPLE, source).records[:2]
-    processor = load_processor(str(idefics3))
-    dataset = ListwiseDataset(records, ChatFormat(processor), 384)
-    model = load_base_model(str(idefics3), dtype=torch.float32)
-    with torch.no_grad():
-        use_ragged_attention(model)
-        together = completion_logps(model, Collator(processor)([dataset[0], dataset[1]]))
-        model.set_attn_implementation("sdpa")
-        for index, logps_A in enumerate(together):
-            example = dataset[index]
-            first, second = example.images
-            rows = ((first, example.chosen_ids), (first, example.rejected_ids), (second, example.chosen_ids))
-            for (image, ids), logp in zip(rows, logps_A, strict=True):
-                inputs = processor(text=[example.prompt_text], images=[image], return_tensors="pt")
-                inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([ids])], dim=1)
-                inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-                logps = model(**inputs).logits[0, -len(ids) - 1 : -1].log_softmax(-1)
-                assert logp.item() == pytest.approx(logps[range(len(ids)), ids].sum().item(), abs=1e-3)
-
-
-def test_a_type_without_an_entry_is_trained_and_answers(idefics3: Path, tmp_path: Path, few_pairs: Path) -> None:
-    train(
-        {
-            "model_name_or_path": str(idefics3),
-            "dtype": "float32",
-            "output_dir": str(tmp_path / "run"),
-            "pairs": str(few_pairs),
-            "image_root": str(SAMPLE),
-            "image_lists": str(SAMPLE / "image_lists.jsonl"),
-            "do_train": True,
-            "max_steps": 4,
-            "per_device_train_batch_size": 4,
-            "learning_rate": 1e-2,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "disable_tqdm": True,
-        },
-        [],
-    )
-    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
-    losses = [entry["loss"] for entry in history if "loss" in entry]
-    assert losses[0] == pytest.approx(2 * math.log(2) + math.log(120), abs=1e-4) and losses[-1] < losses[0]
-
-    texts = ("Describe this image.", "What is on the table?")
-    images = ("cat.jpg", "coffee.jpg")
-    queries = [{"image": image, "query": text} for image in images for text in texts]
-    (tmp_path / "questions.json").write_text(json.dumps([{"id": i + 1} | query for i, query in enumerate(queries)]))
-    options = ["--model_name_or_path", idefics3, "--adapter", "none", "--dtype", "float32", "--max_new_tokens", "6"]
-    options += ["--benchmark", "amber", "--questions", tmp_path / "questions.json", "--image_root", SAMPLE / "images"]
-    generate({}, [str(option) for option in [*options, "--output", tmp_path / "base.json"]])
-    responses = [line["response"] for line in json.loads((tmp_path / "base.json").read_text())]
-
-    # Each by itself, by transformers' own generate().
-    processor, model = load_processor(str(idefics3)), load_base_model(str(idefics3), dtype=torch.float32)
-    chat = ChatFormat(processor)
-    ends = [2, processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")]
-    expected = []
-    for query in queries:
-        with Image.open(SAMPLE / "images" / query["image"]) as image:
-            inputs = processor(text=[chat.prompt_text(query["query"])], images=[image], return_tensors="pt")
-        new = model.generate(**inputs, max_new_tokens=6, do_sample=False, eos_token_id=ends)[0]
-        new = new[inputs["input_ids"].shape[1] :]
-        expected.append(processor.tokenizer.decode(new, skip_special_tokens=True).strip())
-    assert responses == expected and len(set(expected)) > 1
-
-    options[3] = tmp_path / "run" / "final"
-    generate({}, [str(option) for option in [*options, "--output", tmp_path / "trained.json"]])
-    assert len(json.loads((tmp_path / "trained.json").read_text())) == len(queries)
-
-
-def test_its_special_tokens_may_not_stand_in_a_text(idefics3: Path) -> None:
+def test_its_special_tokens_may_not_stand_in_a_text(zoo_checkpoint: Checkpoint) -> None:
     pair = sample_pairs(1)[0]
-    tokenizer = load_processor(str(idefics3)).tokenizer
+    tokenizer = load_processor(str(zoo_checkpoint("idefics3"))).tokenizer
     image = ImageFiles((SAMPLE / pair["img_path"],))
     good, bad = (
         Record(Pair("7", pair["img_path"], pair["prompt"], chosen, pair["rejected"]), image)
@@ -160,6 +46,71 @@ def test_its_special_tokens_may_not_stand_in_a_text(idefics3: Path) -> None:
     refuse_special_tokens([good], tokenizer)
     with pytest.raises(DataError, match='record 7: "chosen" contains <global-img>'):
         refuse_special_tokens([good, bad], tokenizer)
+
+
+# ---- what cannot be used ----
+
+
+def of_another_type(folder: Path) -> None:
+    change(folder / "config.json", model_type="bert")
+
+
+def without_an_image(folder: Path) -> None:
+    (folder / "preprocessor_config.json").unlink()
+
+
+def without_a_generation_prompt(folder: Path) -> None:
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("if add_generation_prompt", "if false"))
+
+
+def with_torchvision_alone(folder: Path) -> None:
+    change(folder / "config.json", model_type="cohere2_vision")
+    change(folder / "processor_config.json", processor_class="Cohere2VisionProcessor")
+    change(folder / "preprocessor_config.json", image_processor_type="Cohere2VisionImageProcessorFast")
+
+
+def change(file: Path, **values: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+UNUSABLE = {
+    of_another_type: "{folder} is a 'bert' model; supported are the image-text-to-text models of transformers",
+    without_an_image: "{folder}: its processor takes no images; is its preprocessor_config.json there?",
+    without_a_generation_prompt: "{folder}: the chat template writes no generation prompt: '<|im_start|>assistant",
+    with_torchvision_alone: "transformers reads images of cohere2_vision models with torchvision: pip install torchv",
+}
+
+
+@pytest.mark.parametrize("unusable", UNUSABLE)
+def test_what_cannot_be_used_is_said_in_one_line_before_weights_are_read(
+    unusable: Callable[[Path], None],
+    zoo_checkpoint: Checkpoint,
+    tmp_path: Path,
+    few_pairs: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In training and in generation, by a checkpoint that has no weights."""
+    if unusable is with_torchvision_alone and find_spec("torchvision") is not None:
+        pytest.skip("optional: torchvision is there")
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(zoo_checkpoint("qwen3_vl"), folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    unusable(folder)
+    (tmp_path / "questions.json").write_text('[{"id": 1, "image": "cat.jpg", "query": "What is it?"}]')
+    generation = {
+        "model_name_or_path": str(folder),
+        "adapter": "none",
+        "benchmark": "amber",
+        "questions": tmp_path / "questions.json",
+        "image_root": SAMPLE / "images",
+        "output": tmp_path / "responses.json",
+    }
+    for program in (lambda: short_run(folder, tmp_path / "run", few_pairs), lambda: generate(generation, [])):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            program()
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert stopped.value.code == 2 and UNUSABLE[unusable].format(folder=folder) in line
 
 
 # ---- tokens of an image ----
@@ -172,7 +123,7 @@ def image_tokens(processor: Any) -> int:
     return int((ids["input_ids"] == processor.image_token_id).sum())
 
 
-def test_tiling_is_turned_off_by_a_setting(zoo_checkpoint: Callable[[str], Path]) -> None:
+def test_tiling_is_turned_off_by_a_setting(zoo_checkpoint: Checkpoint) -> None:
     """InternVL's image of two tiles and a thumbnail is the thumbnail alone then: a third of the tokens."""
     folder = str(zoo_checkpoint("internvl"))
     untiled = load_processor(folder, settings={"crop_to_patches": False})
@@ -181,7 +132,35 @@ def test_tiling_is_turned_off_by_a_setting(zoo_checkpoint: Callable[[str], Path]
     assert processor_identity(tiled) != processor_identity(untiled)
 
 
-def test_a_setting_that_there_is_none_of_is_named(zoo_checkpoint: Callable[[str], Path]) -> None:
+def test_settings_of_an_adapters_training_go_with_it(zoo_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """To generation, to the probe and into a merged model, by which transformers too does not tile."""
+    untiled = {"crop_to_patches": False}
+    checkpoint, adapter, merged = zoo_checkpoint("internvl"), tmp_path / "run" / "final", tmp_path / "merged"
+    pairs = tmp_path / "pairs.json"
+    pairs.write_text(json.dumps(sample_pairs(2)))
+    short_run(checkpoint, tmp_path / "run", pairs, processor_settings=untiled, list_size=2, max_steps=1)
+    expected = load_processor(str(checkpoint), settings=untiled)
+
+    (tmp_path / "questions.json").write_text('[{"id": 1, "image": "cat.jpg", "query": "What is it?"}]')
+    options = f"--model_name_or_path {checkpoint} --adapter {adapter} --dtype float32"
+    asked = f"--benchmark amber --questions {tmp_path / 'questions.json'} --image_root {SAMPLE / 'images'}"
+    generate({}, f"{options} {asked} --max_new_tokens 2 --output {tmp_path / 'responses.json'}".split())
+    run = json.loads((tmp_path / "responses.json.run.json").read_text())
+    assert run["decides"]["processor"] == processor_identity(expected)
+    data = f"--pairs {pairs} --image_root {SAMPLE} --image_lists {SAMPLE / 'image_lists.jsonl'} --bootstrap 1"
+    score(f"awareness {options} {data} --output {tmp_path / 'probe.json'}".split())
+    assert json.loads((tmp_path / "probe.json").read_text())["protocol"]["processor_settings"] == untiled
+
+    merge_adapter(f"--adapter {adapter} --output {merged} --dtype float32 --records 1".split())
+    assert image_tokens(load_processor(str(merged))) == image_tokens(expected)
+    assert image_tokens(type(expected).from_pretrained(merged)) == image_tokens(expected)
+    verifier = Verifier.load(
+        str(checkpoint), device=torch.device("cpu"), dtype=torch.float32, processor_settings=untiled
+    )
+    assert image_tokens(verifier.processor) == image_tokens(expected)
+
+
+def test_a_setting_that_there_is_none_of_is_named(zoo_checkpoint: Checkpoint) -> None:
     with pytest.raises(ModelError, match=r"has no crop_to_patch; it has .*crop_to_patches, "):
         load_processor(str(zoo_checkpoint("internvl")), settings={"crop_to_patch": False})
 
@@ -207,7 +186,7 @@ def short_run(checkpoint: Path, output: Path, pairs: Path, **options: object) ->
 
 
 def test_the_tokens_of_a_record_are_said_and_many_are_warned_of(
-    zoo_checkpoint: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    zoo_checkpoint: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A square of four tiles and a thumbnail, 4 tokens each, between <img> and </img>; they stand for one token."""
     caplog.set_level(logging.INFO, logger="listwise_preference")
@@ -242,7 +221,7 @@ def test_the_tokens_of_a_record_are_said_and_many_are_warned_of(
 
 
 def test_experts_get_an_adapter_by_name_or_are_said_to_have_none(
-    zoo_checkpoint: Callable[[str], Path], tmp_path: Path, few_pairs: Path, caplog: pytest.LogCaptureFixture
+    zoo_checkpoint: Checkpoint, tmp_path: Path, few_pairs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Saved, loaded and merged, the adapter of experts gives the same values."""
     checkpoint = zoo_checkpoint("qwen3_vl_moe")

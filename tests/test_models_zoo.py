@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoProcessor
 from transformers.models.auto.video_processing_auto import get_video_processor_config
 
 import lpoi
@@ -22,9 +22,11 @@ import lpoi_qwen2_5_vl
 import lpoi_qwen3_vl
 import lpoi_smolvlm
 from listwise_preference.data.pairs import BoxLists, Record, load_records
-from listwise_preference.data.ranked_images import Drawing
-from listwise_preference.errors import ModelError
+from listwise_preference.data.ranked_images import Drawing, open_image
+from listwise_preference.generation.any_model import AnyModelGenerator, response_generator
 from listwise_preference.generation.command import main as generate
+from listwise_preference.generation.engine import Decoding
+from listwise_preference.generation.questions import Question
 from listwise_preference.image_lists.question import Check
 from listwise_preference.image_lists.verify import Verifier
 from listwise_preference.merging.command import main as merge
@@ -57,30 +59,15 @@ RAGGED = (
     *("idefics2", "llava", "idefics3", "smolvlm", "llava_next", "llava_onevision", "internvl", "mistral3", "ovis2"),
     *("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v"),
 )
-# What this environment can load.
-LOADABLE = [name for name in zoo.TYPES if TORCHVISION or name not in zoo.NEED_TORCHVISION]
 
 
-@pytest.mark.parametrize("model_type", LOADABLE)
-def test_a_checkpoint_loads_and_answers_an_image(model_type: str, zoo_checkpoint: Checkpoint) -> None:
-    folder = zoo_checkpoint(model_type)
-    processor = load_processor(str(folder))
-    chat = ChatFormat(processor)
-    assert chat.end_token == zoo.end_token(model_type)
-    model = AutoModelForImageTextToText.from_pretrained(folder)
-    with Image.open(SAMPLE / "images" / "cat.jpg") as image:
-        inputs = encode_prompts(processor, [chat.prompt_text("What is on the chair?")], [image.convert("RGB")])
-    response = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    assert 1 <= len(response) <= 4 and response.max() < model.config.get_text_config().vocab_size
-    # The image is read: another one gives other logits.
-    with Image.open(SAMPLE / "images" / "coffee.jpg") as image:
-        others = encode_prompts(processor, [chat.prompt_text("What is on the chair?")], [image.resize((512, 512))])
-    with torch.no_grad():
-        first, second = (model(**given).logits[0, -1] for given in (inputs, others))
-    assert (first - second).abs().max() > 1e-3
+def types(names: Sequence[str]) -> list[Any]:
+    """The first six are quick enough for every check, all others are left to the whole suite."""
+    quick = zoo.TYPES[:6]
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
 
 
-@pytest.mark.parametrize("model_type", LOADABLE[2:])
+@pytest.mark.parametrize("model_type", types(zoo.TYPES[2:]))
 def test_a_saved_processor_is_what_was_loaded(model_type: str, zoo_checkpoint: Checkpoint, tmp_path: Path) -> None:
     """Settings for videos are kept for others, though nothing here reads them."""
     folder = zoo_checkpoint(model_type)
@@ -96,11 +83,22 @@ def test_a_saved_processor_is_what_was_loaded(model_type: str, zoo_checkpoint: C
         AutoProcessor.from_pretrained(tmp_path / "saved")
 
 
-@pytest.mark.skipif(TORCHVISION, reason="optional: torchvision is there")
-@pytest.mark.parametrize("model_type", zoo.NEED_TORCHVISION)
-def test_missing_torchvision_is_said(model_type: str, zoo_checkpoint: Checkpoint) -> None:
-    with pytest.raises(ModelError, match=f"{model_type} models with torchvision: pip install torchvision$"):
-        load_processor(str(zoo_checkpoint(model_type)))
+@pytest.mark.skipif(not TORCHVISION, reason="optional: transformers' own classes want torchvision")
+def test_processors_without_torchvision_are_transformers_own(zoo_checkpoint: Checkpoint) -> None:
+    """To the bit, for images of several sizes; and what they save is what transformers reads."""
+    from transformers import Molmo2ImageProcessor, PixtralProcessor
+
+    images = [Image.linear_gradient("L").convert("RGB").resize(size) for size in ((640, 480), (90, 333), (56, 56))]
+    ours, mistral = (load_processor(str(zoo_checkpoint(name))) for name in ("molmo2", "mistral3"))
+    own = Molmo2ImageProcessor(**ours.image_processor.to_dict())
+    expected, given = (one(images, return_tensors="pt") for one in (own, ours.image_processor))
+    assert given.keys() == expected.keys() and all(torch.equal(given[name], expected[name]) for name in expected)
+    parts = {"patch_size": mistral.patch_size, "spatial_merge_size": mistral.spatial_merge_size}
+    own = PixtralProcessor(mistral.image_processor, mistral.tokenizer, chat_template=mistral.chat_template, **parts)
+    texts = [ChatFormat(mistral).prompt_text(text) for text in ("What?", "What is on the chair?", "Why?")]
+    expected, given = (encode_prompts(one, texts, images) for one in (own, mistral))
+    assert given.keys() == expected.keys() and all(torch.equal(given[name], expected[name]) for name in expected)
+    assert own.to_dict() == mistral.to_dict()
 
 
 @pytest.mark.parametrize(
@@ -200,13 +198,7 @@ class Trained:
         return logps
 
 
-def types(names: Sequence[str]) -> list[Any]:
-    """The first six are quick enough for every check, all others are left to the whole suite."""
-    quick = zoo.TYPES[:6]
-    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
-
-
-@pytest.fixture(scope="module", params=types(LOADABLE))
+@pytest.fixture(scope="module", params=types(zoo.TYPES))
 def trained(
     request: pytest.FixtureRequest, zoo_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
 ) -> Trained:
@@ -262,6 +254,8 @@ def collator(trained: Trained, *, ragged: bool) -> Collator:
 def test_rows_score_as_each_completion_alone(trained: Trained) -> None:
     """By the adapter read from disk, and so says the run's own evaluation."""
     alone = trained.logps
+    for chosen, _, *masked in alone:  # the image is read
+        assert min(abs(chosen - one) for one in masked) > 1e-3
     with torch.no_grad():
         batch = collator(trained, ragged=False)(trained.examples)
         unpacked = completion_logps(trained.policy, batch)
@@ -294,6 +288,7 @@ def ragged(trained: Trained) -> list[list[float]] | None:
 def test_prompts_open_once_and_responses_end(trained: Trained) -> None:
     batch = collator(trained, ragged=False)(trained.examples)
     tokenizer = trained.processor.tokenizer
+    assert ChatFormat(trained.processor).end_token == zoo.end_token(trained.model_type)
     end = tokenizer.convert_tokens_to_ids(zoo.end_token(trained.model_type))
     for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
         row = ids[mask.bool()].tolist()
@@ -321,8 +316,8 @@ def test_a_batch_of_responses_is_one_at_a_time(trained: Trained, tmp_path: Path)
         "batch_size": 4,
         "output": tmp_path / "responses.json",
     }
-    recipe = {"early_stop": False, "processor_settings": trained.processor_settings}
-    generate(recipe, [str(word) for name, value in options.items() for word in (f"--{name}", value)])
+    # The image processor's settings are those of the adapter's training.
+    generate({"early_stop": False}, [str(word) for name, value in options.items() for word in (f"--{name}", value)])
     responses = [line["response"] for line in json.loads((tmp_path / "responses.json").read_text())]
     chat = ChatFormat(trained.processor)
     ends = trained.policy.generation_config.eos_token_id
@@ -334,6 +329,27 @@ def test_a_batch_of_responses_is_one_at_a_time(trained: Trained, tmp_path: Path)
         new = new[inputs["input_ids"].shape[1] :]
         expected.append(trained.processor.tokenizer.decode(new, skip_special_tokens=True).strip())
     assert responses == expected and len(set(expected)) > 1
+
+
+def test_an_image_is_processed_once_for_all_its_questions(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a batch is what the processor gives for all its prompts and images at once, but for the pixels."""
+    generator = response_generator(trained.policy.get_base_model(), trained.processor, Decoding())
+    if not isinstance(generator, AnyModelGenerator) or not generator.takes_features:
+        pytest.skip("shared in another way, or not at all")
+    own, processed = type(trained.processor.image_processor), []
+    preprocess = own.preprocess
+    monkeypatch.setattr(own, "preprocess", lambda *a, **k: processed.append(1) or preprocess(*a, **k))
+    files = [SAMPLE / "images" / name for name in ("cat.jpg", "coffee.jpg")]
+    texts = ("Describe this image.", "What is on the table, and what is under it?")
+    questions = [Question(number, texts[number % 2], files[number // 2], False, {}) for number in range(4)]
+    group = generator.prepare(questions)
+    inputs = generator.inputs(generator.encode(group), group.rows)
+    assert len(processed) == 2
+    prompts = [generator.chat.prompt_text(question.text) for question in questions]
+    images = [open_image(file) for file in files for _ in texts]
+    whole = encode_prompts(trained.processor, prompts, images, padding_side="left")
+    kept = inputs.keys() - {"mm_encoder_outputs"}
+    assert {"input_ids", *per_token(whole)} <= kept and all(torch.equal(inputs[name], whole[name]) for name in kept)
 
 
 def test_the_merged_model_has_the_adapters_values(trained: Trained, tmp_path: Path) -> None:

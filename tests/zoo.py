@@ -687,7 +687,6 @@ _SMALL: dict[str, Callable[[str], Small]] = {
     "mllama": _mllama,
 }
 TYPES = ("idefics2", "llava", *_SMALL)
-NEED_TORCHVISION = ("mistral3", "molmo2")  # their processors are written with it
 
 
 def save(folder: Path, model_type: str) -> Path:

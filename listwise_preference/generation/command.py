@@ -30,7 +30,7 @@ from listwise_preference.files import sha256_of
 from listwise_preference.generation.own_questions import OWN
 from listwise_preference.generation.questions import Questions, read_questions
 from listwise_preference.generation.response_files import ResponseFiles
-from listwise_preference.models.adapters import check_folders, trained_with
+from listwise_preference.models.adapters import check_folders, processor_settings, trained_with
 from listwise_preference.models.families import special_tokens
 from listwise_preference.models.hub import check_model
 from listwise_preference.scoring.benchmarks import BENCHMARKS
@@ -90,7 +90,7 @@ def parse(recipe: Mapping[str, Any], argv: Sequence[str] | None = None) -> Names
     )
     add("--serve", type=int, metavar="PORT", help=page)
     add = parser.group("how it responds")
-    settings = "JSON over the checkpoint's settings of its image processor, as the adapter was trained with them"
+    settings = "JSON over the checkpoint's settings of its image processor (default: those of the adapter's training)"
     add("--processor_settings", type=json_object, metavar="JSON", help=settings)
     add("--batch_size", type=count, default=16, help="questions, and images, at a time; halved when memory runs out")
     add("--max_new_tokens", type=count, default=512, help="of a response in free text")
@@ -163,6 +163,7 @@ def _respond(options: Namespace, form: QuestionFormat) -> None:
         for problem in asked.dropped:
             logger.warning(f"left out: {problem}")
         check_model(options.model_name_or_path, options.model_revision)
+    options.processor_settings = processor_settings(options.processor_settings, adapter)
 
     # Nothing is wrong with options, folders, questions and images: now the heavy part.
     import torch
@@ -268,6 +269,7 @@ def _ask(options: Namespace) -> None:
     check_folders(options.model_name_or_path, adapter)
     _say_other_system_prompt(options, adapter)
     check_model(options.model_name_or_path, options.model_revision)
+    options.processor_settings = processor_settings(options.processor_settings, adapter)
 
     from listwise_preference.generation.ask import run
     from listwise_preference.generation.engine import Decoding

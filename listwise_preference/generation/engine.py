@@ -17,7 +17,7 @@ Shapes: P image, R row (one question), T token, S token behind the shared beginn
 
 import gc
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -109,17 +109,19 @@ class Response:
 
 @dataclass(frozen=True)
 class Row:
-    """A question, its prompt's tokens with the image tokens among them, and its image's place in the group."""
+    """A question, its prompt's tokens with the image tokens among them, and its image's place in the group; ``encoded``
+    is what else the processor gives for the prompt."""
 
     question: Question
     image: int
     ids: list[int]
+    encoded: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows, and the pixel tensors of their images, first axis P, or the images themselves; on the CPU. Questions
-    without an image are in groups of their own, which have no pixels."""
+    """Rows, and the pixel tensors of their images, first axis P, or lists of P; on the CPU. Questions without an image
+    are in groups of their own, which have no pixels."""
 
     rows: tuple[Row, ...]
     pixels: dict[str, Any]
@@ -133,7 +135,7 @@ class Group:
         """The first and the second half of the images, with their rows."""
         middle = self.image_count // 2
         first = tuple(row for row in self.rows if row.image < middle)
-        second = tuple(Row(row.question, row.image - middle, row.ids) for row in self.rows if row.image >= middle)
+        second = tuple(replace(row, image=row.image - middle) for row in self.rows if row.image >= middle)
         return (
             Group(first, {name: value[:middle] for name, value in self.pixels.items()}),
             Group(second, {name: value[middle:] for name, value in self.pixels.items()}),

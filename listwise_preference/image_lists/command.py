@@ -158,7 +158,12 @@ def _make(
         from listwise_preference.image_lists.verify import Verifier
         from listwise_preference.models.loading import DTYPES, local_device
 
-        verifier = Verifier.load(options.verifier, device=local_device(), dtype=DTYPES[options.dtype])
+        verifier = Verifier.load(
+            options.verifier,
+            device=local_device(),
+            dtype=DTYPES[options.dtype],
+            processor_settings=options.processor_settings,
+        )
     total = len(to_do & _numbers(*windows))
     verdicts: Counter[str] = Counter()
     begun = last = said = time.perf_counter()
@@ -283,6 +288,8 @@ def _what_decides(options: Options, entries: Sequence[Entry]) -> dict[str, Any]:
             "--visual_prompt": options.drawing.visual_prompt,
             "--fill": options.drawing.fill,
         }
+        if options.processor_settings is not None:  # runs of versions without the option have none
+            decides["--processor_settings"] = options.processor_settings
     if model is not None or options.verifier is not None:
         decides |= {name: version(name) for name in ("torch", "transformers")}
         decides["--dtype"] = options.dtype

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from listwise_preference.cli import Parser, count, parse_options, share
+from listwise_preference.cli import Parser, count, json_object, parse_options, share
 from listwise_preference.data.ranked_images import Drawing, Fill, Grow, VisualPrompt
 from listwise_preference.image_lists.detectors import DETECTORS
 from listwise_preference.image_lists.english.critical_object import Prefer
@@ -41,6 +41,7 @@ class Options:
     detector: str
     detector_options: Mapping[str, Any]
     verifier: str | None
+    processor_settings: Mapping[str, Any] | None
     dtype: str
     rules: Rules
     drawing: Drawing
@@ -108,6 +109,8 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
         "response right, another object is tried.")  # fmt: skip
     add("--verifier", default="HuggingFaceM4/idefics2-8b", metavar="MODEL", help="any image-text model of "
         "transformers: a folder or a name on the hub; none takes the first object as it is")  # fmt: skip
+    add("--processor_settings", type=json_object, metavar="JSON", help="over the verifier checkpoint's settings of its "
+        "image processor, as for training")  # fmt: skip
     add("--verify_threshold", type=share, default=Rules.verify_threshold, help="probability of yes, against no, from "
     "which on the response counts as still right")  # fmt: skip
     add("--max_candidates", type=count, default=Rules.max_candidates, help="objects tried before the record is given "
@@ -166,6 +169,8 @@ def _options(parser: Parser, given: dict[str, Any]) -> Options:
         own |= values if detector == given["detector"] else {}
     if given["verifier"].lower() == "none":
         given["verifier"] = None
+    if given["verifier"] is None and given["processor_settings"] is not None:
+        parser.error("--processor_settings is read with a --verifier only")
     if given["export"] and EXPORTS[given["export"]].needs_levels and given["write_pictures"] is None:
         parser.error(f"--export {given['export']} needs --write_pictures DIR: it writes pairs of images")
     return Options(**given, detector_options=own, rules=rules, drawing=drawing)

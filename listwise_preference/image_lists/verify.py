@@ -4,7 +4,7 @@ The model sees the image with the whole box masked and ``QUESTION``. The answer 
 probabilities of "Yes" and "No" decide.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,14 +46,21 @@ class Verifier:
         self.response_token_type = family_of(model.config.model_type).response_token_type
 
     @classmethod
-    def load(cls, name_or_path: str, *, device: torch.device, dtype: torch.dtype) -> "Verifier":
+    def load(
+        cls,
+        name_or_path: str,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        processor_settings: Mapping[str, object] | None = None,
+    ) -> "Verifier":
         """The checkpoint on ``device``, in ``dtype`` there if it is a GPU and in float32 otherwise.
 
         Raises:
             ModelError: there is no such checkpoint, or it is no image-text model.
         """
         try:
-            processor = load_processor(name_or_path)
+            processor = load_processor(name_or_path, settings=processor_settings)
         except ModelError as error:
             raise ModelError(f"--verifier {name_or_path}: {error}") from error
         model = load_base_model(name_or_path, dtype=dtype if device.type == "cuda" else torch.float32)

@@ -11,7 +11,7 @@ from listwise_preference.data.pairs import Record, read_entries
 from listwise_preference.data.ranked_images import ImageFiles
 from listwise_preference.errors import DataError, ModelError
 from listwise_preference.files import read_json
-from listwise_preference.models.adapters import adapter_file, check_folders, trained_with
+from listwise_preference.models.adapters import adapter_file, check_folders, processor_settings, trained_with
 from listwise_preference.models.families import special_tokens
 from listwise_preference.store import one_run
 
@@ -65,8 +65,7 @@ def _run(options: Namespace) -> None:
     there = options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir()))
     if there and not (options.output / "merge.json").is_file():
         raise DataError(f"--output {options.output}: there is something already; name a new folder")
-    if options.processor_settings is None:
-        options.processor_settings = trained_with(options.adapter, "model").get("processor_settings")
+    options.processor_settings = processor_settings(options.processor_settings, options.adapter)
     options.system_prompt = trained_with(options.adapter, "data").get("system_prompt")
     records = _records(options)
 

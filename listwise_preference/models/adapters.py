@@ -25,6 +25,14 @@ _EXAMPLES = 2  # of the keys of each kind, in a message
 _PREFIX = "base_model.model."  # of all names in an adapter's file
 
 
+def processor_settings(given: Mapping[str, Any] | None, adapter: Path | None) -> Mapping[str, Any] | None:
+    """Settings of the image processor: those given, or else those that the adapter was trained with."""
+    if given is not None or adapter is None:
+        return given
+    settings: Mapping[str, Any] | None = trained_with(adapter, "model").get("processor_settings")
+    return settings
+
+
 def add_adapter(
     model: PreTrainedModel,
     *,

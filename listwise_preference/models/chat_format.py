@@ -37,8 +37,9 @@ class ChatFormat:
     def __init__(
         self, processor: ProcessorMixin, end_token: str | None = None, system_prompt: str | None = None
     ) -> None:
+        name = processor.tokenizer.name_or_path
         if not processor.chat_template:
-            raise ModelError("the checkpoint's processor has no chat template (chat_template.jinja)")
+            raise ModelError(f"{name}: its processor has no chat template; put its model's chat_template.jinja there")
         self.processor = processor
         special = next((token for token in self._special_tokens() if token in (system_prompt or "")), None)
         if special is not None:
@@ -57,14 +58,15 @@ class ChatFormat:
         whole = processor.apply_chat_template(turns, tokenize=False, **self._options)
         if not whole.startswith(prompt) or probe not in whole[len(prompt) :]:
             raise ModelError(
-                f"the chat template does not continue its generation prompt: {prompt!r} is no beginning of {whole!r}"
+                f"{name}: the chat template does not continue its generation prompt: {prompt!r} is no beginning of"
+                f" {whole!r}"
             )
         # What is between the generation prompt and the response, as a space in Idefics2's and LLaVA's templates.
         self.response_lead, _, behind = whole[len(prompt) :].partition(probe)
         if self.response_lead.strip() and self._render("question", generation_prompt=False) == prompt:
             raise ModelError(
-                f"the chat template writes no generation prompt: {self.response_lead!r} stands before a response, and"
-                " add_generation_prompt does not write it"
+                f"{name}: the chat template writes no generation prompt: {self.response_lead!r} stands before a"
+                " response, and add_generation_prompt does not write it; change chat_template.jinja there"
             )
         self.end_token = self._end_token(behind) if end_token is None else end_token
 

@@ -33,6 +33,7 @@ from transformers.utils.hub import cached_file
 from listwise_preference.errors import ModelError
 from listwise_preference.files import sha256_of, write_json
 from listwise_preference.models.families import Family, family_of
+from listwise_preference.models.without_torchvision import PixtralProcessor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -46,7 +47,7 @@ def load_config(name_or_path: str, revision: str | None = None) -> tuple[PreTrai
     try:
         config = AutoConfig.from_pretrained(name_or_path, revision=revision)
     except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load the model {name_or_path}: {error}") from error
+        raise ModelError(f"cannot load the model {name_or_path}: {' '.join(str(error).split())}") from error
     if config.model_type not in IMAGE_TEXT_MODELS or config.is_encoder_decoder:
         raise ModelError(
             f"{name_or_path} is a {config.model_type!r} model; supported are the image-text-to-text models of"
@@ -61,7 +62,6 @@ def load_processor(
     """The checkpoint's processor, Pillow-backed, set and completed as its family wants it.
 
     A checkpoint without a chat template gets its family's.
-
     Args:
         settings: of the image processor, over the checkpoint's and the family's.
 
@@ -82,12 +82,14 @@ def load_processor(
             )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         said = " ".join(str(error).split())
+        if "Can't load image processor" in said:
+            raise _no_images(name_or_path) from error
         for package in ("torchvision", "num2words"):
             if package in said.lower() and find_spec(package) is None:
                 said = f"transformers reads images of {config.model_type} models with {package}: pip install {package}"
         raise ModelError(f"cannot load the processor of {name_or_path}: {said}") from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
-        raise ModelError(f"{name_or_path}: its processor takes no images; is its preprocessor_config.json there?")
+        raise _no_images(name_or_path)
     _set(processor, settings)
     if processor.tokenizer.convert_ids_to_tokens(getattr(config, "image_token_id", None) or 0) is None:
         raise ModelError(f"{name_or_path}: the tokenizer does not know the model's image token; are its files there?")
@@ -96,6 +98,10 @@ def load_processor(
     if not processor.chat_template:
         processor.chat_template = processor.tokenizer.chat_template or family.chat_template
     return processor
+
+
+def _no_images(name_or_path: str) -> ModelError:
+    return ModelError(f"{name_or_path}: its processor takes no images; is its preprocessor_config.json there?")
 
 
 def _set(processor: Any, settings: Mapping[str, object]) -> None:
@@ -107,9 +113,15 @@ def _set(processor: Any, settings: Mapping[str, object]) -> None:
             f" it has {', '.join(sorted(known))}"
         )
     # Some classes of processors call the image processor with values of their own, InternVL's with crop_to_patches.
+    # What the tokenizer was made with goes before these, and is saved (findings/saved_tiling_is_overruled.sh).
     own = getattr(type(processor), "images_kwargs", {})
-    if over := {name: settings[name] for name in own if name in settings}:
-        processor.images_kwargs = {**own, **over}
+    processor.tokenizer.init_kwargs.update({name: settings[name] for name in own if name in settings})
+
+
+def image_settings(processor: Any) -> dict[str, Any]:
+    """The image processor's settings that are in use, whatever its attributes say (``_set``)."""
+    settings = {**processor.image_processor.to_dict(), **getattr(processor, "images_kwargs", {})}
+    return {name: processor.tokenizer.init_kwargs.get(name, value) for name, value in settings.items()}
 
 
 class _WithoutVideos(ProcessorMixin):
@@ -149,6 +161,8 @@ def _processor_class(config: PreTrainedConfig) -> Any:
     So a processor is the same, and saves the same, with torchvision and without.
     """
     own: Any = PROCESSOR_MAPPING.get(type(config), None)
+    if own is not None and own.__name__ == PixtralProcessor.__name__:
+        return PixtralProcessor
     if own is None or "video_processor" not in own.get_attributes():
         return AutoProcessor
     # Behind ``own`` and before ProcessorMixin, so that own's __init__ hands it the parts.

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from listwise_preference import __version__
-from listwise_preference.cli import Parser, count, is_main_process, parse_options, positive, run_program, share
+from listwise_preference.cli import (
+    Parser,
+    count,
+    is_main_process,
+    json_object,
+    parse_options,
+    positive,
+    run_program,
+    share,
+)
 from listwise_preference.data.pairs import Entry, Pair
 from listwise_preference.data.ranked_images import Drawing
 from listwise_preference.english import nltk_data
@@ -72,6 +81,8 @@ def parse(argv: Sequence[str] | None = None) -> Namespace:
         "detector on a GPU")  # fmt: skip
     add("--attn_implementation", choices=("sdpa", "eager", "flash_attention_2"), default="sdpa", help="attention")
     add("--system_prompt", metavar="TEXT", help="put before the prompt by the model's own chat template")
+    add("--processor_settings", type=json_object, metavar="JSON", help="over the checkpoint's settings of its image "
+        "processor (default: those of the adapter's training)")  # fmt: skip
     for bits in ("4", "8"):
         quantize = f"quantize the base weights to {bits} bits on loading (needs bitsandbytes)"
         add(f"--load_in_{bits}bit", action="store_true", help=quantize)
@@ -243,7 +254,7 @@ def _asking(options: Namespace, responses: Path) -> Namespace:
     """The options as generation knows them; what is left out here does not change a response."""
     own = (
         "model_name_or_path model_revision adapter image_root on_bad_record restart batch_size max_new_tokens"
-        " temperature seed system_prompt dtype attn_implementation load_in_4bit load_in_8bit"
+        " temperature seed system_prompt processor_settings dtype attn_implementation load_in_4bit load_in_8bit"
     )
     given = {name: vars(options)[name] for name in own.split()}
     given |= {"benchmark": "amber", "questions": options.prompts, "output": responses, "early_stop": False}

@@ -20,7 +20,7 @@ from listwise_preference.data.ranked_images import Drawing, Fill, VisualPrompt
 from listwise_preference.errors import DataError
 from listwise_preference.files import sha256_of
 from listwise_preference.image_lists.detectors.annotations import Annotations
-from listwise_preference.models.adapters import check_folders, trained_with
+from listwise_preference.models.adapters import check_folders, processor_settings, trained_with
 from listwise_preference.models.families import special_tokens
 from listwise_preference.models.hub import check_model
 from listwise_preference.probe import beaf_pairs
@@ -73,7 +73,7 @@ def add_command(commands: Subcommands) -> None:
     add("--adapter", required=True, metavar="FOLDER|none", help="adapter of the policy; none probes the base alone")
     add("--dtype", choices=("bfloat16", "float32", "float16"), default="bfloat16", help="of the base weights")
     add("--attn_implementation", choices=("sdpa", "eager", "flash_attention_2"), default="sdpa", help="attention")
-    settings = "JSON over the checkpoint's settings of its image processor, as the adapter was trained with them"
+    settings = "JSON over the checkpoint's settings of its image processor (default: those of the adapter's training)"
     add("--processor_settings", type=json_object, metavar="JSON", help=settings)
     add("--system_prompt", metavar="TEXT", help="a turn before every prompt (default: that of the adapter's training)")
     add("--batch_size", type=count, default=1, help="records at a time, each with all its images")
@@ -92,6 +92,7 @@ def score_awareness(args: Namespace) -> Result:
     if args.system_prompt is None and adapter is not None:
         args.system_prompt = trained_with(adapter, "data").get("system_prompt")
     check_model(args.model_name_or_path, args.model_revision)
+    args.processor_settings = processor_settings(args.processor_settings, adapter)
     measurements, model = _probe(args, adapter, probes)
     summary = summarize(measurements, resamples=args.bootstrap, seed=args.seed)
     if summary.images == 1:

@@ -13,6 +13,7 @@ from listwise_preference.data.pairs import Record
 from listwise_preference.data.stored import some
 from listwise_preference.errors import DataError
 from listwise_preference.models.chat_format import ChatFormat
+from listwise_preference.models.loading import image_settings
 from listwise_preference.training.batch import Collator, ListwiseDataset
 
 logger = logging.getLogger("listwise_preference")
@@ -89,7 +90,7 @@ def say_tokens(dataset: ListwiseDataset, collator: Collator, processor: Any) -> 
         f" {record:,} in all with {len(example.images)} images"
     )
     if record > _MANY_TOKENS:
-        has = processor.image_processor.to_dict()
+        has = image_settings(processor)
         settings = ", ".join(f"{name} {json.dumps(has[name])}" for name in _TOKEN_SETTINGS if has.get(name))
         logger.warning(
             f"{record:,} tokens a record are many: --processor_settings changes how many an image takes"
