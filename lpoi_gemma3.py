@@ -28,7 +28,7 @@ RECIPE = {
     "lora_alpha": 8,
     "lora_dropout": 0.0,
     "lora_target_modules": ["all-linear"],
-    "freeze_vision_tower": True,  # [G] it was frozen while Gemma 3 was trained
+    "freeze_vision_tower": True,  # [G] "keeping it frozen during training"
     # optimization [R], with the Trainer's defaults of the time written out
     "do_train": True,
     "num_train_epochs": 3,

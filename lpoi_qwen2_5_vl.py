@@ -3,8 +3,8 @@
 from listwise_preference.training.command import main
 
 # Every number that can change a result. Sources: [A] the paper's algorithm, [R] the authors' release, for Idefics2-8B
-# where its models differ, [Q] the report on Qwen2.5-VL (arXiv:2502.13923), [D] this project. Prompts, end tokens and
-# the size of images are the checkpoint's own. Nothing of this size has been trained by this recipe yet.
+# where its models differ, [Q] the report on Qwen2.5-VL (arXiv:2502.13923), 2.3.4, [D] this project. Prompts, end
+# tokens and the size of images are the checkpoint's own. Nothing of this size has been trained by this recipe yet.
 RECIPE = {
     "model_name_or_path": "Qwen/Qwen2.5-VL-7B-Instruct",
     "output_dir": "checkpoints/qwen2.5-vl-7b-lpoi-list5-10k",
