@@ -192,7 +192,12 @@ def test_the_tokens_of_a_record_are_said_and_many_are_warned_of(
     caplog.set_level(logging.INFO, logger="listwise_preference")
     pair = sample_pairs(1)[0]
     lines = {}
-    for name, prompt in (("short", "What?"), ("long", "What? " * 2500)):
+    cases: tuple[tuple[str, str, dict[str, object] | None], ...] = (
+        ("short", "What?", {"max_patches": 4}),
+        ("long", "What? " * 2500, None),
+        ("untiled", "What?", {"crop_to_patches": False}),
+    )
+    for name, prompt, settings in cases:
         (tmp_path / f"{name}.json").write_text(json.dumps([pair | {"prompt": prompt}]))
         arguments = parse(
             {
@@ -202,6 +207,7 @@ def test_the_tokens_of_a_record_are_said_and_many_are_warned_of(
                 "image_root": str(SAMPLE),
                 "image_lists": str(SAMPLE / "image_lists.jsonl"),
                 "list_size": 2,
+                "processor_settings": settings,
                 "do_train": True,
                 "use_cpu": True,
             },
@@ -211,6 +217,9 @@ def test_the_tokens_of_a_record_are_said_and_many_are_warned_of(
         Run(arguments, *read_data(arguments))
         lines[name] = "\n".join(caplog.messages)
     assert "tokens of the first record: about 21 for its image of 512 x 512 pixels" in lines["short"]
+    assert "tokens of the first record: about 5 for its image" in lines["untiled"]
+    assert '--processor_settings {"max_patches": 4} changes nothing for the first record\'s image' in lines["short"]
+    assert "changes nothing" not in lines["long"] + lines["untiled"]
     assert "tokens a record are many" not in lines["short"]
     assert re.search(
         r"[1-9]\d,\d{3} tokens a record are many: --processor_settings .*crop_to_patches true", lines["long"]

@@ -384,7 +384,7 @@ def _internvl(model_type: str) -> Small:
         preprocessor={
             "image_processor_type": "GotOcr2ImageProcessorFast",
             "size": SQUARE,
-            "crop_to_patches": True,
+            "crop_to_patches": False,  # as published; transformers' class of the processor tiles all the same
             "min_patches": 1,
             "max_patches": 4,
         },

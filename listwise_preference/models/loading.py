@@ -120,8 +120,9 @@ def _set(processor: Any, settings: Mapping[str, object]) -> None:
 
 def image_settings(processor: Any) -> dict[str, Any]:
     """The image processor's settings that are in use, whatever its attributes say (``_set``)."""
-    settings = {**processor.image_processor.to_dict(), **getattr(processor, "images_kwargs", {})}
-    return {name: processor.tokenizer.init_kwargs.get(name, value) for name, value in settings.items()}
+    own = getattr(processor, "images_kwargs", {})
+    in_call = {name: processor.tokenizer.init_kwargs.get(name, value) for name, value in own.items()}
+    return {**processor.image_processor.to_dict(), **in_call}
 
 
 class _WithoutVideos(ProcessorMixin):
@@ -291,7 +292,7 @@ def processor_identity(processor: ProcessorMixin) -> str:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     settings = {
-        "image_processor": [type(processor.image_processor).__name__, processor.image_processor.to_dict()],
+        "image_processor": [type(processor.image_processor).__name__, image_settings(processor)],
         "processor": processor.to_dict(),
         "chat_template": processor.chat_template,
         "tokenizer": tokenizer.to_str(),

@@ -3,9 +3,10 @@
 import json
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
@@ -14,6 +15,7 @@ from listwise_preference.data.stored import some
 from listwise_preference.errors import DataError
 from listwise_preference.models.chat_format import ChatFormat
 from listwise_preference.models.loading import image_settings
+from listwise_preference.models.prompt_tensors import encode_prompts
 from listwise_preference.training.batch import Collator, ListwiseDataset
 
 logger = logging.getLogger("listwise_preference")
@@ -96,6 +98,22 @@ def say_tokens(dataset: ListwiseDataset, collator: Collator, processor: Any) -> 
             f"{record:,} tokens a record are many: --processor_settings changes how many an image takes"
             f" ({settings or 'its image processor has no setting for that'}), --list_size how many images there are"
         )
+
+
+def say_settings(dataset: ListwiseDataset, processor: Any, plain: Any, settings: Mapping[str, object]) -> None:
+    """Warn of settings of the image processor that change nothing.
+
+    Args:
+        processor: with the settings.
+        plain: the same without them.
+    """
+    example = dataset[0]
+    texts, images = [example.prompt_text], example.images[:1]
+    with_settings, without = (encode_prompts(one, texts, images) for one in (processor, plain))
+    if with_settings.keys() == without.keys() and all(
+        torch.equal(value, without[name]) for name, value in with_settings.items()
+    ):
+        logger.warning(f"--processor_settings {json.dumps(settings)} changes nothing for the first record's image")
 
 
 def _alike(dataset: ListwiseDataset, cut: int) -> str:

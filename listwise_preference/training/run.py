@@ -30,7 +30,7 @@ from listwise_preference.models.chat_format import ChatFormat
 from listwise_preference.training import checkpoints
 from listwise_preference.training.batch import Collator, ListwiseDataset
 from listwise_preference.training.checkpoints import RunRecord
-from listwise_preference.training.dataset import make_dataset, refuse_special_tokens, say_tokens
+from listwise_preference.training.dataset import make_dataset, refuse_special_tokens, say_settings, say_tokens
 from listwise_preference.training.description import describe
 from listwise_preference.training.options import Arguments
 from listwise_preference.training.policy import make_policy
@@ -101,6 +101,8 @@ class Run:
         self.resources: Resources | None = None
         if self.train_set is not None:
             say_tokens(self.train_set, self.collator, self.processor)
+            if settings := arguments.model.processor_settings:
+                say_settings(self.train_set, self.processor, loading.load_processor(name, revision), settings)
             self.resources = Resources(
                 arguments, self.args, self.config, self.collator, self.train_set, len(self.eval_set or ())
             )
