@@ -1,6 +1,6 @@
 """Every reader on files that were changed at random: it reads them, or says in one short message what is wrong.
 
-The seed is fixed, so that a run finds what the last one found. FUZZ_INPUTS=10000 asks each reader more than the 100
+The seed is fixed, so that a run finds what the last one found. FUZZ_INPUTS=10000 asks each reader more than the 300
 that are asked here by default.
 """
 
@@ -36,7 +36,7 @@ from listwise_preference.scoring.benchmarks import BENCHMARKS
 from listwise_preference.scoring.judge import _Failed, _kept_reply, _text_in
 from listwise_preference.training.options import ModelArguments
 
-INPUTS = int(os.environ.get("FUZZ_INPUTS", "100"))
+INPUTS = int(os.environ.get("FUZZ_INPUTS", "300"))
 LONGEST = 2_000
 
 # ---- how a file is changed ----
