@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from image_terms_report import report
-from objectives import Bench, by_name, in_processes, kept, summary
+from objectives import SAVE_EVERY, STEPS, Bench, by_name, in_processes, opened, summary
 from own_pairs import (
     CHOICE_SEEDS,
     LEARNING_RATES,
     PAIRS,
-    SAVE_EVERY,
     SEEDS,
-    STEPS,
     TEST_SCENES,
     TRAINING_SCENES,
     VALIDATION_SCENES,
@@ -41,7 +39,6 @@ from own_pairs import (
 from own_pairs import METHODS as FIRST
 from own_pairs import scores as scores_of
 
-from listwise_preference import cli
 from listwise_preference.data.ranked_images import Box, Drawing, open_image, ranked_images
 from listwise_preference.files import write_atomic
 from listwise_preference.image_lists.detectors.annotations import Annotations
@@ -234,15 +231,7 @@ def everything(bench: Bench, output: Path, do: Do) -> None:
 
 def main() -> None:
     """Do what is not done yet."""
-    parser = cli.Parser(__doc__)
-    parser.add_argument("--work", type=Path, default=Path("runs/own_pairs"), help="what is made on the way")
-    parser.add_argument("--output", type=Path, default=Path("docs/evidence"), help="results and tables")
-    parser.add_argument("--workers", type=cli.count, default=2, help="processes, each on one core")
-    args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
-    bench = Bench(args.work.resolve())
-    if kept(bench.work / "image_terms.json", lambda: SETTINGS) != json.loads(json.dumps(SETTINGS)):
-        parser.error(f"{args.work} holds work under other settings: name another folder with --work, or remove it")
+    bench, args = opened(__doc__, Path("runs/own_pairs"), "image_terms.json", SETTINGS)
     in_processes(bench, args.workers, partial(everything, bench, args.output))
 
 

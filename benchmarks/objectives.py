@@ -19,6 +19,7 @@ import os
 import random
 import shutil
 import sys
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -61,6 +62,24 @@ PRETRAINING_STEPS = 1300
 STEPS, SAVE_EVERY, BATCH = 25, 5, 16
 TRAINING_SCENES, VALIDATION_SCENES, TEST_SCENES, PROBE_SCENES = 800, 150, 300, 100
 PAIRS = 200
+
+# What every run of a small model on a CPU changes in lpoi.py's recipe.
+SHORT_RUN: Mapping[str, Any] = {
+    "ranked_image_folders": None,
+    "dtype": "float32",
+    "max_steps": STEPS,
+    "per_device_train_batch_size": BATCH,
+    "gradient_accumulation_steps": 1,
+    "save_strategy": "steps",
+    "save_steps": SAVE_EVERY,
+    "save_only_model": True,
+    "activation_checkpointing": False,
+    "dataloader_num_workers": 0,
+    "logging_steps": SAVE_EVERY,
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "report_to": "none",
+}
 
 # What each method changes in lpoi.py's recipe.
 METHODS: Mapping[str, Mapping[str, Any]] = {
@@ -211,23 +230,10 @@ class Bench:
                 "pairs": str(pairs),
                 "image_root": str(image_root),
                 "image_lists": str(lists),
-                "ranked_image_folders": None,
-                "dtype": "float32",
                 "learning_rate": run.learning_rate,
                 "beta": run.beta,
-                "max_steps": STEPS,
-                "per_device_train_batch_size": BATCH,
-                "gradient_accumulation_steps": 1,
                 "seed": run.seed,
-                "save_strategy": "steps",
-                "save_steps": SAVE_EVERY,
-                "save_only_model": True,
-                "activation_checkpointing": False,
-                "dataloader_num_workers": 0,
-                "logging_steps": SAVE_EVERY,
-                "use_cpu": True,
-                "disable_tqdm": True,
-                "report_to": "none",
+                **SHORT_RUN,
                 "precompute_ref_log_probs": True,
                 "ref_cache": str(self.work / "reference" / f"{run.base}-{run.seed}"),
                 **RECIPES[run.method],
@@ -496,17 +502,30 @@ def in_processes(bench: Bench, workers: int, work: Callable[[Callable[..., None]
             sys.exit(1)
 
 
-def main() -> None:
-    """Do what is not done yet, and report."""
-    parser = cli.Parser(__doc__)
-    parser.add_argument("--work", type=Path, default=Path("runs/objectives"), help="what is made on the way")
+def opened(description: str | None, work: Path, file: str, settings: Mapping[str, Any]) -> tuple[Bench, Namespace]:
+    """A comparison's options, and its work, which it refuses where ``file`` says that it was begun under others.
+
+    Args:
+        description: of the program.
+        work: where it is, if the user does not say.
+        file: in the work, keeps the settings.
+        settings: what decides the results.
+    """
+    parser = cli.Parser(description)
+    parser.add_argument("--work", type=Path, default=work, help="what is made on the way")
     parser.add_argument("--output", type=Path, default=Path("docs/evidence"), help="results, tables and figures")
     parser.add_argument("--workers", type=cli.count, default=2, help="processes, each on one core")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     bench = Bench(args.work.resolve())
-    if kept(bench.work / "settings.json", lambda: SETTINGS) != json.loads(json.dumps(SETTINGS)):
+    if kept(bench.work / file, lambda: settings) != json.loads(json.dumps(settings)):
         parser.error(f"{args.work} holds work under other settings: name another folder with --work, or remove it")
+    return bench, args
+
+
+def main() -> None:
+    """Do what is not done yet, and report."""
+    bench, args = opened(__doc__, Path("runs/objectives"), "settings.json", SETTINGS)
     in_processes(bench, args.workers, partial(work, bench))
     write_atomic(args.output / "results.json", json.dumps(collect(bench), indent=1) + "\n")
     report(args.output)

@@ -19,12 +19,23 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from objectives import (
+    BATCH,
+    SAVE_EVERY,
+    SHORT_RUN,
+    STEPS,
+    Bench,
+    by_name,
+    in_processes,
+    kept,
+    nltk_data,
+    opened,
+    summary,
+)
 from objectives import LEARNING_RATES as _FIRST_RATES
-from objectives import Bench, by_name, in_processes, kept, nltk_data, summary
 from own_pairs_report import report
 
 import lpoi
-from listwise_preference import cli
 from listwise_preference.files import read_records, write_atomic
 from listwise_preference.pair_making import command as pair_making
 from listwise_preference.small_world import data
@@ -42,7 +53,6 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "lpoi-5": {},
 }
 LEARNING_RATES = (*_FIRST_RATES, 4e-3)
-STEPS, SAVE_EVERY, BATCH = 25, 5, 16
 TRAINING_SCENES, VALIDATION_SCENES, TEST_SCENES = 500, 300, 1000
 RESPONSES, PAIRS = 8, 200
 
@@ -154,22 +164,9 @@ def fit(bench: Bench, run: Run, changes: Callable[[], Mapping[str, Any]]) -> Pat
             "output_dir": str(folder),
             "pairs": str(files[run.kind][0]),
             "image_root": str(image_root),
-            "ranked_image_folders": None,
-            "dtype": "float32",
             "learning_rate": run.learning_rate,
-            "max_steps": STEPS,
-            "per_device_train_batch_size": BATCH,
-            "gradient_accumulation_steps": 1,
             "seed": run.seed,
-            "save_strategy": "steps",
-            "save_steps": SAVE_EVERY,
-            "save_only_model": True,
-            "activation_checkpointing": False,
-            "dataloader_num_workers": 0,
-            "logging_steps": SAVE_EVERY,
-            "use_cpu": True,
-            "disable_tqdm": True,
-            "report_to": "none",
+            **SHORT_RUN,
             **changes(),
         }
         main(recipe, [])
@@ -269,15 +266,7 @@ def collect(bench: Bench, methods: Sequence[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Do what is not done yet; report after every question."""
-    parser = cli.Parser(__doc__)
-    parser.add_argument("--work", type=Path, default=Path("runs/own_pairs"), help="what is made on the way")
-    parser.add_argument("--output", type=Path, default=Path("docs/evidence"), help="results and tables")
-    parser.add_argument("--workers", type=cli.count, default=2, help="processes, each on one core")
-    args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
-    bench = Bench(args.work.resolve())
-    if kept(bench.work / "settings.json", lambda: SETTINGS) != json.loads(json.dumps(SETTINGS)):
-        parser.error(f"{args.work} holds work under other settings: name another folder with --work, or remove it")
+    bench, args = opened(__doc__, Path("runs/own_pairs"), "settings.json", SETTINGS)
 
     def all_of_it(do: Do) -> None:
         prepare(bench, do)
