@@ -3,13 +3,16 @@ import random
 import struct
 import zlib
 from pathlib import Path
+from typing import get_args, get_type_hints
 
+import numpy as np
 import pytest
 from PIL import Image, ImageChops, ImageCms
 
 from listwise_preference.data.ranked_images import (
     Box,
     Drawing,
+    Fill,
     ImageAndCrop,
     ImageFiles,
     MaskedBox,
@@ -20,6 +23,7 @@ from listwise_preference.data.ranked_images import (
     transposed_size,
 )
 from listwise_preference.errors import ImageError
+from listwise_preference.training.options import DataArguments
 
 RED, BLACK, WHITE = (255, 0, 0), (0, 0, 0), (255, 255, 255)
 
@@ -85,7 +89,7 @@ def test_settings_are_checked() -> None:
         Drawing(visual_prompt="circle")
     with pytest.raises(ValueError, match="longer_side or left_to_right or top_to_bottom"):
         Drawing(grow="up")
-    with pytest.raises(ValueError, match="black or mean or blur"):
+    with pytest.raises(ValueError, match="black or mean or blur or texture"):
         Drawing(fill="white")
     with pytest.raises(ValueError, match=r"outside 0\.\.4"):
         masked_region(Box(0, 0, 4, 4), 5, Drawing())
@@ -104,8 +108,8 @@ def test_without_ellipse_the_region_is_black_and_the_rest_untouched() -> None:
 
 
 @pytest.mark.parametrize("prompt", ["ellipse", "none"])
-@pytest.mark.parametrize("fill", ["mean", "blur"])
-def test_no_fill_reaches_outside_the_hidden_region_or_takes_from_there(fill: str, prompt: str) -> None:
+@pytest.mark.parametrize("fill", ["mean", "blur", "texture"])
+def test_no_fill_reaches_outside_the_hidden_region_and_blur_takes_nothing_from_there(fill: str, prompt: str) -> None:
     image, box = noise(40, 30), Box(7, 5, 31, 21)
     drawing = Drawing(list_size=4, visual_prompt=prompt, fill=fill)
     other = Image.new("RGB", (40, 30), (9, 200, 77))  # the same within the box, another image around it
@@ -141,6 +145,89 @@ def test_blur_leaves_no_detail_and_an_even_colour_as_it_is() -> None:
         stripes.paste((0, 0, 0), (x, 0, x + 2, 64))
     row = ranked_images(stripes, Box(0, 0, 64, 64), drawing)[-1].crop((0, 9, 64, 10)).convert("L").tobytes()
     assert all(abs(one - other) < 10 for one, other in itertools.pairwise(row))  # 255 before, at every other pixel
+
+
+def textured(image: Image.Image, box: Box, list_size: int = 2) -> tuple[Image.Image, ...]:
+    return ranked_images(image, box, Drawing(list_size, visual_prompt="none", fill="texture"))
+
+
+@pytest.mark.parametrize(
+    ("row", "left", "right", "expected"),
+    [
+        ("abcdef", 3, 5, "abccbf"),  # from the left, the longer side
+        ("abcdef", 1, 3, "aeddef"),  # from the right
+        ("abcdef", 2, 4, "abbaef"),  # as much room on both sides: left
+        ("abcdef", 2, 6, "abbaab"),  # mirrored twice
+        ("abcdef", 2, 5, "abbaaf"),  # cut within the second copy
+        ("abcdef", 0, 5, "ffffff"),  # one column alone
+        ("abcdef", 1, 4, "affeef"),  # room 1 and 2: 2 columns for 3, and the box's left end is cut
+    ],
+)
+def test_the_texture_is_the_longest_strip_mirrored_again_and_again(
+    row: str, left: int, right: int, expected: str
+) -> None:
+    image, filled = of_rows([row, row]), of_rows([expected, expected])
+    assert pixels(textured(image, Box(left, 0, right, 2))[-1]) == pixels(filled)
+    turned = image.transpose(Image.Transpose.TRANSPOSE)
+    last = textured(turned, Box(0, left, 2, right))[-1]
+    assert pixels(last) == pixels(filled.transpose(Image.Transpose.TRANSPOSE))
+
+
+def test_the_texture_comes_from_the_side_with_the_most_room_left_first() -> None:
+    image = of_rows(["abc", "def", "bcd"])
+    for box, expected in (
+        (Box(1, 1, 2, 2), "d"),  # one pixel on every side: left
+        (Box(0, 1, 1, 2), "e"),  # two on the right
+        (Box(0, 2, 1, 3), "c"),  # two on the right, two above: right
+        (Box(1, 2, 2, 3), "e"),  # two above, one on the left and on the right
+        (Box(0, 1, 3, 2), "a"),  # one row above, one below: above
+        (Box(1, 0, 2, 1), "e"),  # two below
+    ):
+        assert textured(image, box)[-1].getpixel((box.left, box.top)) == COLOURS[expected]
+
+
+def test_the_texture_equals_numpy_symmetric_padding_and_the_levels_agree() -> None:
+    image = noise(23, 17, seed=3)
+    values = np.asarray(image)
+    draw = random.Random(3)
+    for _ in range(300):
+        left, top = draw.randrange(23), draw.randrange(17)
+        box = Box(left, top, draw.randint(left + 1, 23), draw.randint(top + 1, 17))
+        rooms = [box.left, 23 - box.right, box.top, 17 - box.bottom]
+        if not any(rooms):
+            continue
+        inside = values[box.top : box.bottom, box.left : box.right]
+        rows, columns = slice(box.top, box.bottom), slice(box.left, box.right)
+        match rooms.index(max(rooms)):
+            case 0:
+                inside = np.pad(values[rows, : box.left], ((0, 0), (0, box.width), (0, 0)), "symmetric")[:, box.left :]
+            case 1:
+                right = values[rows, box.right :]
+                inside = np.pad(right, ((0, 0), (box.width, 0), (0, 0)), "symmetric")[:, : box.width]
+            case 2:
+                inside = np.pad(values[: box.top, columns], ((0, box.height), (0, 0), (0, 0)), "symmetric")[box.top :]
+            case 3:
+                below = values[box.bottom :, columns]
+                inside = np.pad(below, ((box.height, 0), (0, 0), (0, 0)), "symmetric")[: box.height]
+        levels = textured(image, box, list_size=5)
+        assert np.array_equal(np.asarray(levels[-1])[rows, columns], inside)
+        for level, drawn in enumerate(levels):
+            expected = image.copy()
+            if region := masked_region(box, level, Drawing(list_size=5)):
+                edges = (region.left, region.top, region.right, region.bottom)
+                expected.paste(levels[-1].crop(edges), edges)
+            assert drawn.tobytes() == expected.tobytes()
+
+
+def test_a_box_that_is_the_whole_image_has_no_texture_beside_it_but_the_mean() -> None:
+    image, box = noise(9, 7), Box(0, 0, 9, 7)
+    mean = ranked_images(image, box, Drawing(list_size=3, fill="mean"))
+    filled = ranked_images(image, box, Drawing(list_size=3, fill="texture"))
+    assert [one.tobytes() for one in filled] == [one.tobytes() for one in mean]
+
+
+def test_training_takes_every_fill() -> None:
+    assert get_args(get_type_hints(DataArguments)["fill"]) == get_args(Fill)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest sets the filters of its own

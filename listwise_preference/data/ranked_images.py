@@ -24,7 +24,7 @@ from listwise_preference.errors import ImageError
 
 Grow = Literal["longer_side", "left_to_right", "top_to_bottom"]
 VisualPrompt = Literal["ellipse", "none"]
-Fill = Literal["black", "mean", "blur"]
+Fill = Literal["black", "mean", "blur", "texture"]
 
 # Larger images are refused. It is the size above which Pillow warns: 256 MiB as RGB, and a list holds several copies.
 MAX_PIXELS = 1024**3 // 4 // 3
@@ -80,8 +80,10 @@ class Drawing:
     """How a list is drawn: images in a list, marker of the masked part, direction in which it grows, fill.
 
     ``longer_side`` grows along the longer side of the box, from its left or top end (a square: from the
-    left). ``fill`` is solid black, as in the paper, the mean colour of the whole image, or the masked part's own
-    pixels, blurred (Gaussian) over an eighth of its longer side.
+    left). ``fill`` is solid black, as in the paper, the mean colour of the whole image, the masked part's own
+    pixels, blurred (Gaussian) over an eighth of its longer side, or the texture beside the box: of the four strips
+    from its sides to the image's border the longest, mirrored at the side. The texture is laid out for the whole
+    box, so that a pixel masked at one level has the same colour at the next.
     """
 
     list_size: int = 5
@@ -196,7 +198,7 @@ def ranked_images(image: Image.Image, box: Box, drawing: Drawing) -> tuple[Image
     if not box.fits(*image.size):
         raise ValueError(f"{box} does not lie inside an image of {image.width} x {image.height} pixels")
     levels = (masked_region(box, level, drawing) for level in range(1, drawing.list_size))
-    return (image, *(_mask(image, region, drawing) for region in levels))
+    return (image, *(_mask(image, box, region, drawing) for region in levels))
 
 
 def random_crop(image: Image.Image, key: str) -> Image.Image:
@@ -309,12 +311,12 @@ class ImageAndCrop:
         return image, random_crop(image, self.key)
 
 
-def _mask(image: Image.Image, region: Box | None, drawing: Drawing) -> Image.Image:
+def _mask(image: Image.Image, box: Box, region: Box | None, drawing: Drawing) -> Image.Image:
     drawn = image.copy()
     if region is None:
         return drawn
     # Drawn on a rectangle of its own, the ellipse cannot reach a pixel outside it.
-    patch = _fill(image, region, drawing.fill)
+    patch = _fill(image, box, region, drawing.fill)
     if drawing.visual_prompt == "ellipse":
         scaled = round(3 * max(image.size) / 640)
         outline = max(1, min(scaled, min(patch.size) // 4))
@@ -324,7 +326,7 @@ def _mask(image: Image.Image, region: Box | None, drawing: Drawing) -> Image.Ima
     return drawn
 
 
-def _fill(image: Image.Image, region: Box, fill: Fill) -> Image.Image:
+def _fill(image: Image.Image, box: Box, region: Box, fill: Fill) -> Image.Image:
     size = (region.width, region.height)
     match fill:
         case "black":
@@ -335,6 +337,36 @@ def _fill(image: Image.Image, region: Box, fill: Fill) -> Image.Image:
         case "blur":
             own = image.crop((region.left, region.top, region.right, region.bottom))
             return own.filter(ImageFilter.GaussianBlur(max(size) / 8))
+        case "texture":
+            return _texture(image, box).crop((0, 0, *size))  # a region begins at the box's left top corner
+
+
+def _texture(image: Image.Image, box: Box) -> Image.Image:
+    """The strip beside the box that has the most room, mirrored into the whole box from their common side.
+
+    A strip reaches from a side of the box to the image's border; of equal ones left comes before right, above and
+    below. One shorter than the box is mirrored again and again; a box without any gets the image's mean colour.
+    """
+    strips = (
+        Box(0, box.top, box.left, box.bottom),
+        Box(box.right, box.top, image.width, box.bottom),
+        Box(box.left, 0, box.right, box.top),
+        Box(box.left, box.bottom, box.right, image.height),
+    )
+    rooms = (strips[0].width, strips[1].width, strips[2].height, strips[3].height)
+    room = max(rooms)
+    if room == 0:
+        return _fill(image, box, box, "mean")
+    side = rooms.index(room)
+    across, begins_at_strip = side < 2, side in (0, 2)
+    length = box.width if across else box.height
+    strip = image.crop((strips[side].left, strips[side].top, strips[side].right, strips[side].bottom))
+    patch = Image.new("RGB", (box.width, box.height))
+    for done in range(0, length, room):
+        strip = strip.transpose(Image.Transpose.FLIP_LEFT_RIGHT if across else Image.Transpose.FLIP_TOP_BOTTOM)
+        start = done if begins_at_strip else length - done - room  # what sticks out of the patch is cut off
+        patch.paste(strip, (start, 0) if across else (0, start))
+    return patch
 
 
 def _check_kind(path: Path) -> None:

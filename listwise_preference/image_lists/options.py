@@ -124,7 +124,7 @@ def parse(argv: Sequence[str] | None = None, description: str | None = None) -> 
         "region")  # fmt: skip
     add("--grow", choices=get_args(Grow), default=Drawing.grow, help="how the masked region grows")
     add("--fill", choices=get_args(Fill), default=Drawing.fill, help="what covers the masked region: black, the "
-        "image's mean colour, or its own pixels blurred")  # fmt: skip
+        "image's mean colour, its own pixels blurred, or the texture beside the box")  # fmt: skip
 
     add = parser.group("results besides the lists")
     add("--review", type=Path, metavar="DIR", help="write a page to look at the lists and to reject bad ones: open "

@@ -91,8 +91,10 @@ class DataArguments:
     grow: Literal["longer_side", "left_to_right", "top_to_bottom"] = option(
         "longer_side", "how the masked part grows: along the longer side of the box, or one way always"
     )
-    fill: Literal["black", "mean", "blur"] = option(
-        "black", "what covers the masked part: black, the image's mean colour, or its own pixels blurred"
+    fill: Literal["black", "mean", "blur", "texture"] = option(
+        "black",
+        "what covers the masked part: black, the image's mean colour, its own pixels blurred, or the texture beside "
+        "the box",
     )
     system_prompt: str | None = option(None, "a system turn before every prompt, for chat templates that have one")
     max_completion_length: int = option(384, "tokens after which a completion is cut; prompts are never cut")
