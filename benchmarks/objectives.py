@@ -345,17 +345,20 @@ class Bench:
         return result
 
     def _probe(self, run: Run, step: int) -> Summary:
+        adapter = self.train(run) / f"checkpoint-{step}"
+        return self.awareness(self.base(run.base, run.seed), adapter, run.seed, RECIPES[run.method])
+
+    def awareness(self, checkpoint: Path, adapter: Path, seed: int, recipe: Mapping[str, Any]) -> Summary:
+        """What masking does to the log-ratio of right descriptions; ``recipe`` says how training masked."""
         from listwise_preference.models import adapters, loading
 
-        folder, pairs, lists = self.probe_data(run.seed)
-        recipe = RECIPES[run.method]
+        folder, pairs, lists = self.probe_data(seed)
         drawing = Drawing(2, recipe.get("visual_prompt", "ellipse"), fill=recipe.get("fill", "black"))
         records = load_records(pairs, folder / "image", BoxLists(lists, drawing)).records
         annotations = Annotations(folder / "annotations.jsonl", {record.pair.img_path for record in records})
-        checkpoint = str(self.base(run.base, run.seed))
-        base = loading.load_base_model(checkpoint, dtype=loading.DTYPES["float32"])
-        policy = adapters.load_adapter(base, self.train(run) / f"checkpoint-{step}").eval()
-        scorer = ModelScorer(policy, loading.load_processor(checkpoint), batch_size=32)
+        base = loading.load_base_model(str(checkpoint), dtype=loading.DTYPES["float32"])
+        policy = adapters.load_adapter(base, adapter).eval()
+        scorer = ModelScorer(policy, loading.load_processor(str(checkpoint)), batch_size=32)
         probes = plan(records, annotations=annotations, removed_root=folder / "removed")
         return summarize(measure(probes, scorer), resamples=1000, seed=0)
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,26 +76,33 @@ def test_the_tables_shown_are_those_of_the_results_shown() -> None:
 
 def test_holms_correction_by_hand() -> None:
     """0.01 of three counts three times, 0.03 of the two that are left twice; 0.04 not less than that."""
-    from own_pairs_report import holm
+    from image_terms_report import holm
 
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == [1.0, 1.0]
 
 
-def test_the_tables_of_own_pairs_are_those_of_their_results() -> None:
-    from own_pairs_report import LEGEND, markdown
-
-    folder = ROOT / "docs" / "evidence"
-    results = json.loads((folder / "own_pairs.json").read_text())
-    assert (folder / "own_pairs_tables.md").read_text() == LEGEND + markdown(results)
-
-
-def test_a_choice_on_the_edge_of_its_grid_is_said() -> None:
-    from own_pairs_report import on_edge
+def test_a_choice_on_the_edge_of_what_was_tried_is_said() -> None:
+    from image_terms_report import on_edge
 
     tried = [{"learning_rate": rate, "step": step} for rate in (1e-3, 2e-3, 4e-3) for step in (5, 10, 15)]
-    assert on_edge({"learning_rate": 2e-3, "step": 10, "validation": tried}) == "no"
-    assert on_edge({"learning_rate": 4e-3, "step": 5, "validation": tried}) == "lr, step"
+    tried += [{"learning_rate": 1e-3, "step": 0}, {"learning_rate": 2e-3, "step": 20}]
+    assert on_edge({"learning_rate": 2e-3, "step": 5, "tried": tried}) == "no"
+    assert on_edge({"learning_rate": 2e-3, "step": 20, "tried": tried}) == "step"
+    assert on_edge({"learning_rate": 4e-3, "step": 15, "tried": tried}) == "lr, step"
+    assert on_edge({"learning_rate": 1e-3, "step": 0, "tried": tried}) == "no"  # the base itself
+
+
+def test_what_is_tried_grows_until_the_best_setting_lies_inside() -> None:
+    """0.0006, 0.0015 and 0.004 have 0.00024 and 0.01 for neighbours; 25 steps become 50, and 200 at most."""
+    from image_terms import Choice, wider
+
+    first = dict.fromkeys((6e-4, 1.5e-3, 4e-3), 25)
+    assert wider(first, Choice(1.5e-3, 20)) == first
+    assert wider(first, Choice(6e-4, 20)) == {**first, 2.4e-4: 25}
+    assert wider(first, Choice(4e-3, 25)) == {6e-4: 25, 1.5e-3: 25, 4e-3: 50, 1e-2: 25}
+    assert wider({**first, 1.5e-3: 200}, Choice(1.5e-3, 200)) == {**first, 1.5e-3: 200}
+    assert wider(first, Choice(6e-4, 0)) == first  # the base itself
 
 
 def test_methods_are_compared_seed_by_seed() -> None:
@@ -149,61 +156,83 @@ def test_a_variant_must_be_above_every_reference() -> None:
     from image_terms_report import question_p
     from objectives_report import spread
 
-    def method(*f: float) -> dict[str, Any]:
+    def cell(*f: float) -> dict[str, Any]:
         return {"test": {"f": list(f)}}
 
-    methods = {"new": method(81.0, 82.1, 83.2), "low": method(80.0, 81.0, 82.0), "high": method(82.0, 82.0, 84.0)}
-    assert question_p(methods, "new", {"low": {}, "high": {}}) == 1.0
-    methods["high"] = method(80.9, 82.2, 82.0)
-    differences = [0.1, -0.1, 1.2]
-    assert question_p(methods, "new", {"low": {}, "high": {}}) == pytest.approx(spread(differences).p)
+    new, low, high = cell(81.0, 82.1, 83.2), cell(80.0, 81.0, 82.0), cell(82.0, 82.0, 84.0)
+    assert question_p(new, [low, high]) == 1.0
+    high = cell(80.9, 82.2, 82.0)
+    assert question_p(new, [low, high]) == pytest.approx(spread([0.1, -0.1, 1.2]).p)
 
 
-def test_the_choices_of_the_second_round_read_validation_scenes_of_the_choice_seeds_alone(tmp_path: Path) -> None:
-    """Only those scores are there to read."""
-    from image_terms import choose, grid
-    from objectives import Bench
-    from own_pairs import LEARNING_RATES
+def test_the_search_reads_validation_scenes_of_the_choice_seeds_alone_and_goes_on_to_where_the_best_is(
+    tmp_path: Path,
+) -> None:
+    """Only those scores are there to read: best is 0.004 after 30 steps, which neither the first rates nor the first 25
+    steps show inside."""
+    from image_terms import CHOICE_SEEDS, Cell, Run, search
+    from objectives import SAVE_EVERY, Bench
 
-    (tmp_path / "scores" / "validation").mkdir(parents=True)
-    for setting, runs in grid("margins", "truth"):
-        good = (setting.learning_rate, setting.step) == (LEARNING_RATES[1], 15)
-        for run in runs:
-            file = tmp_path / "scores" / "validation" / f"{run.name}-{setting.step}.json"
-            file.write_text(json.dumps(counters(setting.step, 5 if good else 10, 90 if good else 80)))
-    choice = choose(Bench(tmp_path), "margins")
-    assert (choice.learning_rate, choice.step) == (LEARNING_RATES[1], 15)
+    cell, folder = Cell("margins", "naive"), tmp_path / "scores" / "validation"
+    (folder / cell.name).mkdir(parents=True)
+    asked: list[tuple[float, int]] = []
+
+    def do(tasks: Sequence[tuple[Any, tuple[Run]]], what: str) -> None:
+        for _, (run,) in tasks:
+            asked.append((run.learning_rate, run.steps))
+            for step in range(SAVE_EVERY, run.steps + 1, SAVE_EVERY):
+                near = 30 - abs(30 - step) if run.learning_rate == 4e-3 else 10
+                file = folder / cell.name / f"{run.seed}-lr{run.learning_rate:g}-{step}.json"
+                file.write_text(json.dumps(counters(step, 10, 50 + near)))
+
+    for seed in CHOICE_SEEDS:
+        (folder / f"base-naive-{seed}.json").write_text(json.dumps(counters(0, 10, 50)))
+    found = search(Bench(tmp_path), do, cell)
+    assert (found["learning_rate"], found["step"], found["steps"]) == (4e-3, 30, 50)
+    assert {rate for rate, _ in asked} == {6e-4, 1.5e-3, 4e-3, 1e-2}
+    assert {steps for rate, steps in asked if rate == 4e-3} == {25, 50}
+    assert len(found["tried"]) == 1 + 5 + 5 + 10 + 5
     assert [path.name for path in tmp_path.iterdir()] == ["scores"]
 
 
-def test_a_control_masks_no_object_and_the_removed_object_is_not_drawn(
+def test_cells_that_differ_have_folders_of_their_own() -> None:
+    from image_terms import CELLS
+
+    assert len(CELLS) == len({cell.name for cell in CELLS}) == 24 + 4 + 9
+
+
+def test_a_control_masks_no_object_a_removed_one_is_not_drawn_and_a_flipped_pair_denies_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import own_pairs
-    from image_terms import with_control, with_removed
+    import image_terms
     from objectives import Bench
 
     from listwise_preference.small_world import data
     from listwise_preference.small_world.scenes import NATURAL
 
-    monkeypatch.setattr(own_pairs, "TRAINING_SCENES", 6)
+    monkeypatch.setattr(image_terms, "TRAINING_SCENES", 6)
     bench = Bench(tmp_path)
-    folder = own_pairs.scenes(bench, "training", 0)
-    scenes = data.scenes(NATURAL, 6, "own training 0")
+    folder = image_terms.scenes(bench, "training", 0)
+    scenes = data.scenes(NATURAL, 6, "second training 0")
     # A kind that is not there in place of one that is: six pairs without any model.
     said = [(number, f"A {'dog' if 'dog' not in scene.visible else 'cat'}.") for number, scene in enumerate(scenes, 1)]
     pairs = data.preference_pairs(scenes, said, matched=False)
     assert len(pairs) > 3
-    for kind in own_pairs.KINDS:
-        data.write_json(folder / f"pairs-{kind}.json", pairs)
-        bench.make_lists(folder, folder / f"pairs-{kind}.json", folder / f"lists-{kind}.jsonl")
-    (folder / "paired").touch()
+    for kind in image_terms.KINDS:
+        stem = f"naive-{kind}"
+        data.write_json(folder / f"pairs-{stem}.json", pairs)
+        bench.make_lists(folder, folder / f"pairs-{stem}.json", folder / f"lists-{stem}.jsonl")
+    (folder / "paired-naive").touch()
 
-    lists = [json.loads(line) for line in (folder / "lists-truth.jsonl").read_text().splitlines()]
+    lists = [json.loads(line) for line in (folder / "lists-naive-truth.jsonl").read_text().splitlines()]
     boxes = [json.loads(line) for line in (folder / "annotations.jsonl").read_text().splitlines()]
-    control, removed = with_control(bench, 0)["ranked_image_folders"], with_removed(bench, 0)["ranked_image_folders"]
+    control = image_terms.with_control(bench, "naive", 0)["ranked_image_folders"]
+    removed = image_terms.with_removed(bench, "naive", 0)["ranked_image_folders"]
+    flip = image_terms.with_flipped(bench, "naive", 0)
     assert [Path(one).name for one in control] == ["1", "2", "3", "4", "5", "6"]
     assert [Path(one).name for one in removed] == ["1", "2", "3", "4", "5"]
+    flipped = {one["img_path"]: one for one in json.loads(Path(flip["pairs"]).read_text())}
+    assert len(flipped) == len(pairs) + len(lists)
     for line in lists:
         name, scene = line["img_path"], scenes[line["id"] - 1]
         first, second, hidden = (np.asarray(Image.open(Path(control[level]) / name)) for level in (0, 1, 5))
@@ -216,11 +245,7 @@ def test_a_control_masks_no_object_and_the_removed_object_is_not_drawn(
         assert (first[top:bottom, left:right] != hidden[top:bottom, left:right]).any()
         last = np.asarray(Image.open(Path(removed[4]) / name))
         assert (last == np.asarray(scene.without(line["phrase"]).draw())).all() and (last != first).any()
-
-
-def test_the_tables_of_the_image_terms_are_those_of_their_results() -> None:
-    from image_terms_report import LEGEND, markdown
-
-    folder = ROOT / "docs" / "evidence"
-    results = json.loads((folder / "image_terms.json").read_text())
-    assert (folder / "image_terms_tables.md").read_text() == LEGEND + markdown(results)
+        assert (np.asarray(Image.open(Path(flip["image_root"]) / f"masked-{name}")) == hidden).all()
+        pair = flipped[f"masked-{name}"]
+        assert pair["rejected"] == flipped[name]["chosen"]
+        assert set(data.mentioned(pair["chosen"])) == set(data.mentioned(pair["rejected"])) - {line["phrase"]}

@@ -41,7 +41,14 @@ from listwise_preference.small_world.pretrain import (
     visible_loss,
 )
 from listwise_preference.small_world.scenes import KINDS, NATURAL, SIDE, USUAL, Colour, Cover, Object, Scene, World
-from listwise_preference.small_world.texts import DESCRIBE, caption, existence_question, in_order, write_nltk_data
+from listwise_preference.small_world.texts import (
+    DESCRIBE,
+    caption,
+    existence_question,
+    in_order,
+    without,
+    write_nltk_data,
+)
 
 from .conftest import Run
 
@@ -518,6 +525,16 @@ def words_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], English]:
         return English()
 
     return words
+
+
+def test_a_caption_without_an_object_keeps_its_words() -> None:
+    """In each template the same sentence of the kinds that are left; a text that does not name it is refused."""
+    for template in TEMPLATES:
+        whole = caption("park", ["kite", "bird", "dog"], template)
+        assert without(whole, "bird") == caption("park", ["kite", "dog"], template)
+        assert without(caption("park", ["dog"], template), "dog") == "The image shows an empty park."
+        with pytest.raises(ValueError, match="no caption that names a fish"):
+            without(whole, "fish")
 
 
 def all_captions() -> Iterator[tuple[tuple[str, ...], str]]:

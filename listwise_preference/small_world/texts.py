@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -29,6 +30,20 @@ def caption(place: str, kinds: Sequence[str], template: int) -> str:
 def any_caption(rng: random.Random, place: str, kinds: Iterable[str]) -> str:
     """A caption in any of the templates, the kinds as :func:`in_order` has them."""
     return caption(place, in_order(place, kinds), rng.randrange(len(_CAPTIONS)))
+
+
+def without(text: str, kind: str) -> str:
+    """A caption without what it says of one kind, in the same words.
+
+    Raises:
+        ValueError: the text is no caption that names the kind.
+    """
+    words = re.findall("[a-z]+", text)
+    kinds, place = [word for word in words if word in KINDS], next((word for word in words if word in USUAL), "")
+    same = [at for at in range(len(_CAPTIONS)) if kind in kinds and caption(place, kinds, at) == text]
+    if not same:
+        raise ValueError(f"no caption that names {_article(kind)} {kind}: {text!r}")
+    return caption(place, [one for one in kinds if one != kind], same[0])
 
 
 def in_order(place: str, kinds: Iterable[str]) -> list[str]:
