@@ -576,6 +576,23 @@ def test_starting_from_an_adapter_keeps_the_base_as_reference(train_idefics2: Tr
     )
 
 
+def test_what_the_adapter_of_the_start_was_shown_otherwise_is_said(
+    train_idefics2: Train, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Smaller images and a system prompt in the first run, neither in the second; a third with both says nothing."""
+    smaller = '{"size": {"longest_edge": 56, "shortest_edge": 28}}'
+    settings = ("--processor_settings", smaller, "--system_prompt", "Be brief.")
+    first = train_idefics2("first", *settings, "--max_steps", "1")
+    start = ("--init_adapter", str(first / "final"), "--max_steps", "1")
+    caplog.clear()
+    train_idefics2("second", *start)
+    assert f'--processor_settings: {first / "final"} was trained with {{"size"' in caplog.text
+    assert f'--system_prompt: {first / "final"} was trained with "Be brief.", this run has none' in caplog.text
+    caplog.clear()
+    train_idefics2("third", *start, *settings)
+    assert "was trained with" not in caplog.text
+
+
 # ---- evaluation ----
 
 

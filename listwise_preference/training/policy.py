@@ -1,5 +1,6 @@
 """The model that is trained: the base with its adapter, its layers as fast as they can be."""
 
+import json
 from pathlib import Path
 
 from peft import PeftModel
@@ -66,6 +67,8 @@ def make_policy(
         )
     elif options.init_adapter is not None:
         said.append(f"reference: the base model with {options.init_adapter}, as training starts")
+    if options.init_adapter is not None:
+        said += trained_otherwise(arguments, Path(options.init_adapter))
     if left := adapters.experts_without_adapter(policy):
         said.append(left)
     if freeze_tower(base, tower):
@@ -81,3 +84,19 @@ def make_policy(
         else:
             said.append(str(fuse_layers(policy)))
     return policy, said
+
+
+def trained_otherwise(arguments: Arguments, adapter: Path) -> list[str]:
+    """What an adapter that training starts from was shown in another way: image settings, the system prompt."""
+    now = {
+        ("model", "processor_settings"): arguments.model.processor_settings,
+        ("data", "system_prompt"): arguments.data.system_prompt,
+    }
+    said = []
+    for (group, option), value in now.items():
+        before = adapters.trained_with(adapter, group)
+        if option in before and before[option] != value:
+            other = "none" if before[option] is None else json.dumps(before[option], ensure_ascii=False)
+            this = "none" if value is None else json.dumps(value, ensure_ascii=False)
+            said.append(f"--{option}: {adapter} was trained with {other}, this run has {this}")
+    return said
