@@ -340,8 +340,6 @@ class Run:
         """
         self.stop.in_training = True
         before = self.trainer.adapter_norms()
-        if self.checkpoint is not None:
-            self.trainer.load_adapter_before_sharding(self.checkpoint)
         self.trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
         self.stop.in_training = False
         if self.stop.why is not None:

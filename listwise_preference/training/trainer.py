@@ -17,19 +17,18 @@ from typing import Any, Literal, Self
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, rotate_checkpoints
 
-from listwise_preference.errors import DataError, ModelError, UserError
+from listwise_preference.errors import DataError, UserError
 from listwise_preference.files import write_atomic, write_json
-from listwise_preference.models.adapters import adapter_file
 from listwise_preference.training.batch import Batch, Collator, Example, ListwiseDataset
 from listwise_preference.training.checkpoints import FINAL, MANIFEST, RUN_FILE, complete
 from listwise_preference.training.completion_logps import completion_logps
@@ -137,6 +136,11 @@ class ListwiseTrainer(Trainer):
         off: AbstractContextManager[Any] = adapted.disable_adapter()
         with torch.no_grad(), off if self._start is None else _with_values(adapted, self._start):
             reference_BA = completion_logps(model, inputs)
+            # peft turns the gradients of the adapter off here and on again. FSDP's shards, whose place whole weights
+            # may have taken, must be back by then, or theirs stay off (findings/fsdp2_disable_adapter_freezes.sh).
+            for module in model.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
         model.train(was_training)
         return reference_BA
 
@@ -311,26 +315,6 @@ class ListwiseTrainer(Trainer):
         if self.args.should_save:
             rotate_checkpoints(str(output), limit, self.state.best_model_checkpoint, use_mtime=True)
         self.accelerator.wait_for_everyone()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """The checkpoint's adapter; under FSDP it has been loaded whole, before the weights were sharded.
-
-        The sharded form that accelerate 1.15 saves lacks the adapter's tensors in a vision tower's MLPs, which would
-        begin anew without a word.
-        """
-        if not self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def load_adapter_before_sharding(self, checkpoint: Path) -> None:
-        """Take the adapter of a checkpoint over, every tensor of it, where FSDP is about to shard the weights."""
-        if not self.is_fsdp_enabled:
-            return
-        model: Any = self.model
-        saved = load_file(adapter_file(checkpoint))
-        wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
-        if saved.keys() != wanted.keys():
-            raise ModelError(f"{checkpoint}: its adapter has other tensors than this run's")
-        set_peft_model_state_dict(model, saved)
 
     def _run_epoch(self, *epoch: Any, **settings: Any) -> None:
         """An epoch; none where all steps are done, which the Trainer asks only after one more."""
