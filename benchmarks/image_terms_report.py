@@ -229,7 +229,8 @@ def figure(file: Path, results: Mapping[str, Any]) -> None:
             axis.set_yticks(range(len(names)), names if axis is axes[0] else [""] * len(names))
             axis.set_ylim(len(names) - 0.5, -0.5)
             axis.grid(axis="y", visible=False)
-        axes[0].legend(loc="best")
+        if axes[0].containers:
+            axes[0].legend(loc="best")
 
 
 def report(folder: Path) -> None:

@@ -157,6 +157,11 @@ def test_shapes_that_are_no_upright_boxes_become_the_box_around_them(
     assert "taken as the" in Annotations(file).report([])
 
 
+def test_a_voc_box_of_a_tool_that_counts_from_0_begins_at_the_image(tmp_path: Path) -> None:
+    """VOC's first pixel is 1, Datumaro 1.13.12 writes 0 (findings/voc_counts_from_zero.sh), which would be pixel -1."""
+    assert found(write(tmp_path / "a.xml", voc((0, 0, 20, 20)))) == [("dog", Box(0, 0, 20, 20))]
+
+
 def test_yolos_polygons_and_turned_boxes_are_their_corners(tmp_path: Path) -> None:
     write(tmp_path / "labels" / "a.txt", "0 0.1 0.4 0.3 0.2 0.2 0.8\n0 0.1 0.2 0.3 0.2 0.3 0.8 0.1 0.8\n")
     write(tmp_path / "data.yaml", "names: [dog]")
