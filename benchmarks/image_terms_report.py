@@ -227,7 +227,7 @@ def figure(file: Path, results: Mapping[str, Any]) -> None:
             axis.set_title(titles[column])
             axis.set_xlabel("points minus DPO + anchor's")
             axis.set_yticks(range(len(names)), names if axis is axes[0] else [""] * len(names))
-            axis.set_ylim(len(names) - 0.5, -0.5)
+            axis.set_ylim(max(1, len(names)) - 0.5, -0.5)
             axis.grid(axis="y", visible=False)
         if axes[0].containers:
             axes[0].legend(loc="best")

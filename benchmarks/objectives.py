@@ -157,9 +157,13 @@ class Bench:
 
     # ---- bases and data ----
 
+    def base_folder(self, kind: str, seed: int) -> Path:
+        """Where a pre-trained model is."""
+        return self.work / "bases" / f"{kind}-{seed}"
+
     def base(self, kind: str, seed: int) -> Path:
         """A pre-trained model."""
-        folder = self.work / "bases" / f"{kind}-{seed}"
+        folder = self.base_folder(kind, seed)
         if not (folder / "done").is_file():
             from listwise_preference.small_world.pretrain import Pretraining, pretrain
 

@@ -1,6 +1,8 @@
 """The comparison of objectives: its statistics by hand arithmetic, and what its choices are allowed to see."""
 
+import contextlib
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -249,3 +251,49 @@ def test_a_control_masks_no_object_a_removed_one_is_not_drawn_and_a_flipped_pair
         pair = flipped[f"masked-{name}"]
         assert pair["rejected"] == flipped[name]["chosen"]
         assert set(data.mentioned(pair["chosen"])) == set(data.mentioned(pair["rejected"])) - {line["phrase"]}
+
+
+@pytest.mark.slow
+def test_the_second_round_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two seeds of one small model, few scenes: stopped in the middle, the same call does the rest, and a third one no
+    work. The references and a variant are measured, and what was not run is not reported."""
+    import image_terms
+    import objectives
+    from objectives import Bench
+
+    small = {
+        "SEEDS": (0, 1), "CHOICE_SEEDS": (1,), "TRAINING_SCENES": 60, "VALIDATION_SCENES": 12, "TEST_SCENES": 12,
+        "RESPONSES": 4, "PAIRS": 8, "STEPS": 5, "MOST_STEPS": 5, "FIRST_RATES": (1e-3,), "LEARNING_RATES": (1e-3,),
+        "CELLS": [image_terms.Cell(method) for method in ("dpo+anchor", "lpoi-5", "mdpo", "flip")],
+        "SETTINGS": {**image_terms.SETTINGS, "seeds": (0, 1)},
+    }  # fmt: skip
+    for name, value in small.items():
+        monkeypatch.setattr(image_terms, name, value)
+    monkeypatch.setattr(objectives, "PROBE_SCENES", 8)
+    bench, done = Bench(tmp_path / "work"), []
+    for base in image_terms.BASES:
+        for seed in (0, 1):
+            shutil.copytree(ROOT / "checkpoints" / "small-idefics2", bench.base_folder(base, seed))
+            (bench.base_folder(base, seed) / "done").touch()
+
+    def do(tasks: Sequence[tuple[Any, tuple[Any, ...]]], what: str) -> None:
+        for step, arguments in dict.fromkeys(tasks):
+            if what == "mdpo-robust-truth-beta0.1, test" and len(done) < 2:
+                raise KeyboardInterrupt
+            before = sorted(path for path in bench.work.rglob("*") if path.is_file())
+            step(bench, *arguments)
+            if sorted(path for path in bench.work.rglob("*") if path.is_file()) != before:
+                done[-1].append(what)
+
+    results = []
+    for call in range(3):
+        done.append([])
+        with contextlib.nullcontext() if call else pytest.raises(KeyboardInterrupt):
+            image_terms.everything(bench, tmp_path, do)
+        results.append(json.loads((tmp_path / "image_terms.json").read_text()))
+    assert [len(one["cells"]) for one in results] == [2, 4, 4]
+    assert not any(what.startswith(("pairs", "dpo+anchor", "lpoi-5")) for what in done[1]) and done[2] == []
+    assert results[1] == results[2] and results[1]["cells"][:2] == results[0]["cells"]
+    assert all(len(cell["test"]["f"]) == 2 for cell in results[2]["cells"])
+    tables = (tmp_path / "image_terms_tables.md").read_text()
+    assert "| robust | flip |" in tables and "margins" not in tables
