@@ -599,6 +599,17 @@ def test_what_the_adapter_of_the_start_was_shown_otherwise_is_said(
     assert "was trained with" not in caplog.text
 
 
+def test_a_frozen_tower_is_refused_to_an_adapter_that_has_layers_there(
+    train_idefics2: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = train_idefics2("first", "--max_steps", "1")
+    with pytest.raises(SystemExit):
+        train_idefics2("second", "--init_adapter", str(first / "final"), "--freeze_vision_tower")
+    assert "final has adapters in the vision tower" in capsys.readouterr().err
+    without = train_idefics2("without", "--max_steps", "1", "--freeze_vision_tower")
+    train_idefics2("third", "--init_adapter", str(without / "final"), "--max_steps", "1", "--freeze_vision_tower")
+
+
 # ---- evaluation ----
 
 

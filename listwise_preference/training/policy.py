@@ -34,7 +34,8 @@ def make_policy(
         attention: form of the ragged one.
 
     Raises:
-        ModelError: an adapter that cannot be loaded, or a tower to freeze that transformers does not know.
+        ModelError: an adapter that cannot be loaded, a tower to freeze that transformers does not know, or one in which
+            the adapter to start from has layers.
     """
     options = arguments.model
     set_seed(args.seed)
@@ -44,6 +45,11 @@ def make_policy(
     if options.init_adapter is not None:
         folder, of_base = Path(options.init_adapter), arguments.objective.reference == "base"
         policy = adapters.load_adapter(base, folder, trainable=True, base_is_reference=of_base)
+        if options.freeze_vision_tower and any(one.requires_grad for one in base.get_submodule(tower).parameters()):
+            raise ModelError(
+                f"--freeze_vision_tower: {folder} has adapters in the vision tower; leave the option out, or start"
+                " from an adapter that was trained with it"
+            )
     else:
         policy = adapters.add_adapter(
             base,
