@@ -253,6 +253,14 @@ def test_a_control_masks_no_object_a_removed_one_is_not_drawn_and_a_flipped_pair
         assert set(data.mentioned(pair["chosen"])) == set(data.mentioned(pair["rejected"])) - {line["phrase"]}
 
 
+def test_the_tables_of_the_second_round_are_those_of_its_results() -> None:
+    from image_terms_report import LEGEND, markdown
+
+    folder = ROOT / "docs" / "evidence"
+    results = json.loads((folder / "image_terms.json").read_text())
+    assert (folder / "image_terms_tables.md").read_text() == LEGEND + markdown(results)
+
+
 @pytest.mark.slow
 def test_the_second_round_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two seeds of one small model, few scenes: stopped in the middle, the same call does the rest, and a third one no
