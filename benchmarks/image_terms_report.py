@@ -19,7 +19,10 @@ LEGEND = """Made by `python benchmarks/image_terms.py`. CHAIR and Cover in per c
 scenes; F is the harmonic mean of 100 - CHAIR and Cover. Differences are means of paired ones, seed by seed, in brackets
 95 % intervals of Student's t over seeds, not corrected. p by Holm is corrected over all rows of its table that ask a
 question, those that were not run among them. p of a variant is the largest of three, against each of the references,
-and 1 where a reference's F is not below the variant's. Percentages: the mean, and the seeds' values.
+and 1 where a reference's F is not below the variant's. Percentages: the mean, and the seeds' values. Awareness: how the
+log-ratio of the right description changes where its object is masked as in training, where an equal box on background
+is, where the object is masked in three other ways, and where it is not drawn; "-" is training's own way, or a ratio
+whose denominator may be 0.
 
 """
 HEAD = [HEADINGS[name] for name in CHANGED]
@@ -229,8 +232,8 @@ def figure(file: Path, results: Mapping[str, Any]) -> None:
             axis.set_yticks(range(len(names)), names if axis is axes[0] else [""] * len(names))
             axis.set_ylim(max(1, len(names)) - 0.5, -0.5)
             axis.grid(axis="y", visible=False)
-        if axes[0].containers:
-            axes[0].legend(loc="best")
+        if axes[2].containers:
+            axes[2].legend(loc="lower left")
 
 
 def report(folder: Path) -> None:
